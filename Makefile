@@ -1,0 +1,34 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: demo test test-slow check format world
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(BIN)/.ready  ## one photograph, plain and Bayesian fine-tuning side by side, a page at the end
+	$(BIN)/fewbayes demo --output_dir runs/demo
+
+test: $(BIN)/.ready  ## everything that takes seconds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(BIN)/.ready  ## what takes minutes or gigabytes
+	$(BIN)/python -m pytest -m slow
+
+check: $(BIN)/.ready  ## the linter and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(BIN)/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+world: $(BIN)/.ready  ## pretrain the embedded world from nothing (hours on two cores, minutes on a GPU)
+	$(BIN)/python recipes/pretrain.py --work build/world

@@ -1,0 +1,1 @@
+"""Experiments: grids of training runs that differ in a few settings, kept beside an `experiment.json`."""

@@ -1,0 +1,184 @@
+"""Pictures from a family: one random generator per picture, so that no picture depends on the others of its batch.
+
+`sample_images` is what training and experiments use; `write_samples` is the command, from a run, a checkpoint or any
+pipeline folder into a folder of PNGs. Knows nothing of training beyond where a run keeps its config and its weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from fewbayes.families import Family, ModelCard, inspect_model, load_family
+from fewbayes.methods import make_method
+from fewbayes.runs import CONFIG, MANIFEST, Checkpoint, RunFolder, atomic_folder, read_manifest, verify_checkpoint
+
+
+def sample_images(
+    family: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    sampler: str = "ddim",
+    steps: int = 25,
+    guidance: float = 7.5,
+    negative_prompt: str = "",
+    resolution: int | None = None,
+    batch_size: int = 16,
+) -> list[Image.Image]:
+    """One picture per prompt and seed, in order.
+
+    seeds: one per prompt, as in `torch.Generator().manual_seed(seed)`, so plain diffusers draws the same picture from
+    the same seed. A picture is the same alone and in any batch, to float rounding.
+    resolution: side in pixels, None for the model's own.
+    guidance: 1 or less is none. The text encoder, if it needs gradients, gets none from here.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt")
+    if steps < 1:
+        raise ValueError(f"num_inference_steps is {steps}; it must be at least 1")
+    pipeline = family.pipeline(sampler)
+    pictures: list[Image.Image] = []
+    with torch.no_grad():
+        embedding = _embeddings(family, prompts, negative_prompt)
+        for start in range(0, len(prompts), batch_size):
+            chunk = list(prompts[start : start + batch_size])
+            pictures += pipeline(
+                prompt_embeds=torch.stack([embedding[prompt] for prompt in chunk]),
+                negative_prompt_embeds=embedding[negative_prompt].expand(len(chunk), -1, -1),
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                height=resolution,
+                width=resolution,
+                output_type="pil",
+            ).images
+    return pictures
+
+
+def _embeddings(family: Any, prompts: Sequence[str], negative_prompt: str) -> dict[str, torch.Tensor]:
+    """Each different prompt is encoded once."""
+    different = list(dict.fromkeys([*prompts, negative_prompt]))
+    return dict(zip(different, family.encode_prompts(different), strict=True))
+
+
+def load_for_sampling(source: str, weights: str | None = None) -> tuple[Family, str | None]:
+    """The model of a run, a checkpoint or a pipeline folder (or hub id, or `tiny`), and the rare token for <v>.
+
+    weights: "raw" or "ema"; None is what a run has exported, and the raw ones of a checkpoint. What a run has not
+    exported is taken from its last checkpoint.
+    """
+    folder = Path(source)
+    if (folder / "trainer_state.json").is_file():
+        return _load_checkpoint(verify_checkpoint(folder), weights or "raw")
+    config = _run_config(folder)
+    if weights and not config:
+        raise ValueError(f"{source} is no run and no checkpoint of one, which alone hold raw and averaged weights")
+    if weights and weights != _exported(folder):
+        return _load_checkpoint(_last_checkpoint(folder, weights), weights)
+    if config and not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"{source} is a run without a final pipeline: give its training command again to finish it, or sample from "
+            "one of its checkpoint-N folders"
+        )
+    card = inspect_model(source)
+    return load_family(card), config.get("rare_token") or card.rare_token
+
+
+def _run_config(folder: Path) -> dict:
+    path = folder / CONFIG
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+
+def _exported(run: Path) -> str | None:
+    """The weights in a run's final pipeline, None where there is none."""
+    if not (run / MANIFEST).is_file() or not (run / "model_index.json").is_file():
+        return None
+    return read_manifest(run).get("exported")
+
+
+def _last_checkpoint(run: Path, weights: str) -> Checkpoint:
+    """The newest whole checkpoint, which in a finished run has to be that of its last step."""
+    checkpoint, manifest = RunFolder(run).newest_checkpoint(), read_manifest(run)
+    last = manifest.get("steps") if manifest.get("status") == "done" else None
+    if checkpoint is None or (last and checkpoint.step != last):
+        raise ValueError(
+            f"{run} holds no checkpoint of its last step, where its {weights} weights would be: it was trained with "
+            "checkpointing_steps 0, or the checkpoint was removed or damaged"
+        )
+    return checkpoint
+
+
+def _load_checkpoint(checkpoint: Checkpoint, which: str) -> tuple[Family, str | None]:
+    """The base model of the run, with the weights of a checkpoint in it."""
+    folder = checkpoint.path
+    run = folder.resolve().parent
+    config = _run_config(run)
+    if not config:
+        raise ValueError(f"{run} has no {CONFIG}, which names the model that {folder.name} belongs to")
+    file = checkpoint.path / ("ema.safetensors" if which == "ema" else "weights.safetensors")
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no averaged weights; its run was made without use_ema")
+    family = load_family(_base_model(run, config["model"]))
+    method = make_method(config["method"], train_text_encoder=config["train_text_encoder"])
+    saved = load_file(file)
+    with torch.no_grad():
+        for name, weight in method.trainable(family).items():
+            weight.copy_(saved[name])
+    return family, config.get("rare_token")
+
+
+def _base_model(run: Path, model: str) -> ModelCard:
+    """The model that the run began from; another one that has come to stand in its place is refused."""
+    card = inspect_model(model)
+    recorded = read_manifest(run)["model"]["sha256"]
+    if card.fingerprint() != recorded:
+        raise ValueError(
+            f"the model {model} is not the one that {run} was trained from (its sha256 was {recorded[:12]}...); "
+            f"a checkpoint holds only what was trained, so put that model back, or sample from {run} itself"
+        )
+    return card
+
+
+def write_samples(
+    source: str,
+    prompts: Sequence[str],
+    output_dir: str | Path,
+    *,
+    num_images: int = 4,
+    seed: int = 0,
+    sampler: str = "ddim",
+    steps: int = 25,
+    guidance: float = 7.5,
+    negative_prompt: str = "",
+    resolution: int | None = None,
+    batch_size: int = 4,
+    weights: str | None = None,
+) -> Path:
+    """`num_images` pictures of each prompt, image i from seed + i; returns the folder, which must be new or empty.
+
+    The folder holds 00.png, 01.png, ... and samples.json, which says how each was made.
+    """
+    output = Path(output_dir)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"output_dir {output} is not an empty folder; give a new one")
+    family, rare_token = load_for_sampling(source, weights)
+    family.to("cuda" if torch.cuda.is_available() else "cpu")
+    words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts for _ in range(num_images)]
+    seeds = [seed + i for _ in prompts for i in range(num_images)]
+    how = {"sampler": sampler, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
+    pictures = sample_images(family, words, seeds, **how, resolution=resolution, batch_size=batch_size)
+    with atomic_folder(output) as folder:
+        rows = []
+        for i, picture in enumerate(pictures):
+            picture.save(folder / f"{i:02d}.png")
+            rows.append({"file": f"{i:02d}.png", "source": source, "prompt": words[i], "seed": seeds[i], **how})
+        (folder / "samples.json").write_text(json.dumps(rows, indent=2) + "\n")
+    return output

@@ -1,0 +1,838 @@
+"""Fine-tuning a family on a few images, plain or with Bayesian weights, as one run folder.
+
+`train` is one long function to be read top to bottom; the short ones under it are its vocabulary. Both arms, plain and
+Bayesian, share everything but the posterior: order, crops, timesteps, noise, latents and samples come from named
+streams of one seed. A run killed at any moment and started again with the same config ends, on a CPU, with the very
+weights of an uninterrupted run. Knows nothing of diffusers, of flags or of pages.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, broadcast_object_list
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fewbayes.batches import CLASS, INSTANCE, Pictures, Share
+from fewbayes.class_images import ClassImageSettings, ensure_class_images, present
+from fewbayes.config import TrainConfig
+from fewbayes.data import TrainImage, check_folder, load_images
+from fewbayes.ema import WeightAverage
+from fewbayes.families import Family, inspect_model, load_family
+from fewbayes.methods import Method, make_method
+from fewbayes.metrics.pixels import haar_noise, image_similarity
+from fewbayes.noise import stream_seed
+from fewbayes.objective import diffusion_loss, preserved_loss
+from fewbayes.runs import Checkpoint, RunFolder, atomic_folder, environment
+from fewbayes.sample import sample_images
+from fewbayes.variational import GaussianPosterior, calibrate_weight_std
+from fewbayes.where import select
+
+log = logging.getLogger("fewbayes")
+
+LOOK_EVERY_ON_GPU = 20  # steps between looks at losses and norms: each look waits for the device
+POSTERIOR_EVERY = 25  # steps between rows of "kl" and "weight_std_mean", each a pass over all random weights
+PROBE = 16  # draws of the training images on which weight_std is calibrated
+SCORED_SIDE = 128  # pixels: larger pictures are averaged down to it before they are correlated with every reference
+SKIPPED_STEPS_ALLOWED = 25  # consecutive overflows that float16's loss scale may take to settle
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient that is not a finite number; the message names the step and the images."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended: `resumed_from` is None if it began at step 0, `seconds` are those of this start."""
+
+    folder: Path
+    steps: int
+    resumed_from: int | None
+    seconds: float
+
+
+def train(config: TrainConfig, *, family: Family | None = None, progress: bool = True) -> RunResult:
+    """Fine-tune as `config` says; the same config on the same output_dir continues what was interrupted.
+
+    family: an already loaded model, to save loading in a series of runs; its weights are as before when this returns,
+    bit for bit, whatever happens. progress: a bar on a terminal, a line now and then elsewhere.
+    Raises ValueError for what the user can mend, NonFiniteError when the numbers run away.
+    """
+    began = time.monotonic()
+
+    # What can be refused is refused before a model is loaded.
+    accelerator = _accelerator(config.mixed_precision)
+    card = inspect_model(config.model) if family is None else family.card
+    report = check_folder(config.instance_data_dir)
+    for note in report.notes if accelerator.is_main_process else ():
+        log.warning("%s: %s", report.folder, note)
+    recommended = card.recommended | ({"rare_token": card.rare_token} if card.rare_token else {})
+    config = config.resolve(recommended, card.resolution, len(report.images))
+    assert config.resolution is not None
+    assert config.learning_rate is not None
+    assert config.max_train_steps is not None
+    images = load_images(report.folder, resolution=config.resolution, center_crop=config.center_crop, report=report)
+    own_class_images = _own_class_images(config)
+    model_hash = card.fingerprint()
+    drawn = None if own_class_images or not config.with_prior_preservation else _class_settings(config, model_hash)
+    fingerprint = config.fingerprint(
+        model=model_hash,
+        instance_data_dir=[image.sha256 for image in images],
+        class_data_dir=drawn.key() if drawn else [image.sha256 for image in own_class_images],
+    ) | {"processes": accelerator.num_processes}
+
+    run = RunFolder(config.output_dir)
+    manifest = _from_main(accelerator, lambda: _look(run, config, fingerprint))
+    if manifest.get("status") == "done" and _as_asked(manifest, config):
+        log.warning("%s is already done; nothing to do", run.path)
+        return RunResult(run.path, config.max_train_steps, config.max_train_steps, time.monotonic() - began)
+
+    with ExitStack() as stack:
+        # The model, what of it is trained, and what of that is random.
+        method = make_method(config.method, train_text_encoder=config.train_text_encoder)
+        given, family = family, family or load_family(card)
+        _check_rare_token(family, config.rare_token)
+        family.to(accelerator.device)
+        stack.enter_context(_attached(method, family, restore=given is not None))
+        weights = method.trainable(family)
+        if config.bayes:
+            select(*method.random(family, config.where))  # refuses what selects nothing before minutes of work
+
+        # Class images are drawn by the model as it came, so before a checkpoint is loaded into it.
+        instance = _pictures(config, family, images, INSTANCE)
+        sources = [instance]
+        if config.with_prior_preservation:
+            class_images = _generated_class_images(config, family, drawn, accelerator) if drawn else own_class_images
+            sources.append(_pictures(config, family, class_images, CLASS))
+        calibration = _calibration(config, manifest, method, family, instance, accelerator)
+        posterior = _posterior(config, calibration, *method.random(family, config.where)) if config.bayes else None
+
+        # The folder is claimed last: whatever was refused until here has left it as it was.
+        checkpoint = _from_main(accelerator, lambda: _begin(run, config, fingerprint, calibration, accelerator))
+        stack.enter_context(_failure_recorded(run, accelerator))
+        start = checkpoint.step if checkpoint else 0
+        if accelerator.is_main_process:
+            _say_what_runs(config, start, len(images), weights, posterior, calibration)
+            _write_reference(run, instance)
+
+        # Means and deviations form one group, decayed alike, as in the authors' code.
+        named = weights | _named_deviations(posterior)
+        adamw = torch.optim.AdamW(
+            named.values(),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.adam_weight_decay,
+            fused=True,
+        )
+        optimizer = accelerator.prepare_optimizer(adamw)
+        average = WeightAverage(weights, config.ema_decay) if config.use_ema else None
+        if checkpoint:
+            _load_checkpoint(checkpoint, accelerator, weights, posterior, adamw, named, average)
+        family.checkpoint_gradients(config.gradient_checkpointing)
+
+        share = Share(
+            config.train_batch_size,
+            accelerator.num_processes,
+            accelerator.process_index,
+            config.gradient_accumulation_steps,
+        )
+        watch = _Watch(run, accelerator, [image.path.name for image in images])
+        bar = stack.enter_context(_progress(config.max_train_steps, start, progress and accelerator.is_main_process))
+        if start == 0 and config.validation_steps:
+            _validate(0, config, run, family, average, instance, accelerator)
+
+        for step in range(start, config.max_train_steps):
+            done = step + 1
+            due = _due(done, config)
+            _set_rate(adamw, _rate(config, step))
+            draws = [source.draw(config.seed, step, share.total) for source in sources]
+            loss = torch.zeros((), device=accelerator.device)
+
+            # One draw of the weights per optimizer step, whatever the number of micro-batches.
+            with posterior.sample(step) if posterior else nullcontext():
+                for micro_batch in range(share.micro_batches):
+                    rows = share.rows(micro_batch)
+                    with accelerator.autocast():
+                        batches = [source.batch(drawn, rows) for source, drawn in zip(sources, draws, strict=True)]
+                        if config.with_prior_preservation:
+                            part = preserved_loss(family, batches[0], batches[1], config.prior_loss_weight)
+                        else:
+                            part = diffusion_loss(family, batches[0])
+                    accelerator.backward(part / share.micro_batches)
+                    loss += part.detach() / share.micro_batches
+                _average_gradients(accelerator, weights.values())
+
+            accelerator.unscale_gradients(optimizer)
+            if posterior:
+                posterior.add_kl_gradient(config.kl_weight)
+            norm = nn.utils.clip_grad_norm_(named.values(), config.max_grad_norm)
+            watch.add(done, loss, norm, _new_rate(config, step), draws[0].indices)
+            if due.look or accelerator.device.type == "cpu":
+                watch.look()  # raises before a number that is not finite reaches a checkpoint
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if average:
+                average.update()
+            bar(done, watch.smooth_loss)
+
+            if posterior and due.posterior:
+                _log_posterior(done, run, posterior, config, accelerator)
+            if due.sample:
+                _validate(done, config, run, family, average, instance, accelerator)
+            if due.checkpoint:  # last: what belongs to a step is on disk before its checkpoint is
+                _write_checkpoint(done, config, run, accelerator, weights, posterior, adamw, named, average)
+
+        if accelerator.is_main_process:
+            if posterior:
+                run.write_json("posterior.json", posterior.diagnostics())
+            with average.swapped() if average and config.export_weights == "ema" else nullcontext():
+                run.write_pipeline(lambda folder: method.export(family, folder))
+            run.finish("done", steps=config.max_train_steps, exported=config.export_weights)
+        accelerator.wait_for_everyone()
+    return RunResult(run.path, config.max_train_steps, start or None, time.monotonic() - began)
+
+
+# --- before the loop --------------------------------------------------------------------------------------------------
+
+
+def _accelerator(mixed_precision: str) -> Accelerator:
+    if mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("mixed_precision is fp16, which needs a GPU; use bf16 or no")
+    # accelerate keeps its precision for the life of the process; a second run may want another.
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise ValueError(
+            f"accelerate is set up for {accelerator.distributed_type.value}; whole models on each device are trained "
+            "here, with accelerate launch --multi_gpu"
+        )
+    return accelerator
+
+
+def _from_main(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
+    """What the main process computes, in all of them."""
+    told: list[Any] = [compute() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    return told[0]
+
+
+def _look(run: RunFolder, config: TrainConfig, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of the run so far, {} for none; refuses what cannot be continued and touches nothing."""
+    manifest = run.inspect(fingerprint)
+    done = manifest.get("steps", 0) if manifest.get("status") == "done" else 0
+    reached = max(run.newest_step() or 0, done)
+    assert config.max_train_steps is not None
+    if reached > config.max_train_steps:
+        raise ValueError(
+            f"max_train_steps is {config.max_train_steps}, but {run.path} is at step {reached} already; "
+            "give more steps or another output_dir"
+        )
+    return manifest
+
+
+def _as_asked(manifest: Mapping[str, Any], config: TrainConfig) -> bool:
+    """Whether the final pipeline that the manifest tells of is the one asked for, and there."""
+    asked = {"steps": config.max_train_steps, "exported": config.export_weights}
+    pipeline = Path(config.output_dir) / "model_index.json"
+    return all(manifest.get(key) == value for key, value in asked.items()) and pipeline.is_file()
+
+
+def _begin(
+    run: RunFolder,
+    config: TrainConfig,
+    fingerprint: Mapping[str, Any],
+    calibration: Mapping[str, float] | None,
+    accelerator: Accelerator,
+) -> Checkpoint | None:
+    """Open the run folder; the checkpoint to continue from."""
+    run.open(config.to_dict(), fingerprint, config_text=config.to_yaml())
+    try:
+        checkpoint = run.newest_checkpoint()
+        if run.resumed and not checkpoint:
+            log.warning("%s holds no whole checkpoint: it begins again at step 0", run.path)
+        _drop_after(run, checkpoint.step if checkpoint else -1)
+        run.manifest_update(
+            model={"name": config.model, "sha256": fingerprint["model"]},
+            images=fingerprint["instance_data_dir"],
+            seed=config.seed,
+            environment=environment(_gpu_name(accelerator)),
+            **({"calibration": calibration} if calibration else {}),
+        )
+    except BaseException:
+        run.close()
+        raise
+    return checkpoint
+
+
+def _drop_after(run: RunFolder, step: int) -> None:
+    """Rows and samples of later steps go; these steps will be taken again."""
+    run.resume_from(step)
+    for folder in (run.path / "samples").glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+
+
+def _gpu_name(accelerator: Accelerator) -> str | None:
+    return torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else None
+
+
+@contextmanager
+def _failure_recorded(run: RunFolder, accelerator: Accelerator) -> Iterator[None]:
+    """An error is noted in the manifest; an interruption leaves the run as a kill would, to be continued."""
+    try:
+        yield
+    except Exception as error:
+        if accelerator.is_main_process:
+            with suppress(OSError):  # a full disk may be what failed
+                run.finish("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        run.close()
+
+
+@contextmanager
+def _attached(method: Method, family: Family, *, restore: bool) -> Iterator[None]:
+    """The method attached inside; outside all is frozen again and, with `restore`, has its old values bit for bit."""
+    method.attach(family)
+    weights = method.trainable(family)
+    before = {name: weight.detach().clone() for name, weight in weights.items()} if restore else {}
+    try:
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.grad = None
+            if restore:
+                weight.data.copy_(before[name])
+        family.checkpoint_gradients(False)
+        method.detach(family)
+
+
+def _check_rare_token(family: Family, word: str | None) -> None:
+    count = family.count_tokens(word) if word else 1
+    if count == 0:
+        raise ValueError(f"rare_token {word!r} is unknown to the tokenizer of {family.card.model}; choose another word")
+    if count > 1:
+        log.warning("rare_token %r is %d tokens; a word that is one token is learned better", word, count)
+
+
+def _calibration(
+    config: TrainConfig,
+    manifest: Mapping[str, Any],
+    method: Method,
+    family: Family,
+    pictures: Pictures,
+    accelerator: Accelerator,
+) -> dict[str, float] | None:
+    """The weight_std within weight_std_tolerance, found once per run: later starts read it from the manifest."""
+    tolerance = config.weight_std_tolerance
+    if tolerance is None:
+        return None
+    if "calibration" in manifest:
+        return manifest["calibration"]
+    draws = pictures.draw(config.seed, 0, PROBE)
+    batches = [pictures.batch(draws, slice(i, i + 4)) for i in range(0, PROBE, 4)]
+
+    def probe_loss() -> float:
+        with accelerator.autocast():
+            return float(torch.stack([diffusion_loss(family, batch) for batch in batches]).mean())
+
+    def find() -> dict[str, float]:
+        log.info("looking for the weight_std that raises the loss by at most %g %%", 100 * tolerance)
+        found = calibrate_weight_std(
+            *method.random(family, config.where),
+            probe_loss,
+            tolerance,
+            seed=stream_seed(config.seed, "weights"),
+            std_mode=config.weight_std_mode,
+            start=0.01 if config.weight_std_mode == "absolute" else 0.3,
+        )
+        said = "weight_std %.3g found: the loss on %d draws of the training images rises from %.4f to %.4f"
+        log.info(said, found.weight_std, PROBE, found.loss_at_mean, found.loss)
+        scores = {"loss_at_mean": found.loss_at_mean, "loss": found.loss}
+        return {"weight_std": found.weight_std, "tolerance": tolerance} | scores
+
+    return _from_main(accelerator, find)
+
+
+def _posterior(
+    config: TrainConfig, calibration: Mapping[str, float] | None, module: nn.Module, where: Any
+) -> GaussianPosterior:
+    weight_std = calibration["weight_std"] if calibration else config.weight_std
+    assert weight_std is not None
+    return GaussianPosterior(
+        module,
+        where=where,
+        weight_std=weight_std,
+        prior_std=config.prior_std,
+        seed=stream_seed(config.seed, "weights"),
+        learn=config.weight_std_learn,
+        kl=config.kl_direction,
+        std_mode=config.weight_std_mode,
+        track_prior=config.kl_weight > 0,  # a copy of the initial weights is memory that only the KL needs
+    )
+
+
+def _named_deviations(posterior: GaussianPosterior | None) -> dict[str, nn.Parameter]:
+    deviations = posterior.std_parameters() if posterior else []
+    return {f"weight_std.{i}": parameter for i, parameter in enumerate(deviations)}
+
+
+def _pictures(config: TrainConfig, family: Family, images: Sequence[TrainImage], half: int) -> Pictures:
+    assert config.resolution is not None
+    usual = (config.class_prompt or "") if half == CLASS else config.instance_prompt
+    captions = [usual if half == CLASS else (image.caption or usual) for image in images]
+    return Pictures(
+        family,
+        [image.pixels for image in images],
+        [config.with_rare_token(caption) for caption in captions],
+        side=config.resolution,
+        random_flip=config.random_flip,
+        keep_latents=config.cache_latents,
+        keep_prompts=config.cache_latents and not config.train_text_encoder,
+        half=half,
+    )
+
+
+def _own_class_images(config: TrainConfig) -> list[TrainImage]:
+    """The user's own class images, where class_data_dir holds any."""
+    if not config.with_prior_preservation or config.class_data_dir is None:
+        return []
+    folder = Path(config.class_data_dir)
+    if not folder.is_dir() or not any(path.is_file() and not path.name.startswith(".") for path in folder.iterdir()):
+        return []
+    assert config.resolution is not None
+    return load_images(folder, resolution=config.resolution, center_crop=config.center_crop)
+
+
+def _class_settings(config: TrainConfig, model_hash: str) -> ClassImageSettings:
+    assert config.resolution is not None
+    assert config.class_prompt is not None
+    return ClassImageSettings(
+        model=model_hash,
+        prompt=config.with_rare_token(config.class_prompt),
+        negative_prompt=config.negative_prompt,
+        resolution=config.resolution,
+        sampler=config.sampler,
+        steps=config.num_inference_steps,
+        guidance=config.guidance_scale,
+        precision=config.mixed_precision,
+        seed=config.seed,
+    )
+
+
+def _generated_class_images(
+    config: TrainConfig, family: Family, settings: ClassImageSettings, accelerator: Accelerator
+) -> list[TrainImage]:
+    """Class images drawn by the untrained model, drawn now or found whole from before."""
+    assert config.num_class_images is not None
+    with accelerator.autocast():
+        folder = ensure_class_images(
+            family,
+            Path(config.class_data_dir) if config.class_data_dir else _cache() / "class_images",
+            settings,
+            config.num_class_images,
+            batch_size=config.sample_batch_size,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+            said=lambda done, total: log.info("class images: %d of %d", done, total),
+        )
+    accelerator.wait_for_everyone()
+    found = present(folder, config.num_class_images)
+    assert len(found) == config.num_class_images, f"{folder} was changed while it was being filled"
+    return [_class_image(found[i]) for i in range(config.num_class_images)]
+
+
+def _class_image(path: Path) -> TrainImage:
+    with Image.open(path) as picture:
+        return TrainImage(path, path.stem, np.asarray(picture.convert("RGB")), None)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewbayes"
+
+
+def _write_reference(run: RunFolder, pictures: Pictures) -> None:
+    """The training images as the model sees them, cut in the middle where steps cut at random."""
+    if (run.path / "reference").is_dir():
+        return
+    with atomic_folder(run.path / "reference") as folder:
+        for i in range(len(pictures)):
+            Image.fromarray(pictures.centred(i)).save(folder / _numbered(i, len(pictures)))
+
+
+def _say_what_runs(
+    config: TrainConfig,
+    start: int,
+    images: int,
+    weights: Mapping[str, nn.Parameter],
+    posterior: GaussianPosterior | None,
+    calibration: Mapping[str, float] | None,
+) -> None:
+    """The settings that matter most, as they were resolved."""
+    trained = sum(weight.numel() for weight in weights.values())
+    log.info(
+        "%s on %d image%s of %d pixels, %d steps at rate %g (%s), %s weights, rare token %s",
+        config.model,
+        images,
+        "s" if images > 1 else "",
+        config.resolution,
+        config.max_train_steps,
+        config.learning_rate,
+        config.lr_scheduler,
+        f"{trained:,}",
+        config.rare_token,
+    )
+    if posterior:
+        weight_std = config.weight_std if calibration is None else calibration["weight_std"]
+        log.info(
+            "Bayesian: %s of them random (where %s), weight_std %.3g (%s, %s), kl_weight %g",
+            f"{posterior.num_random:,}",
+            config.where,
+            weight_std,
+            config.weight_std_mode,
+            config.weight_std_learn,
+            config.kl_weight,
+        )
+    if start:
+        log.info("continuing %s from step %d", config.output_dir, start)
+
+
+# --- in the loop ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Due:
+    sample: bool
+    checkpoint: bool
+    posterior: bool
+    look: bool
+
+
+def _due(done: int, config: TrainConfig) -> _Due:
+    """What happens after `done` steps."""
+    last = done == config.max_train_steps
+    sample = bool(config.validation_steps) and (last or done % config.validation_steps == 0)
+    checkpoint = bool(config.checkpointing_steps) and (last or done % config.checkpointing_steps == 0)
+    posterior = last or done % POSTERIOR_EVERY == 0
+    return _Due(sample, checkpoint, posterior, last or sample or checkpoint or done % LOOK_EVERY_ON_GPU == 0)
+
+
+def rate_factor(scheduler: str, step: int, warmup: int, total: int) -> float:
+    """The learning rate of update `step` (from 0) as a share of the full one, the curves of diffusers' schedulers."""
+    if scheduler == "constant":
+        return 1.0
+    if step < warmup:
+        return step / max(1, warmup)
+    if scheduler == "constant_with_warmup":
+        return 1.0
+    passed = (step - warmup) / max(1, total - warmup)
+    if scheduler == "linear":
+        return max(0.0, 1 - passed)
+    if scheduler == "cosine":
+        return max(0.0, 0.5 * (1 + math.cos(math.pi * passed)))
+    raise ValueError(f"lr_scheduler {scheduler!r} is not known")
+
+
+def _rate(config: TrainConfig, step: int) -> float:
+    assert config.learning_rate is not None
+    assert config.max_train_steps is not None
+    factor = rate_factor(config.lr_scheduler, step, config.lr_warmup_steps, config.max_train_steps)
+    return config.learning_rate * factor
+
+
+def _new_rate(config: TrainConfig, step: int) -> float | None:
+    """The rate where it differs from that of the step before, which is all that needs a row."""
+    rate = _rate(config, step)
+    return rate if step == 0 or rate != _rate(config, step - 1) else None
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _average_gradients(accelerator: Accelerator, weights: Iterable[nn.Parameter], bucket: int = 2**24) -> None:
+    """Mean over the processes, inside the draw of the weights: gradients of deviations follow from these.
+
+    Done here and not by a wrapper around the model, so that the model stays what it is for sampling and saving.
+    """
+    if accelerator.num_processes == 1:
+        return
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    while gradients:
+        taken, size = 0, 0
+        while taken < len(gradients) and (size == 0 or size + gradients[taken].numel() <= bucket):
+            size += gradients[taken].numel()
+            taken += 1
+        flat = _mean_over_processes(accelerator, torch.cat([gradient.reshape(-1) for gradient in gradients[:taken]]))
+        for gradient, mean in zip(
+            gradients[:taken], flat.split([gradient.numel() for gradient in gradients[:taken]]), strict=True
+        ):
+            gradient.copy_(mean.view_as(gradient))
+        del gradients[:taken]
+
+
+def _mean_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
+    return cast("Tensor", accelerator.reduce(values, "mean"))
+
+
+class _Watch:
+    """Holds losses and norms on the device until someone looks, then logs them and refuses what is not finite."""
+
+    def __init__(self, run: RunFolder, accelerator: Accelerator, names: Sequence[str]):
+        self._run, self._accelerator, self._names = run, accelerator, names
+        self._pending: list[tuple[int, Tensor, Tensor, float | None, list[int]]] = []
+        self._overflows = 0
+        self.smooth_loss: float | None = None
+
+    def add(self, done: int, loss: Tensor, norm: Tensor, rate: float | None, indices: list[int]) -> None:
+        self._pending.append((done, loss, norm, rate, indices))
+
+    def look(self) -> None:
+        pending, self._pending = self._pending, []
+        losses = _mean_over_processes(self._accelerator, torch.stack([loss for _, loss, *_ in pending])).tolist()
+        norms = torch.stack([norm for _, _, norm, *_ in pending]).tolist()
+        for (done, _, _, rate, indices), loss, norm in zip(pending, losses, norms, strict=True):
+            if self._accelerator.is_main_process:
+                self._log(done, loss, norm, rate)
+            self._check(done, loss, norm, indices)
+            self.smooth_loss = loss if self.smooth_loss is None else 0.95 * self.smooth_loss + 0.05 * loss
+
+    def _log(self, done: int, loss: float, norm: float, rate: float | None) -> None:
+        self._run.log(done, "loss", loss, weights="raw")
+        self._run.log(done, "grad_norm", norm, weights="raw")
+        if rate is not None:
+            self._run.log(done, "lr", rate, weights="raw")
+
+    def _check(self, done: int, loss: float, norm: float, indices: list[int]) -> None:
+        overflowed = not math.isfinite(norm)
+        if math.isfinite(loss) and overflowed and self._accelerator.scaler is not None:
+            self._overflows += 1  # float16: the step is skipped and the scale lowered
+            if self._overflows <= SKIPPED_STEPS_ALLOWED:
+                return
+        elif math.isfinite(loss) and not overflowed:
+            self._overflows = 0
+            return
+        what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+        names = ", ".join(self._names[i] for i in indices)
+        raise NonFiniteError(
+            f"step {done}: {what} (images: {names}); the run has stopped and its checkpoints are as they were. "
+            "A lower learning_rate, or mixed_precision no, is the usual cure"
+        )
+
+
+def _log_posterior(
+    done: int, run: RunFolder, posterior: GaussianPosterior, config: TrainConfig, accelerator: Accelerator
+) -> None:
+    if not accelerator.is_main_process:
+        return
+    deviations = posterior.weight_std().values()
+    count = sum(std.numel() for std in deviations)
+    run.log(done, "weight_std_mean", float(sum(std.abs().sum() for std in deviations)) / count, weights="raw")
+    if config.kl_weight > 0:
+        run.log(done, "kl", float(posterior.kl()), weights="raw")
+
+
+def _validate(
+    done: int,
+    config: TrainConfig,
+    run: RunFolder,
+    family: Family,
+    average: WeightAverage | None,
+    instance: Pictures,
+    accelerator: Accelerator,
+) -> None:
+    """Samples from fixed seeds, raw weights and averages, with their metrics. Leaves training as it was."""
+    if accelerator.is_main_process:
+        prompts = [prompt for prompt in config.validation_prompts for _ in range(config.num_validation_images)]
+        seeds = [stream_seed(config.seed, "sample", i) for i in range(len(prompts))]
+        prompts = [config.with_rare_token(prompt) for prompt in prompts]
+        how = {"sampler": config.sampler, "steps": config.num_inference_steps, "guidance": config.guidance_scale}
+        references = [_at_scored_size(instance.centred(i)) for i in range(len(instance))]
+        rows, means = [], []
+        with atomic_folder(run.sample_folder(done)) as folder:
+            # Before the first step the averages are the weights: one set of samples serves both.
+            for weights in ("raw", "ema") if average and done else ("raw",):
+                with average.swapped() if average and weights == "ema" else nullcontext(), accelerator.autocast():
+                    pictures = sample_images(
+                        family,
+                        prompts,
+                        seeds,
+                        **how,
+                        negative_prompt=config.negative_prompt,
+                        resolution=config.resolution,
+                        batch_size=config.sample_batch_size,
+                    )
+                (folder / weights).mkdir()
+                scores = [_scores(np.asarray(picture), references) for picture in pictures]
+                for i, picture in enumerate(pictures):
+                    file = f"{weights}/{_numbered(i, len(pictures))}"
+                    picture.save(folder / file)
+                    words = {"prompt": prompts[i], "negative_prompt": config.negative_prompt, "seed": seeds[i]}
+                    rows.append({"file": file, "weights": weights, **words, **how, **scores[i]})
+                means += [(weights, name, float(np.mean([s[name] for s in scores]))) for name in scores[0]]
+            (folder / "samples.json").write_text(json.dumps(rows, indent=2) + "\n")
+        if average and not done:
+            means += [("ema", name, value) for _, name, value in means]
+        for weights, name, value in means:
+            run.log(done, name, value, weights=weights)
+    accelerator.wait_for_everyone()
+
+
+def _numbered(i: int, count: int) -> str:
+    """00.png, 01.png, ..., with as many digits as it takes for names to sort like numbers."""
+    return f"{i:0{max(2, len(str(count - 1)))}d}.png"
+
+
+def _scores(picture: np.ndarray, references: Sequence[np.ndarray]) -> dict[str, float]:
+    """References are of `_at_scored_size` already."""
+    return {
+        "image_similarity": image_similarity([_at_scored_size(picture)], references),
+        "haar_noise": haar_noise(picture),
+    }
+
+
+def _at_scored_size(picture: np.ndarray) -> np.ndarray:
+    """The square picture at no more than SCORED_SIDE a side: 1000 references are then scored in a second or so."""
+    if len(picture) <= SCORED_SIDE:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((SCORED_SIDE, SCORED_SIDE), Image.Resampling.BOX))
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def _write_checkpoint(
+    done: int,
+    config: TrainConfig,
+    run: RunFolder,
+    accelerator: Accelerator,
+    weights: Mapping[str, nn.Parameter],
+    posterior: GaussianPosterior | None,
+    optimizer: torch.optim.Optimizer,
+    named: Mapping[str, nn.Parameter],
+    average: WeightAverage | None,
+) -> None:
+    """Means, posterior, optimizer and averages after `done` steps, all safetensors."""
+
+    def write(folder: Path) -> None:
+        save_file(
+            {name: weight.detach().contiguous() for name, weight in weights.items()}, folder / "weights.safetensors"
+        )
+        save_file(_optimizer_state(optimizer, named), folder / "optimizer.safetensors")
+        if posterior:
+            posterior.save(folder / "posterior.safetensors")
+        if average:
+            save_file(average.state_dict(), folder / "ema.safetensors")
+
+    if accelerator.is_main_process:
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+        run.write_checkpoint(done, write, state={"scaler": scaler}, total_limit=config.checkpoints_total_limit)
+    accelerator.wait_for_everyone()
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """AdamW's memory by parameter name: exp_avg.<name>, exp_avg_sq.<name>, step.<name>."""
+    return {
+        f"{key}.{name}": value.contiguous()
+        for name, parameter in named.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+@torch.no_grad()
+def _load_checkpoint(
+    checkpoint: Checkpoint,
+    accelerator: Accelerator,
+    weights: Mapping[str, nn.Parameter],
+    posterior: GaussianPosterior | None,
+    optimizer: torch.optim.Optimizer,
+    named: Mapping[str, nn.Parameter],
+    average: WeightAverage | None,
+) -> None:
+    saved = load_file(checkpoint.path / "weights.safetensors")
+    for name, weight in weights.items():
+        weight.copy_(saved[name])
+    if posterior:
+        posterior.load(checkpoint.path / "posterior.safetensors")
+    remembered = load_file(checkpoint.path / "optimizer.safetensors")
+    for name, parameter in named.items():
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in remembered]
+        optimizer.state[parameter] = {key: remembered[f"{key}.{name}"].to(parameter.device) for key in keys}
+    if average:
+        average.load_state_dict(load_file(checkpoint.path / "ema.safetensors"))
+    if accelerator.scaler and checkpoint.state["scaler"]:
+        accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+
+
+# --- what is seen of it -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(total: int, start: int, show: bool) -> Iterator[Callable[[int, float | None], None]]:
+    """A function of (steps done, loss): a bar on a terminal, a line every half minute elsewhere."""
+    if not show:
+        yield lambda done, loss: None
+    elif sys.stderr.isatty():
+        with _bar(total, start) as advance:
+            yield advance
+    else:
+        yield _lines(total, start)
+
+
+@contextmanager
+def _bar(total: int, start: int) -> Iterator[Callable[[int, float | None], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=Console(stderr=True), refresh_per_second=4) as shown:
+        task = shown.add_task("", total=total, completed=start, loss="-")
+
+        def advance(done: int, loss: float | None) -> None:
+            shown.update(task, completed=done, loss="-" if loss is None else f"{loss:.4f}")
+
+        yield advance
+
+
+def _lines(total: int, start: int, every: float = 30.0) -> Callable[[int, float | None], None]:
+    began = said = time.monotonic()
+
+    def advance(done: int, loss: float | None) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= every or done == total:
+            said = now
+            left = (now - began) / (done - start) * (total - done)
+            shown = "" if loss is None else f", loss {loss:.4f}"
+            print(f"step {done} of {total}{shown}, {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
+
+    return advance

@@ -1,0 +1,351 @@
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from fewbayes.report import summarise, write_report
+from fewbayes.report.page import differing_settings
+from fewbayes.report.pictures import film_strip
+from fewbayes.report.read import read_experiment
+from fewbayes.report.stages import corruption_stages
+from fewbayes.report.summary import interval, student_t975
+
+STEPS = (0, 100, 200, 300, 400, 500)
+RAW = {0: (0.1, 0.7, 0.4, 0.4, 0.5, 0.8), 1: (0.1, 0.6, 0.5, 0.3, 0.4, 0.9), 2: (0.1, 0.8, 0.6, 0.5, 0.6, 0.7)}
+EMA = dict.fromkeys(RAW, (0.1, 0.5, 0.7, 0.8, 0.85, 0.9))
+NOISE = (2.5, 4.0, 9.0, 10.0, 8.0, 4.0)
+FLAT = (2.5, 3.0, 3.0, 3.0, 3.0, 3.0)
+
+
+def draw(size: int, likeness: float, noise: float, seed: int) -> Image.Image:
+    """A striped mug that appears as likeness grows, under noise."""
+    mug = Image.new("RGB", (size, size), (210, 190, 160))
+    pen = ImageDraw.Draw(mug)
+    unit = size / 16
+    pen.ellipse((9 * unit, 5 * unit, 14 * unit, 11 * unit), outline=(150, 40, 40), width=max(int(unit), 1))
+    for i in range(4):
+        shade = (180, 50, 40) if i % 2 else (240, 225, 200)
+        pen.rectangle((4 * unit, (4 + 2 * i) * unit, 11 * unit, (6 + 2 * i) * unit), fill=shade)
+    rng = np.random.default_rng(seed)
+    plain = np.full((size, size, 3), (120, 140, 150)) + np.linspace(-30, 30, size)[:, None, None]
+    mixed = likeness * np.asarray(mug, dtype=float) + (1 - likeness) * plain
+    mixed += rng.normal(0, noise, mixed.shape)
+    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+
+
+def write_run(
+    folder: Path,
+    *,
+    seed: int = 0,
+    steps=STEPS,
+    raw=RAW[0],
+    raw_noise=NOISE,
+    ema=None,
+    size: int = 16,
+    pictures: int = 1,
+    prompt: str = "a photo of a <v> mug",
+    losses: int = 0,
+    **config,
+) -> Path:
+    """A run folder as a training writes it."""
+    folder.mkdir(parents=True)
+    settings = {"seed": seed, "bayes": False, "learning_rate": 3e-4, "instance_prompt": prompt, **config}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    manifest = {"status": "done", "versions": {"torch": "2.13.0"}, "hardware": {"cpu": "2 cores"}, "seed": seed}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rows, samples = [], {}
+    for weights, similarity, noise in [("raw", raw, raw_noise)] + ([("ema", ema, FLAT)] if ema else []):
+        for i, step in enumerate(steps):
+            rows.append({"step": step, "metric": "image_similarity", "value": similarity[i], "weights": weights})
+            rows.append({"step": step, "metric": "haar_noise", "value": noise[i], "weights": weights})
+            at = folder / "samples" / f"step-{step:06d}"
+            (at / weights).mkdir(parents=True, exist_ok=True)
+            for n in range(pictures):
+                picture = draw(size, max(similarity[i], 0), noise[i], 1000 * seed + n)
+                picture.save(at / weights / f"{n:02d}.png")
+            for n in range(pictures):
+                row = {"file": f"{weights}/{n:02d}.png", "weights": weights, "prompt": prompt, "seed": n}
+                row |= {"sampler": "ddim", "steps": 25, "guidance": 3.0, "image_similarity": similarity[i]}
+                samples.setdefault(at / "samples.json", []).append(row)
+    for path, listed in samples.items():
+        path.write_text(json.dumps(listed))
+    rng = np.random.default_rng(seed)
+    rows += [{"step": s, "metric": "loss", "value": float(rng.gamma(2, 0.02))} for s in range(1, losses + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "reference").mkdir()
+    draw(size, 1, 0, 0).save(folder / "reference" / "00.png")
+    return folder
+
+
+def write_experiment(folder: Path, seeds=(0, 1, 2), **changes) -> Path:
+    """Plain training that dips and recovers, and a Bayesian arm that rises."""
+    for seed in seeds:
+        write_run(folder / f"plain-seed{seed}", seed=seed, raw=RAW[seed], ema=EMA[seed])
+        write_run(
+            folder / f"bayes-seed{seed}",
+            seed=seed,
+            raw=EMA[seed],
+            raw_noise=FLAT,
+            ema=EMA[seed],
+            bayes=True,
+            weight_std=0.01,
+        )
+    arms = [
+        {"name": arm, "label": label, "runs": [f"{arm}-seed{seed}" for seed in seeds], "note": ""}
+        for arm, label in (("plain", "Plain DreamBooth"), ("bayes", "Bayesian DreamBooth"))
+    ]
+    listed = {"title": "One mug", "subject": "mug", "question": "Does it dip?", "summary": ["It dips."], "arms": arms}
+    (folder / "experiment.json").write_text(json.dumps({**listed, "provenance": {"commit": "abc123"}, **changes}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory) -> Path:
+    return write_experiment(tmp_path_factory.mktemp("experiment"))
+
+
+@pytest.fixture(scope="module")
+def page(experiment: Path) -> str:
+    return write_report(experiment).read_text("utf-8")
+
+
+def test_monotone_rise_has_no_stage():
+    assert corruption_stages(STEPS, [0.1, 0.3, 0.5, 0.7, 0.8, 0.9], [2, 3, 4, 6, 8, 10], 2) == []
+
+
+def test_rise_fall_recovery_is_the_stage_between():
+    assert corruption_stages(STEPS, [0.1, 0.8, 0.5, 0.4, 0.78, 0.9], [2, 3, 9, 10, 4, 3], 2) == [(200, 300)]
+
+
+def test_stage_without_recovery_lasts_to_the_end():
+    assert corruption_stages(STEPS, [0.1, 0.8, 0.7, 0.6, 0.5, 0.4], [2, 3, 9, 10, 9, 9], 2) == [(300, 500)]
+
+
+def test_jitter_of_a_single_checkpoint_is_no_stage():
+    assert corruption_stages(STEPS, [0.1, 0.8, 0.4, 0.8, 0.5, 0.9], [2, 3, 9, 3, 9, 3], 2) == []
+
+
+def test_noise_without_fall_and_fall_without_noise_are_no_stage():
+    assert corruption_stages(STEPS, [0.1, 0.8, 0.8, 0.8, 0.8, 0.8], [2, 3, 9, 9, 9, 9], 2) == []
+    assert corruption_stages(STEPS, [0.1, 0.8, 0.4, 0.4, 0.4, 0.8], [2, 3, 3, 3, 3, 3], 2) == []
+
+
+def test_noise_below_the_base_model_is_no_stage():
+    falling = [0.1, 0.8, 0.4, 0.4, 0.4, 0.8]
+    assert corruption_stages(STEPS, falling, [12, 3, 9, 9, 9, 3], base_noise=12) == []
+    assert corruption_stages(STEPS, falling, [2, 3, 9, 9, 9, 3], base_noise=2) == [(200, 400)]
+
+
+def test_wandering_of_an_untrained_model_is_no_peak():
+    assert corruption_stages(STEPS, [0.3, 0.35, 0.1, 0.1, 0.1, 0.5], [2, 2, 9, 9, 9, 2], 2) == []
+
+
+def test_two_stages_are_found_apart_and_small_recoveries_do_not_split_one():
+    steps = range(0, 900, 100)
+    similarity = [0.1, 0.8, 0.5, 0.72, 0.5, 0.85, 0.5, 0.5, 0.9]
+    assert corruption_stages(steps, similarity, [2, 3, 9, 9, 9, 3, 9, 9, 3], 2) == [(200, 400), (600, 700)]
+
+
+def test_unmeasured_checkpoints_are_skipped():
+    similarity = [0.1, 0.8, math.nan, 0.5, 0.4, 0.9]
+    assert corruption_stages(STEPS, similarity, [2, 3, 9, 9, 10, 3], 2) == [(300, 400)]
+    assert corruption_stages([], [], []) == []
+
+
+def test_curves_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="one length"):
+        corruption_stages([0, 1], [0.1], [2.0, 2.0])
+
+
+def test_t_interval_is_the_textbook_one():
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.mean == 3.0
+    assert found.high == pytest.approx(3 + 2.776 * math.sqrt(2.5) / math.sqrt(5))
+    assert found.low == pytest.approx(6 - found.high)
+    assert student_t975(40) == pytest.approx(2.0211, abs=2e-3)
+    assert interval([2.0]).low is None
+    assert interval([math.nan]).mean is None
+
+
+def test_summary_equals_numbers_worked_out_by_hand(experiment: Path):
+    summary = summarise(experiment)
+    plain = summary["arms"][0]["weights"]["raw"]
+    assert plain["n"] == 3
+    assert plain["seeds"] == [0, 1, 2]
+    assert plain["peak_similarity"]["values"] == [0.8, 0.9, 0.8]
+    assert plain["peak_similarity"]["mean"] == pytest.approx(2.5 / 3)
+    assert plain["deepest_fall"]["values"] == pytest.approx([0.3, 0.3, 0.3])
+    assert plain["final_similarity"]["mean"] == pytest.approx(0.8)
+    half = 4.303 * 0.1 / math.sqrt(3)
+    assert plain["final_similarity"]["low"] == pytest.approx(0.8 - half)
+    assert plain["highest_noise"]["mean"] == 10.0
+    assert plain["runs_with_stage"] == 3
+    assert plain["stages"] == [(200, 400)]
+    averaged = summary["arms"][0]["weights"]["ema"]
+    assert averaged["deepest_fall"]["mean"] == 0.0
+    assert averaged["runs_with_stage"] == 0
+    difference = next(row for row in summary["differences"] if row["weights"] == "raw")
+    assert difference["final_similarity"]["values"] == pytest.approx([0.1, 0.0, 0.2])
+    assert difference["highest_noise"]["mean"] == pytest.approx(-7.0)
+
+
+def test_page_shows_the_numbers_of_the_summary(experiment: Path, page: str):
+    rows = re.findall(r"<tr[^>]*>\s*<th scope=\"row\">.*?</tr>", page[page.index('class="numbers"') :], re.DOTALL)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", rows[0]))
+    low, high = 0.8 - 4.303 * 0.1 / math.sqrt(3), 0.8 + 4.303 * 0.1 / math.sqrt(3)
+    assert f"0.80 {low:.2f} to {high:.2f}" in text
+    assert "0.83 0.69 to 0.98" in text
+    assert "3 of 3" in text
+    assert json.loads((experiment / "summary.json").read_text()) == json.loads(json.dumps(summarise(experiment)))
+
+
+def test_page_is_self_contained(page: str):
+    assert not re.search(r"https?:", page)
+    assert not re.search(r"@import|<link|<iframe|<object|src=\"(?!data:image/png;base64,)", page)
+    assert not re.search(r"url\((?!#)", page)
+    assert "default-src 'none'" in page
+
+
+def test_every_reference_inside_the_page_exists_and_ids_are_unique(page: str):
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
+
+
+def test_page_holds_every_picture_once_per_row(page: str):
+    cells = re.findall(r'<td[^>]*>\s*<button type="button" class="shot"', page)
+    seeds, rows = 3, 4
+    assert len(cells) == seeds * rows * len(STEPS)
+
+
+def test_page_tells_how_pictures_were_sampled_and_what_differs(experiment: Path, page: str):
+    provenance = page[page.index("<h2>Provenance") :]
+    for key, value in {
+        "sampler": "ddim",
+        "steps": "25",
+        "guidance": "3.0",
+        "prompt": "a photo of a &lt;v&gt; mug",
+    }.items():
+        assert f"<dt>{key}</dt><dd>{value}</dd>" in provenance
+    differing = dict(differing_settings(read_experiment(experiment)))
+    assert differing == {"bayes": ["False", "True"], "weight_std": ["\N{EN DASH}", "0.01"]}
+
+
+def test_reports_need_no_torch():
+    code = "import sys, fewbayes.report; sys.exit(any(name in sys.modules for name in ('torch', 'diffusers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_hostile_text_is_escaped(tmp_path: Path):
+    hostile = "</script><script>alert('$x_{')</script>\"><img src=http://evil onerror=alert(1)>$\\frac{"
+    write_run(tmp_path / hostile.replace("/", "_"), prompt=hostile, ema=EMA[0], note=hostile)
+    arms = [{"name": hostile, "label": hostile, "note": hostile, "runs": [hostile.replace("/", "_")]}]
+    listed = {
+        "title": hostile,
+        "question": hostile,
+        "summary": [hostile],
+        "arms": arms,
+        "provenance": {hostile: hostile},
+    }
+    (tmp_path / "experiment.json").write_text(json.dumps(listed))
+    page = write_report(tmp_path, tmp_path / "out" / "page.html").read_text("utf-8")
+    assert page.count("<script>") == 1
+    assert "<img src=http" not in page
+    assert hostile not in page
+    assert page.count("&lt;img src=http://evil") > 5
+
+
+def test_torn_and_missing_files_are_said_and_do_no_harm(tmp_path: Path):
+    folder = write_experiment(tmp_path)
+    torn = folder / "plain-seed1"
+    rows = (torn / "metrics.jsonl").read_text().splitlines()
+    rows[2] = '{"step": 100, "metr'
+    rows += [
+        "[]",
+        "",
+        '{"step": 600, "metric": "haar_noise", "value": null}',
+        '{"step": 1, "metric": "loss", "value": NaN}',
+    ]
+    (torn / "metrics.jsonl").write_text("\n".join(rows))
+    (torn / "config.yaml").write_text("seed: [1")
+    (torn / "manifest.json").unlink()
+    (folder / "plain-seed2" / "samples" / "step-000300" / "raw" / "00.png").write_bytes(b"\x89PNG half")
+    (folder / "bayes-seed0" / "samples" / "step-000200" / "samples.json").write_text("{")
+    (folder / "bayes-seed2" / "metrics.jsonl").unlink()
+    for gone in sorted((folder / "bayes-seed1").rglob("*"), reverse=True):
+        gone.rmdir() if gone.is_dir() else gone.unlink()
+    page = write_report(folder).read_text("utf-8")
+    notes = " ".join(read_experiment(folder).notes)
+    assert "2 torn rows" in notes
+    assert "manifest.json is missing" in notes
+    assert "config.yaml is not readable" in notes
+    assert "bayes-seed1 is missing" in notes
+    assert "no picture was found" in page
+    assert summarise(folder)["arms"][1]["weights"]["raw"]["n"] == 1
+
+
+def test_single_run_makes_a_page(tmp_path: Path):
+    folder = write_run(tmp_path / "mine", raw=EMA[0], raw_noise=FLAT, losses=50, instance_data_dir="/photos/my_cat")
+    page = write_report(folder).read_text("utf-8")
+    assert "Fine-tuning on my_cat" in page
+    assert "no corruption stage by this definition" in page
+    assert "EMA" not in page
+    assert 'aria-label="Loss over training steps"' in page
+    assert summarise(folder)["arms"][0]["weights"]["raw"]["final_similarity"]["low"] is None
+
+
+def test_run_that_has_only_begun_makes_a_page(tmp_path: Path):
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"status": "running"}')
+    assert "recorded as running" in write_report(folder).read_text("utf-8")
+
+
+def test_large_pictures_are_reduced_and_that_is_said(tmp_path: Path):
+    folder = write_run(tmp_path / "large", size=300)
+    page = write_report(folder).read_text("utf-8")
+    assert 'data-reduced="300 \N{MULTIPLICATION SIGN} 300"' in page
+    assert "hides fine noise" in page
+
+
+def test_strip_keeps_to_its_budget_and_says_what_it_left_out(tmp_path: Path):
+    for seed in (0, 1):
+        write_run(
+            tmp_path / f"plain-seed{seed}",
+            seed=seed,
+            pictures=2,
+            steps=range(0, 1200, 100),
+            raw=[0.5] * 12,
+            raw_noise=[9] * 12,
+        )
+    arms = [{"name": "plain", "runs": ["plain-seed0", "plain-seed1"]}]
+    (tmp_path / "experiment.json").write_text(json.dumps({"arms": arms}))
+    experiment = read_experiment(tmp_path)
+    whole = film_strip(experiment)
+    assert (whole.seeds, len(whole.pictures), len(whole.steps), whole.notes) == (["seed 0", "seed 1"], 2, 12, [])
+    for budget in (40_000, 16_000, 8_000):
+        strip = film_strip(experiment, budget)
+        cells = [cell for panel in strip.panels for row in panel.rows for cell in row.cells]
+        assert sum(len(cell.picture.uri) for cell in cells if cell.picture) <= budget
+        assert strip.steps[0] == 0
+        assert strip.steps[-1] == 1100
+        assert strip.notes
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"neither an experiment\.json nor a run"):
+        write_report(tmp_path)
+    (tmp_path / "experiment.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable"):
+        summarise(tmp_path)
+
+
+def test_report_is_the_same_bytes_twice(experiment: Path, page: str):
+    assert write_report(experiment).read_text("utf-8") == page

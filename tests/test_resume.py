@@ -1,0 +1,171 @@
+"""Killed at any moment and started again, a run on a CPU ends where an uninterrupted one ends, bit for bit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from fewbayes.runs import RunFolder, read_manifest, read_metrics
+from fewbayes.train import train
+
+PLAIN = {"max_train_steps": 120, "checkpointing_steps": 5, "checkpoints_total_limit": 2}
+BAYES = PLAIN | {"bayes": True, "use_ema": True, "export_weights": "ema", "kl_weight": 1e-4, "lr_scheduler": "cosine"}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The weights, averages, deviations and optimizer state that a run ended with, and its samples, bit for bit."""
+    kept = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("samples/*/*/*.png")}
+    for path in folder.glob("*/*.safetensors"):
+        tensors = load_file(path)
+        kept |= {f"{path.relative_to(folder)} {name}": value.numpy().tobytes() for name, value in tensors.items()}
+    return kept
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Names what differs, rather than the bytes of it."""
+    ours, theirs = files(a), files(b)
+    assert ours
+    assert not {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+    assert read_metrics(a / "metrics.jsonl") == read_metrics(b / "metrics.jsonl")
+
+
+def start_and_kill(config, path: Path, after: str) -> None:
+    """A process of its own, killed as soon as `after` stands in its run folder."""
+    path.write_text(config.to_yaml())
+    command = [sys.executable, "-m", "fewbayes", "train", str(path)]
+    process = subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        limit = time.monotonic() + 600  # generous: the machine may be busy with other things
+        while not (Path(config.output_dir) / after).exists():
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < limit
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("arm", [PLAIN, BAYES], ids=["plain", "bayes"])
+def test_killed_and_started_again_ends_bit_for_bit_the_same(settings, tmp_path, arm, family):
+    arm = arm | {"validation_steps": 60}
+    whole = train(settings("whole", **arm), family=family, progress=False)
+    config = settings("killed", **arm)
+    start_and_kill(config, tmp_path / "run.yaml", "checkpoint-10")
+    killed = Path(config.output_dir)
+    assert not (killed / "model_index.json").exists()
+    assert read_manifest(killed)["status"] == "running"
+    again = train(config, progress=False)
+    assert again.resumed_from >= 10
+    assert_same(whole.folder, killed)
+    assert not list(killed.glob(".tmp-*"))
+
+
+def test_without_a_checkpoint_it_begins_again(settings, tmp_path, family):
+    arm = PLAIN | {"checkpointing_steps": 0, "validation_steps": 60}
+    whole = train(settings("whole", **arm), family=family, progress=False)
+    config = settings("killed", **arm)
+    start_and_kill(config, tmp_path / "run.yaml", "samples/step-000000")
+    assert train(config, family=family, progress=False).resumed_from is None
+    assert_same(whole.folder, Path(config.output_dir))
+    assert not list(whole.folder.glob("checkpoint-*"))
+
+
+def test_the_last_step_leaves_a_checkpoint_whatever_the_interval(settings, family):
+    folder = train(settings("run", checkpointing_steps=3), family=family, progress=False).folder
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_killed_between_the_last_step_and_the_pipeline_it_only_exports(settings, family):
+    config = settings("run", bayes=True, use_ema=True)
+    folder = train(config, family=family, progress=False).folder
+    before = files(folder)
+    (folder / "model_index.json").unlink()
+    (folder / "posterior.json").unlink()
+    RunFolder(folder).manifest_update(status="running")
+    assert train(config, family=family, progress=False).resumed_from == 4
+    assert files(folder) == before
+    assert (folder / "posterior.json").is_file()
+
+
+def test_other_weights_are_exported_without_training_again(settings, family):
+    raw = train(settings("run", use_ema=True), family=family, progress=False).folder
+    rows, pipeline = read_metrics(raw / "metrics.jsonl"), files(raw)
+    again = train(settings("run", use_ema=True, export_weights="ema"), family=family, progress=False)
+    assert again.resumed_from == again.steps == 4
+    assert read_metrics(raw / "metrics.jsonl") == rows
+    averages = load_file(raw / "checkpoint-4/ema.safetensors")
+    exported = load_file(raw / "unet/diffusion_pytorch_model.safetensors")
+    assert all(bool((exported[name] == averages[f"denoiser.{name}"]).all()) for name in exported)
+    train(settings("run", use_ema=True), family=family, progress=False)
+    assert files(raw) == pipeline
+
+
+def test_a_finished_run_is_made_longer_without_retraining(settings, family):
+    arm = {"bayes": True, "use_ema": True, "kl_weight": 1e-4}
+    whole = train(settings("whole", **arm, max_train_steps=6), family=family, progress=False).folder
+    train(settings("grown", **arm), family=family, progress=False)
+    grown = train(settings("grown", **arm, max_train_steps=6), family=family, progress=False)
+    assert grown.resumed_from == 4
+    shutil.rmtree(grown.folder / "checkpoint-4")
+    ends = [(files(f), [r for r in read_metrics(f / "metrics.jsonl") if r["metric"] == "loss"])
+            for f in (whole, grown.folder)]  # fmt: skip
+    assert ends[0] == ends[1]
+
+
+def test_a_weight_std_found_by_tolerance_is_kept_when_the_run_continues(settings, family, caplog):
+    arm = {"bayes": True, "weight_std_tolerance": 0.05}
+    whole = train(settings("whole", **arm, max_train_steps=6), family=family, progress=False).folder
+    train(settings("grown", **arm), family=family, progress=False)
+    found = read_manifest(whole)["calibration"]
+    assert read_manifest(whole.parent / "grown")["calibration"] == found
+    caplog.clear()
+    with caplog.at_level("INFO", "fewbayes"):
+        grown = train(settings("grown", **arm, max_train_steps=6), family=family, progress=False).folder
+    assert "found" not in caplog.text
+    assert f"weight_std {found['weight_std']:.3g}" in caplog.text
+    assert read_manifest(grown)["calibration"] == found
+    shutil.rmtree(grown / "checkpoint-4")
+    assert files(whole) == files(grown)
+
+
+def test_a_torn_checkpoint_is_passed_over(settings, family, capsys):
+    steps = {"max_train_steps": 4, "checkpointing_steps": 2, "bayes": True}
+    whole = train(settings("whole", **steps), family=family, progress=False).folder
+    torn = train(settings("torn", **steps | {"max_train_steps": 5}), family=family, progress=False).folder
+    for step in (4, 5):
+        weights = torn / f"checkpoint-{step}/weights.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    RunFolder(torn).manifest_update(status="running")
+    again = train(settings("torn", **steps), family=family, progress=False)
+    assert again.resumed_from == 2
+    assert "torn checkpoint" in capsys.readouterr().err
+    shutil.rmtree(torn / "checkpoint-5")
+    assert_same(whole, torn)
+
+
+def test_a_checkpoint_holds_safetensors_by_parameter_name_and_nothing_pickled(settings, family):
+    arm = {"bayes": True, "use_ema": True, "checkpointing_steps": 2}
+    folder = train(settings("run", **arm), family=family, progress=False).folder / "checkpoint-2"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "ema.safetensors",
+        "optimizer.safetensors",
+        "posterior.safetensors",
+        "trainer_state.json",
+        "weights.safetensors",
+    ]
+    names = {f"denoiser.{name}" for name, _ in family.denoiser.named_parameters()}
+    assert set(load_file(folder / "weights.safetensors")) == names
+    remembered = load_file(folder / "optimizer.safetensors")
+    assert set(remembered) == {
+        f"{key}.{name}" for key in ("exp_avg", "exp_avg_sq", "step") for name in names | {"weight_std.0"}
+    }
+    assert all(value == 2 for key, value in remembered.items() if key.startswith("step."))
