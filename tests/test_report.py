@@ -308,6 +308,14 @@ def test_run_that_has_only_begun_makes_a_page(tmp_path: Path):
     assert "recorded as running" in write_report(folder).read_text("utf-8")
 
 
+def test_a_signal_that_only_one_arm_has_is_drawn_for_that_arm(tmp_path: Path):
+    folder = write_experiment(tmp_path / "experiment", seeds=(0,))
+    rows = folder / "bayes-seed0" / "metrics.jsonl"
+    moved = [{"step": s, "metric": "weight_std_mean", "value": 1e-4 * s, "weights": "raw"} for s in (100, 200)]
+    rows.write_text(rows.read_text() + "".join(json.dumps(row) + "\n" for row in moved))
+    assert "Mean weight standard deviation over training steps" in write_report(folder).read_text()
+
+
 def test_large_pictures_are_reduced_and_that_is_said(tmp_path: Path):
     folder = write_run(tmp_path / "large", size=300)
     page = write_report(folder).read_text("utf-8")

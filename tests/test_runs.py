@@ -425,6 +425,32 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     assert names(tmp_path) == {"thesis.tex"}
 
 
+def test_inspecting_a_folder_touches_nothing(tmp_path):
+    assert RunFolder(tmp_path / "NEW").inspect(FINGERPRINT) == {}
+    assert names(tmp_path) == set()
+    run_at(tmp_path / "OUT").close()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert RunFolder(tmp_path / "OUT").inspect(FINGERPRINT)["status"] == "running"
+    with pytest.raises(RunError, match="another run"):
+        RunFolder(tmp_path / "OUT").inspect(FINGERPRINT | {"seed": 1})
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_the_newest_step_is_that_of_the_newest_checkpoint_with_all_its_bytes(run):
+    assert run.newest_step() is None
+    for step in (5, 10):
+        run.write_checkpoint(step, write_bytes())
+    assert run.newest_step() == 10
+    torn = next(path for path in (run.path / "checkpoint-10").iterdir() if path.name != "trainer_state.json")
+    torn.write_bytes(b"")
+    assert run.newest_step() == 5
+
+
+def test_a_json_file_of_the_run_is_whole_and_without_nan(run):
+    run.write_json("posterior.json", [{"kl": math.nan, "name": "a"}])
+    assert json.loads((run.path / "posterior.json").read_text()) == [{"kl": None, "name": "a"}]
+
+
 def test_a_file_is_no_run_folder(tmp_path):
     (tmp_path / "OUT").write_text("x")
     with pytest.raises(RunError, match="is a file"):

@@ -245,13 +245,21 @@ def test_pictures_up_to_the_scored_side_are_scored_whole_and_larger_ones_average
 def test_a_larger_tolerance_finds_a_larger_weight_std_and_trains_with_it(run, mode):
     found = []
     for tolerance in (0.02, 0.2):
-        folder = run(f"run{tolerance}", bayes=True, weight_std_tolerance=tolerance, weight_std_mode=mode)
+        asked = {"weight_std_tolerance": tolerance, "weight_std_mode": mode, "where": r"pattern:conv_(in|out)\.weight"}
+        folder = run(f"run{tolerance}", bayes=True, **asked)
         calibration = read_manifest(folder)["calibration"]
         assert calibration["loss_at_mean"] < calibration["loss"] <= calibration["loss_at_mean"] * (1 + tolerance)
         found.append(calibration["weight_std"])
         if mode == "absolute":
             assert math.isclose(rows(folder, "weight_std_mean")[0][1], found[-1], rel_tol=0.1)
     assert found[0] < found[1]
+
+
+def test_a_tolerance_that_no_sensible_weight_std_uses_up_is_refused_before_a_folder_is_made(run, tmp_path):
+    """A model of random weights predicts no worse for noise in its linear layers."""
+    with pytest.raises(ValueError, match="hardly depends on the weights that where linear selects"):
+        run("run", bayes=True, weight_std_tolerance=0.5)
+    assert not (tmp_path / "run").exists()
 
 
 def test_averages_are_exported_by_choice(run):

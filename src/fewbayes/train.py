@@ -350,6 +350,7 @@ def _calibration(
     if "calibration" in manifest:
         return manifest["calibration"]
     draws = pictures.draw(config.seed, 0, PROBE)
+    start = 0.01 if config.weight_std_mode == "absolute" else 0.3
     batches = [pictures.batch(draws, slice(i, i + 4)) for i in range(0, PROBE, 4)]
 
     def probe_loss() -> float:
@@ -364,8 +365,13 @@ def _calibration(
             tolerance,
             seed=stream_seed(config.seed, "weights"),
             std_mode=config.weight_std_mode,
-            start=0.01 if config.weight_std_mode == "absolute" else 0.3,
+            start=start,
         )
+        if found.weight_std > 100 * start:  # far above the weights themselves: training would not survive it
+            raise ValueError(
+                f"weight_std_tolerance is {tolerance:g}, but only a weight_std of {found.weight_std:.3g} would raise "
+                f"the loss so much: it hardly depends on the weights that where {config.where} selects; give weight_std"
+            )
         said = "weight_std %.3g found: the loss on %d draws of the training images rises from %.4f to %.4f"
         log.info(said, found.weight_std, PROBE, found.loss_at_mean, found.loss)
         scores = {"loss_at_mean": found.loss_at_mean, "loss": found.loss}

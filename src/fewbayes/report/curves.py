@@ -124,9 +124,11 @@ def training_signal(experiment: Experiment, metric: str) -> str:
 
 
 def _thinned(curve: Curve, most: int = 80) -> Curve:
+    if not curve:  # a signal that this arm does not have, as a plain run has no deviations
+        return curve
     parts = min(most, len(curve.steps))
-    steps = [float(part.mean()) for part in np.array_split(curve.steps, max(parts, 1))]
-    values = [float(part.mean()) for part in np.array_split(curve.values, max(parts, 1))]
+    steps = [float(part.mean()) for part in np.array_split(curve.steps, parts)]
+    values = [float(part.mean()) for part in np.array_split(curve.values, parts)]
     return Curve(np.array(steps), np.array(values))
 
 
