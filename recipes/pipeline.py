@@ -50,6 +50,15 @@ def new_tokenizer(captions: list[str]) -> CLIPTokenizer:
     return tokenizer
 
 
+def kept_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
+    """The tokenizer of this training: built once, since equal pairs merge in an order that varies."""
+    if not folder.exists():
+        scratch = folder.with_name(folder.name + ".tmp")
+        new_tokenizer(captions).save_pretrained(scratch)
+        scratch.rename(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
@@ -111,7 +120,7 @@ def pretrain_pipeline(
 ) -> StableDiffusionPipeline:
     torch.manual_seed(1)
     captions = scene_captions(len(pictures))
-    tokenizer = new_tokenizer(captions)
+    tokenizer = kept_tokenizer(folder / "tokenizer", captions)
     latents, ids = encode(vae, pictures, latents_path), tokens(tokenizer, captions)
     unspoken = tokens(tokenizer, [""])
     text_encoder = new_text_encoder(tokenizer).to(device())

@@ -19,8 +19,14 @@ def _values(folder, metric, weights="raw"):
 def test_arms_share_their_start_and_a_second_call_repeats_nothing(eps_model, photos, tmp_path):
     chosen = [
         Arm("plain", "Plain", {"learning_rate": 1e-3}),
-        Arm("still", "Bayesian without noise", {"learning_rate": 1e-3, "bayes": True, "weight_std": 0.0}),
-        Arm("bayes", "Bayesian", {"learning_rate": 1e-3, "bayes": True, "weight_std": 0.05}),
+        Arm(
+            "still",
+            "Bayesian without noise",
+            {"learning_rate": 1e-3, "bayes": True, "weight_std": 0.0, "weight_std_learn": "fixed"},
+        ),
+        Arm(
+            "bayes", "Bayesian", {"learning_rate": 1e-3, "bayes": True, "weight_std": 0.05, "weight_std_learn": "fixed"}
+        ),
     ]
     images = one_photograph(photos, tmp_path / "one")
     experiment = one_shot(
@@ -34,7 +40,7 @@ def test_arms_share_their_start_and_a_second_call_repeats_nothing(eps_model, pho
         chosen=chosen,
         num_images=1,
     )
-    experiment = replace(experiment, base=replace(experiment.base, num_inference_steps=2, weight_std_learn="fixed"))
+    experiment = replace(experiment, base=replace(experiment.base, num_inference_steps=2))
     folder = run_experiment(experiment, tmp_path / "experiment", workers=1)
 
     assert [path.name for path in (folder / "plain-seed0" / "reference").iterdir()] == ["00.png"]

@@ -126,8 +126,8 @@ def test_the_recogniser_is_right_on_scenes_it_never_saw():
 
 
 def test_the_pipeline_follows_prompts():
-    """A small look, with room for chance; recipes/judge.py asks two hundred for the model card (84, 99 and 100 %)."""
-    at_least = {"object": 0.65, "colour": 0.9, "setting": 0.95}
+    """A small look, with room for chance; recipes/judge.py asks two hundred for the model card (99 % and more)."""
+    at_least = {"object": 0.9, "colour": 0.9, "setting": 0.95}
     rng = np.random.default_rng(5)
     asked = [{key: str(rng.choice(known)) for key, known in VOCABULARY.items()} for _ in range(24)]
     prompts = [f"a photo of {article(a['colour'] + ' ' + a['object'])} {SETTINGS[a['setting']].phrase}" for a in asked]

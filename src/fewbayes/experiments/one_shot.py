@@ -93,7 +93,7 @@ def one_shot(
         center_crop=True,
         max_train_steps=steps,
         validation_steps=sample_every,
-        checkpointing_steps=10 * steps,  # a minute's run is repeated rather than resumed
+        checkpointing_steps=0,  # a minute's run is repeated rather than resumed
         num_validation_images=num_images,
         sampler=sampler,  # pyright: ignore[reportArgumentType]
     )
