@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-slow check format world
+.PHONY: demo test check format world
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,11 +15,8 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 demo: $(BIN)/.ready  ## one photograph, plain and Bayesian fine-tuning side by side, a page at the end
 	$(BIN)/fewbayes demo --output_dir runs/demo
 
-test: $(BIN)/.ready  ## everything that takes seconds
+test: $(BIN)/.ready  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
-
-test-slow: $(BIN)/.ready  ## what takes minutes or gigabytes
-	$(BIN)/python -m pytest -m slow
 
 check: $(BIN)/.ready  ## the linter and the type checker
 	$(BIN)/ruff check .
