@@ -1,11 +1,12 @@
-"""What a Bayesian training step costs beside a plain one.
+"""What a Bayesian training step costs beside a plain one, for each method.
 
-Two U-Nets of one shape and random weights, one plain, one with a posterior, take turns of a few whole training steps
-(forward, backward, clipping, optimiser) in one process. Medians, and the ratio of neighbouring turns, so that a busy
-machine slows both arms alike. Peak memory is measured in processes of their own. Writes one JSON.
+Two U-Nets of one shape and random weights with the same method, one plain, one with a posterior, take turns of a few
+whole training steps (forward, backward, clipping, optimiser) in one process. Medians, and the ratio of neighbouring
+turns, so that a busy machine slows both arms alike. Peak memory is measured in processes of their own. Writes one JSON,
+by default results/bayes_step_<method>_<size>_<device>.json beside this file.
 
-    python benchmarks/bayes_step.py --output bayes_step.json
-    python benchmarks/bayes_step.py --size sd15 --device cuda --mixed-precision bf16
+    python benchmarks/bayes_step.py --method lora
+    python benchmarks/bayes_step.py --method full --size sd15 --device cuda --mixed-precision bf16
 """
 
 import argparse
@@ -20,11 +21,14 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
+from fewbayes.config import TrainConfig
+from fewbayes.methods import make_method
 from fewbayes.variational import GaussianPosterior
 
 SIZES = {
@@ -53,6 +57,8 @@ SIZES = {
     },
 }
 TOKENS = 77
+RESULTS = Path(__file__).parent / "results"
+METHODS = ("full", "lora", "oft")
 ARMS = ("plain", "elementwise", "row", "fixed")
 Step = Callable[[int], None]
 
@@ -67,14 +73,22 @@ def make_step(arm: str, args: argparse.Namespace) -> tuple[Step, int]:
         latents, target = torch.randn(shape), torch.randn(shape)
         prompt = torch.randn(args.batch_size, TOKENS, config["cross_attention_dim"])
         times = torch.randint(0, 1000, (args.batch_size,))
+    network = SimpleNamespace(denoiser=unet, text_encoders={})  # as much of a family as methods ask for
+    paths = {"model": "-", "instance_data_dir": "-", "instance_prompt": "<v>", "output_dir": "-"}
+    method = make_method(TrainConfig(**paths, method=args.method))
+    method.attach(network)
+    method.training(network, True)
     posterior = None
     if arm != "plain":
-        posterior = GaussianPosterior(unet, where=args.where, learn=arm, track_prior=False)
-    parameters = [*unet.parameters(), *(posterior.std_parameters() if posterior else [])]
+        module, where = method.random(network, args.where)
+        posterior = GaussianPosterior(module, where=where, learn=arm, track_prior=False)
+    weights = list(method.trainable(network).values())
+    parameters = [*weights, *(posterior.std_parameters() if posterior else [])]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
     autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
 
     def step(number: int) -> None:
+        method.begin_step(network, number)
         with posterior.sample(number) if posterior else contextlib.nullcontext():
             with torch.autocast(args.device, autocast, enabled=autocast is not None):
                 prediction = unet(latents, times, prompt).sample
@@ -143,7 +157,7 @@ def environment(args: argparse.Namespace) -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
-        "versions": {name: version(name) for name in ("torch", "diffusers", "numpy", "fewbayes")}
+        "versions": {name: version(name) for name in ("torch", "diffusers", "peft", "numpy", "fewbayes")}
         | {"python": platform.python_version()},
         "commit": git("rev-parse", "HEAD"),
         "changed_files": len(git("status", "--porcelain").splitlines()),
@@ -157,19 +171,21 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=METHODS, default="full")
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
-    parser.add_argument("--where", default="linear")
+    parser.add_argument("--where", default="linear", help="of method full")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--steps", type=int, default=6, help="steps a turn")
-    parser.add_argument("--output", type=Path, default=Path("bayes_step.json"))
+    parser.add_argument("--output", type=Path, help="the JSON file")
     parser.add_argument("--memory-of", choices=ARMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
         print(measure_memory(args.memory_of, args))
         return
+    args.output = args.output or RESULTS / f"bayes_step_{args.method}_{args.size}_{args.device}.json"
     plain_bytes = memory_elsewhere("plain")
     rows = {}
     for arm in ARMS[1:]:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 import fewbayes.world
 from autoencoder import pretrain_autoencoder, psnr, standardise
 from card import write_card
-from fewbayes.families.sd import write_slow_tokenizer
+from fewbayes.families.tokens import write_slow_tokenizer
 from fewbayes.world.scenes import RARE_TOKEN
 from judge import judge_pipeline, photograph_psnr, write_sample_grid
 from pipeline import pretrain_pipeline
@@ -30,7 +30,12 @@ from training import HELD_OUT, scene_pictures
 
 WEIGHTS = Path(fewbayes.world.__file__).parent / "weights"
 # What `fewbayes train` uses on this model where its user says nothing; found in docs/lab-log.md.
-RECOMMENDED = {"learning_rate": 1e-4, "weight_std": 0.01}
+RECOMMENDED = {
+    "learning_rate": 1e-4,
+    "weight_std": 0.01,
+    "lora": {"learning_rate": 2e-4},
+    "oft": {"learning_rate": 5e-4},
+}
 
 
 def halve(pipeline: StableDiffusionPipeline, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline of the true classes, so small and random that a training step takes milliseconds."""
+"""Stable Diffusion pipelines of the true classes, so small and random that a training step takes milliseconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RARE_TOKEN = "<v>"
 SIDE = 32
 
 
-def _tokenizer(folder: Path) -> None:
+def _tokenizer(folder: Path, **settings):
     """A byte-pair tokenizer of single letters, two whole words and the rare token."""
     from transformers import CLIPTokenizer
 
@@ -25,55 +25,106 @@ def _tokenizer(folder: Path) -> None:
     pieces = [*letters, *(f"{c}</w>" for c in letters), "ph", "pho", "phot", "photo</w>", "of</w>"]
     merges = [("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o</w>"), ("o", "f</w>")]
     vocabulary = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16, **settings)
     tokenizer.add_tokens([RARE_TOKEN])
     tokenizer.save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
-def build_pipeline(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
-    """Write a whole pipeline folder; pictures are 32 x 32, latents 4 x 8 x 8."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+def _text_config(tokenizer, width: int, layers: int):
+    from transformers import CLIPTextConfig
 
-    _tokenizer(folder / "tokenizer")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    torch.manual_seed(seed)
-    unet = UNet2DConditionModel(
-        sample_size=SIDE // 4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(4, 4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-        sample_size=SIDE,
-    )
-    text = CLIPTextConfig(
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=16,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def _unet(**settings):
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=SIDE // 4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        **settings,
+    )
+
+
+def _vae(**settings):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(4, 4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        sample_size=SIDE,
+        **settings,
+    )
+
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def build_pipeline(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+    """Write a whole pipeline folder; pictures are 32 x 32, latents 4 x 8 x 8."""
+    import torch
+    from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+    tokenizer = _tokenizer(folder / "tokenizer")
+    torch.manual_seed(seed)
+    unet, vae = _unet(cross_attention_dim=16), _vae()
     if prediction_type == "epsilon":
-        scheduler = PNDMScheduler(**betas, skip_prk_steps=True)
+        scheduler = PNDMScheduler(**BETAS, skip_prk_steps=True)
     else:
-        scheduler = DDIMScheduler(**betas, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False)
+        scheduler = DDIMScheduler(**BETAS, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False)
+    text_encoder = CLIPTextModel(_text_config(tokenizer, width=16, layers=1))
     StableDiffusionPipeline(
-        vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    ).save_pretrained(folder)
+    (folder / "fewbayes.json").write_text(json.dumps({"rare_token": RARE_TOKEN, "recommended": {}}))
+    return folder
+
+
+def build_sdxl(folder: Path, *, seed: int = 0) -> Path:
+    """The same of SDXL: text encoders of widths 16 and 24, whose tokenizers pad with different tokens."""
+    import torch
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    first, second = _tokenizer(folder / "tokenizer"), _tokenizer(folder / "tokenizer_2", pad_token="a")
+    torch.manual_seed(seed)
+    unet = _unet(
+        cross_attention_dim=16 + 24,
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    )
+    StableDiffusionXLPipeline(
+        _vae(scaling_factor=0.13025, force_upcast=True),
+        CLIPTextModel(_text_config(first, width=16, layers=2)),
+        CLIPTextModelWithProjection(_text_config(second, width=24, layers=2)),
+        first,
+        second,
+        unet,
+        EulerDiscreteScheduler(**BETAS, timestep_spacing="leading"),
+        add_watermarker=False,
     ).save_pretrained(folder)
     (folder / "fewbayes.json").write_text(json.dumps({"rare_token": RARE_TOKEN, "recommended": {}}))
     return folder
@@ -87,6 +138,11 @@ def eps_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def v_model(tmp_path_factory) -> Path:
     return build_pipeline(tmp_path_factory.mktemp("v_model"), prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def sdxl_model(tmp_path_factory) -> Path:
+    return build_sdxl(tmp_path_factory.mktemp("sdxl_model"))
 
 
 @pytest.fixture(scope="session")

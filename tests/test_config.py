@@ -102,6 +102,30 @@ def test_a_model_recommends_only_what_it_may(recommended):
         config(bayes=True).resolve(recommended, 64, 1)
 
 
+@pytest.mark.parametrize(
+    ("method", "rate", "steps"), [("full", 5e-6, 600), ("lora", 1e-4, 1200), ("oft", 1e-4, 600), ("tlora", 1e-4, 1200)]
+)
+def test_rates_and_steps_are_the_papers_for_the_method(method, rate, steps):
+    resolved = config(method=method).resolve({}, 64, 3)
+    assert (resolved.learning_rate, resolved.max_train_steps) == (rate, steps)
+
+
+def test_what_a_model_recommends_for_the_method_goes_before_what_it_recommends_for_all():
+    offered = {"learning_rate": 3e-5, "weight_std": 0.02, "lora": {"learning_rate": 3e-4}, "oft": {"weight_std": 0.05}}
+    found = {m: config(method=m, bayes=True).resolve(offered, 64, 1) for m in ("full", "lora", "oft")}
+    assert {m: (c.learning_rate, c.weight_std) for m, c in found.items()} == {
+        "full": (3e-5, 0.02),
+        "lora": (3e-4, 0.02),
+        "oft": (3e-5, 0.05),
+    }
+
+
+@pytest.mark.parametrize("entry", [{"seed": 3}, {"rank": 8}, {"text_encoder_lr": 1e-5}, {"learning_rat": 1}, 1e-4])
+def test_a_model_recommends_for_another_method_only_what_it_may_too(entry):
+    with pytest.raises(ConfigError, match=r"fewbayes\.json"):
+        config().resolve({"lora": entry}, 64, 1)
+
+
 # flags of others
 
 
@@ -143,6 +167,23 @@ def test_names_of_the_papers_script_are_accepted():
         ({"learning_rate": math.nan}, "finite"),
         ({"weight_std": math.inf}, "finite"),
         ({"weight_std": -0.1}, "0 or more"),
+        ({"rank": 0, "method": "lora"}, "greater than 0"),
+        ({"lora_dropout": 1, "method": "lora"}, "below 1"),
+        ({"dropout": -0.1}, "at least 0"),
+        ({"snr_gamma": 0}, "greater than 0"),
+        ({"noise_offset": -1}, "0 or more"),
+        ({"adapter_targets": "atention", "method": "lora"}, "did you mean attention"),
+        ({"adapter_targets": "pattern:(", "method": "lora"}, "adapter_targets is .*regular expression"),
+        ({"memory_limit": "24"}, "a number with its unit, as in 24GB"),
+        ({"memory_limit": "0GB"}, "a number with its unit"),
+        ({"rank": 8}, "rank is 8, which method full never uses; leave it out, or take method lora or"),
+        ({"where": "norm", "bayes": True, "method": "lora"}, "where is norm, which method lora never uses"),
+        ({"use_dora": True, "method": "oft"}, "use_dora is True, which method oft never uses"),
+        ({"method": "oft", "oft_blocks": 2, "oft_block_size": 8}, "give one of them"),
+        ({"method": "pvera", "bayes": True}, "leave bayes out, or take method lora"),
+        ({"method": "loro"}, "one of full, lora, oft"),
+        ({"text_encoder_lr": 1e-5}, "add train_text_encoder or train_rare_token"),
+        ({"l2_init_weight": 1e6, "learning_rate": 1e-5}, "at most 100000"),
         ({"max_train_steps": 0}, "greater than 0"),
         ({"max_train_steps": 10.5}, "whole number"),
         ({"max_train_steps": "many"}, "whole number"),
@@ -328,6 +369,44 @@ def test_what_changes_the_weights_is_in_the_fingerprint():
     assert all(a != b for i, a in enumerate(bayes) for b in bayes[:i])
 
 
+def test_a_run_is_not_begun_anew_because_of_what_it_does_not_use():
+    """Settings of other methods, and those that are off: runs from before they were known go on."""
+    names = set(config().fingerprint())
+    assert not names & {"rank", "lora_alpha", "oft_blocks", "dropout", "snr_gamma", "l2_init_weight", "memory_limit"}
+    assert {"method", "where", "learning_rate"} <= names
+    lora = config(method="lora", dropout=0.1).fingerprint()
+    assert {"rank", "lora_alpha", "adapter_targets", "dropout"} <= lora.keys()
+    assert not lora.keys() & {"where", "oft_blocks"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": 8},
+        {"lora_alpha": 1},
+        {"lora_dropout": 0.1},
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"adapter_targets": "attention+ff"},
+        {"train_rare_token": True},
+        {"train_text_encoder": True},
+        {"dropout": 0.1},
+        {"l2_init_weight": 1},
+        {"snr_gamma": 5},
+        {"noise_offset": 0.1},
+        {"use_8bit_adam": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_new_in_the_method_or_the_loss_is_another_run(change):
+    assert config(method="lora", **change).fingerprint() != config(method="lora").fingerprint()
+
+
+@pytest.mark.parametrize(("text", "size"), [("24GB", 24 * 10**9), ("1.5 GiB", 3 * 2**29), ("800MB", 8 * 10**8)])
+def test_memory_is_written_with_its_unit(text, size):
+    assert config_room.memory_bytes(text) == size
+
+
 def test_a_run_may_move_and_be_sampled_and_saved_otherwise():
     free = {"output_dir": "ELSEWHERE", "checkpointing_steps": 7, "validation_steps": 3, "sampler": "ddpm"}
     assert config(**free).fingerprint() == config().fingerprint()
@@ -373,6 +452,18 @@ def test_help_is_quick_and_needs_no_torch():
     end = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "--instance_data_dir" in answer.stdout
     assert end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime < 0.3  # of a core, however busy the machine
+
+
+def test_the_methods_are_those_that_there_are():
+    methods = importlib.import_module("fewbayes.methods")
+    assert tuple(methods.METHODS) == config_room._choices()["method"] == tuple(config_room.PAPER)
+
+
+def test_every_setting_of_a_method_is_a_setting_and_only_its_methods_take_it():
+    for name, methods in config_room._METHODS_OF.items():
+        assert name in TrainConfig.__dataclass_fields__
+        assert set(methods) <= set(config_room.PAPER)
+    assert all(config(method=method) for method in config_room.PAPER)
 
 
 def test_the_presets_are_those_that_can_be_selected():

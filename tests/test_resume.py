@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from fewbayes.checkpoints import read_optimizer, write_optimizer
 from fewbayes.runs import RunFolder, read_manifest, read_metrics
 from fewbayes.train import train
 
@@ -33,6 +35,10 @@ def assert_same(a: Path, b: Path) -> None:
     assert ours
     assert not {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
     assert read_metrics(a / "metrics.jsonl") == read_metrics(b / "metrics.jsonl")
+
+
+def losses(folder: Path) -> list[dict]:
+    return [row for row in read_metrics(folder / "metrics.jsonl") if row["metric"] == "loss"]
 
 
 def start_and_kill(config, path: Path, after: str) -> None:
@@ -116,9 +122,55 @@ def test_a_finished_run_is_made_longer_without_retraining(settings, family):
     grown = train(settings("grown", **arm, max_train_steps=6), family=family, progress=False)
     assert grown.resumed_from == 4
     shutil.rmtree(grown.folder / "checkpoint-4")
-    ends = [(files(f), [r for r in read_metrics(f / "metrics.jsonl") if r["metric"] == "loss"])
-            for f in (whole, grown.folder)]  # fmt: skip
-    assert ends[0] == ends[1]
+    assert files(whole) == files(grown.folder)
+    assert losses(whole) == losses(grown.folder)
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"dropout": 0.3, "l2_init_weight": 1.0, "noise_offset": 0.1},
+        {"method": "lora", "lora_dropout": 0.3, "rank": 2, "bayes": True, "kl_weight": 1e-4, "use_ema": True},
+        {"method": "oft", "bayes": True, "l2_init_weight": 1.0},
+        {"method": "monteclora", "train_rare_token": True},
+        {"method": "pvera", "lora_dropout": 0.3},
+        {"method": "tlora"},
+    ],
+    ids=lambda arm: arm.get("method", "full"),
+)
+def test_whatever_is_random_in_a_method_goes_on_where_it_was(settings, family, arm):
+    """The start, which the pull and the prior go back to, is that of step 0 and not that of the restart."""
+    steps = {"max_train_steps": 4, "checkpointing_steps": 2}
+    whole = train(settings("whole", **arm, **steps), family=family, progress=False).folder
+    train(settings("grown", **arm, **steps | {"max_train_steps": 2}), family=family, progress=False)
+    grown = train(settings("grown", **arm, **steps), family=family, progress=False)
+    assert grown.resumed_from == 2
+    assert files(whole) == files(grown.folder)
+    assert losses(whole) == losses(grown.folder)
+
+
+def test_an_optimizer_that_counts_in_plain_numbers_goes_on_where_it_was(tmp_path):
+    """SparseAdam, like the 8-bit optimizers, keeps its step as an int."""
+
+    def made():
+        weight = torch.nn.Parameter(torch.ones(4, 2))
+        return {"rows.weight": weight}, torch.optim.SparseAdam([weight], lr=0.1)
+
+    def step(named, optimizer, row):
+        with torch.sparse.check_sparse_tensor_invariants():
+            named["rows.weight"].grad = torch.sparse_coo_tensor([[row]], torch.ones(1, 2), (4, 2))
+            optimizer.step()
+
+    (named, optimizer), (again, other) = made(), made()
+    step(named, optimizer, 0)
+    write_optimizer(optimizer, named, tmp_path / "optimizer.safetensors")
+    again["rows.weight"].data.copy_(named["rows.weight"].data)
+    read_optimizer(other, again, tmp_path / "optimizer.safetensors")
+    assert other.state[again["rows.weight"]]["step"] == 1
+    for row in (0, 1):
+        step(named, optimizer, row)
+        step(again, other, row)
+    assert torch.equal(named["rows.weight"], again["rows.weight"])
 
 
 def test_a_weight_std_found_by_tolerance_is_kept_when_the_run_continues(settings, family, caplog):

@@ -10,8 +10,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
+from fewbayes.conditioning import Conditioning
 from fewbayes.families import inspect_model, load_family
-from fewbayes.families.sd import SAMPLERS, write_slow_tokenizer
+from fewbayes.families.latent import SAMPLERS
+from fewbayes.families.tokens import write_slow_tokenizer
 from fewbayes.sample import sample_images
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
@@ -125,7 +127,8 @@ def test_recomputing_activations_changes_no_gradient(family):
     for on in (False, True):
         family.denoiser.requires_grad_(True)
         family.checkpoint_gradients(on)
-        family.predict(torch.ones(1, 4, 8, 8), torch.tensor([3]), torch.ones(1, 16, 16)).square().sum().backward()
+        output = family.predict(torch.ones(1, 4, 8, 8), torch.tensor([3]), Conditioning(torch.ones(1, 16, 16)))
+        output.square().sum().backward()
         gradients.append([p.grad.clone() for p in family.denoiser.parameters()])
         family.denoiser.zero_grad(set_to_none=True)
     family.checkpoint_gradients(False)

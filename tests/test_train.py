@@ -2,9 +2,10 @@
 
 import json
 import math
-import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fewbayes.batches import Share, draw, image_indices
 from fewbayes.class_images import ClassImageSettings, ensure_class_images, present
+from fewbayes.families import load_family
 from fewbayes.metrics.pixels import image_similarity
 from fewbayes.runs import read_manifest, read_metrics
 from fewbayes.train import SCORED_SIDE, NonFiniteError, _at_scored_size, _scores, rate_factor, train
@@ -155,6 +157,87 @@ def test_a_large_kl_weight_holds_the_random_weights_at_the_pretrained_ones(run):
     assert rows(run("kl1000000.0", kl_weight=1e6, prior_std=1e-6, **settings), "kl")
 
 
+def test_pulled_to_the_initial_weights_by_all_the_way_they_move_one_step(run):
+    """learning_rate * l2_init_weight = 1: each step begins at the start, so it ends one update of AdamW away."""
+    free = {"adam_weight_decay": 0.0, "max_train_steps": 8}
+    moved, held = run("free", **free), run("held", **free, l2_init_weight=1e3)
+    start = run("start", **free | {"max_train_steps": 1, "learning_rate": 1e-12})
+    assert distance(held, start) <= 1.5e-3 < distance(moved, start)
+
+
+def test_the_pull_holds_the_means_of_random_weights(run):
+    held = run("held", bayes=True, l2_init_weight=1e3, adam_weight_decay=0.0, max_train_steps=8)
+    start = run("start", bayes=True, max_train_steps=1, learning_rate=1e-12)
+    assert distance(held, start) <= 1.5e-3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dropout": 0.5}, {"noise_offset": 0.1}, {"snr_gamma": 1e-3}, {"l2_init_weight": 1.0}, {"lora_dropout": 0.5}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_regulariser_changes_training_the_same_way_each_time(run, family, change):
+    method = {"method": "lora" if "lora_dropout" in change else "full", "max_train_steps": 3, "checkpointing_steps": 3}
+    plain, a, b = (run(name, **method, **more) for name, more in (("plain", {}), ("a", change), ("b", change)))
+    ends = [(folder / "checkpoint-3/weights.safetensors").read_bytes() for folder in (plain, a, b)]
+    assert ends[0] != ends[1] == ends[2]
+    assert all(layer.p == 0 for layer in family.denoiser.modules() if isinstance(layer, torch.nn.Dropout))
+
+
+@pytest.mark.parametrize("arm", [{"dropout": 0.5}, {"method": "lora", "lora_dropout": 0.5, "rank": 2}], ids=str)
+def test_sampling_never_changes_training_with_dropout_and_never_drops(run, arm):
+    """The samples of step 0 come before any dropout was on, those of the untrained model after it."""
+    blind = run("blind", **arm, checkpointing_steps=4)
+    watched = run("watched", **arm, checkpointing_steps=4, validation_steps=2)
+    assert losses(blind) == losses(watched)
+    still = run("still", **arm, learning_rate=1e-30, validation_steps=2, adam_weight_decay=0.0)
+    samples = [(still / f"samples/step-00000{step}/raw/00.png").read_bytes() for step in (0, 2, 4)]
+    assert samples[0] == samples[1] == samples[2]
+
+
+def losses(folder) -> list[tuple[int, float]]:
+    return rows(folder, "loss")
+
+
+def test_text_encoders_have_a_rate_of_their_own(run, eps_model):
+    text = "text_encoder/model.safetensors"
+    folder = run("run", train_text_encoder=True, text_encoder_lr=1e-12, max_train_steps=2)
+    before, after = load_file(eps_model / text), load_file(folder / text)
+    assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-6
+    assert distance(folder, eps_model) > 1e-4
+
+
+def test_a_penalty_of_the_method_trains_but_is_not_the_loss(run):
+    """MonteCLoRA's layers learn variances that only its penalty reaches at the start."""
+    folder = run("run", method="monteclora", max_train_steps=1)
+    assert rows(folder, "loss")[0][1] == pytest.approx(rows(run("plain", method="lora"), "loss")[0][1], rel=1e-3)
+
+
+def test_whatever_a_model_is_stored_in_trained_weights_are_float32(settings, eps_model, tmp_path):
+    stored = tmp_path / "half"
+    shutil.copytree(eps_model, stored)
+    tensors = {name: value.half() for name, value in load_file(stored / UNET).items()}
+    save_file(tensors, stored / UNET, metadata={"format": "pt"})
+    for method in ("full", "lora"):
+        config = settings(method, model=str(stored), method=method, checkpointing_steps=4)
+        trained = load_file(train(config, progress=False).folder / "checkpoint-4/weights.safetensors")
+        assert {value.dtype for value in trained.values()} == {torch.float32}
+
+
+def test_a_model_that_was_cast_to_half_precision_is_refused_for_full_fine_tuning(settings, eps_model):
+    half = load_family(str(eps_model))
+    half.denoiser.half()
+    with pytest.raises(ValueError, match=r"have to be float32, but denoiser.*float16"):
+        train(settings("run"), family=half, progress=False)
+
+
+def test_8_bit_adam_without_its_package_is_refused_before_a_model_is_loaded(settings):
+    if find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    with pytest.raises(ValueError, match="pip install bitsandbytes"):
+        train(settings("run", use_8bit_adam=True, model="/nowhere"), progress=False)
+
+
 def test_the_model_is_given_back_as_it_was(settings, family):
     before = {name: value.clone() for name, value in family.denoiser.state_dict().items()}
     train(settings("good", bayes=True, use_ema=True, gradient_checkpointing=True), family=family, progress=False)
@@ -290,6 +373,26 @@ def test_a_finished_run_is_not_trained_again(settings, family):
     assert read_manifest(folder)["status"] == "done"
 
 
+@pytest.mark.parametrize(
+    ("method", "result"), [("lora", "pytorch_lora_weights.safetensors"), ("oft", "unet/adapter_config.json")]
+)
+def test_a_finished_run_of_adapters_is_exported_again_only_where_its_result_is_gone(run, method, result):
+    folder = run("run", method=method)
+    written = (folder / result).stat().st_mtime_ns
+    assert (run("run", method=method) / result).stat().st_mtime_ns == written
+    before, taken = exported(folder), losses(folder)
+    (folder / result).unlink()
+    assert (run("run", method=method) / result).is_file()
+    assert all(torch.equal(value, exported(folder)[name]) for name, value in before.items())
+    assert losses(folder) == taken
+
+
+def exported(folder) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter's result; the order of words in a header is not always the same."""
+    files = [*folder.glob("*.safetensors"), *folder.glob("unet/*.safetensors")]
+    return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
+
+
 def test_a_run_can_be_made_longer_but_not_shorter(run):
     short = {"checkpointing_steps": 2, "max_train_steps": 2}
     folder = run("grown", **short)
@@ -371,7 +474,7 @@ def test_class_images_of_ones_own_are_used_as_they_are(run, preserving, photos):
     assert len(read_manifest(folder)["fingerprint"]["class_data_dir"]) == 3
 
 
-# --- draws, rates, processes ------------------------------------------------------------------------------------------
+# --- draws and rates ------------------------------------------------------------------------------------------
 
 
 def test_every_pass_over_the_images_meets_each_once():
@@ -408,20 +511,3 @@ def test_rates_are_those_of_diffusers(name):
         assert math.isclose(rate_factor(name, step, warmup, 10), theirs.get_last_lr()[0], abs_tol=1e-12)
         optimizer.step()
         theirs.step()
-
-
-def test_two_processes_are_one_with_a_double_batch(run, settings, tmp_path):
-    """Real processes, talking over gloo."""
-    small = {"adam_epsilon": 1.0, "learning_rate": 1.0, "bayes": True, "max_train_steps": 3}
-    one = run("one", train_batch_size=2, **small)
-    config = tmp_path / "two.yaml"
-    config.write_text(settings("two", **small).to_yaml())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [*launcher, "-m", "fewbayes", "train", str(config)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert read_manifest(tmp_path / "two")["fingerprint"]["processes"] == 2
-    assert distance(one, tmp_path / "two") < 1e-5
-    losses = [dict(rows(folder, "loss")) for folder in (one, tmp_path / "two")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

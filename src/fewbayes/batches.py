@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewbayes.conditioning import Conditioning
 from fewbayes.data import crop
 from fewbayes.noise import generator
 from fewbayes.objective import Batch
@@ -44,7 +45,8 @@ class Share:
 class Draws:
     """The random part of one optimizer step, one entry per example, on the CPU.
 
-    indices: which pictures; t: (total,) timesteps; eps: (total, *latent shape) the noise that is added;
+    indices: which pictures; t: (total,) timesteps; eps: (total, *latent shape) the noise that is added, its offset
+    included;
     latent_eps: the same shape, the draw from the autoencoder's posterior; crop: (total, 3) uniform in [0, 1): the
     top and left margins and the flip.
     """
@@ -65,17 +67,35 @@ def image_indices(seed: int, first: int, count: int, images: int, half: int = IN
 
 
 def draw(
-    seed: int, step: int, total: int, images: int, latent_shape: Sequence[int], timesteps: int, half: int = INSTANCE
+    seed: int,
+    step: int,
+    total: int,
+    images: int,
+    latent_shape: Sequence[int],
+    timesteps: int,
+    half: int = INSTANCE,
+    noise_offset: float = 0.0,
 ) -> Draws:
     """All that is random in optimizer step `step` but the weights; `half` keeps instance and class images apart."""
     shape = (total, *latent_shape)
+    eps = torch.randn(shape, generator=generator(seed, "noise", step, half))
+    if noise_offset:
+        eps += noise_offset * channel_offsets(seed, step, shape, half)
     return Draws(
         indices=image_indices(seed, step * total, total, images, half),
         t=torch.randint(timesteps, (total,), generator=generator(seed, "timestep", step, half)),
-        eps=torch.randn(shape, generator=generator(seed, "noise", step, half)),
+        eps=eps,
         latent_eps=torch.randn(shape, generator=generator(seed, "latent", step, half)),
         crop=torch.rand((total, 3), generator=generator(seed, "crop", step, half)),
     )
+
+
+def channel_offsets(seed: int, step: int, shape: Sequence[int], half: int = INSTANCE) -> Tensor:
+    """N(0, 1) for each channel of each example, (total, channels, 1, 1): a shift of brightness and colour.
+
+    Added to the noise it makes a network learn the mean of a picture, which plain noise leaves nearly untouched.
+    """
+    return torch.randn((*shape[:2], 1, 1), generator=generator(seed, "offset", step, half))
 
 
 def crop_and_flip(pixels: np.ndarray, side: int, draw: Sequence[float], *, flip: bool) -> np.ndarray:
@@ -89,7 +109,8 @@ class Pictures:
 
     pixels: uint8 (height, width, 3) each, no side shorter than `side`. Latents are kept when asked, when no picture
     needs cropping and none is flipped; what is kept is mean and deviation, so latents are still drawn at every step.
-    Prompt embeddings are kept when `keep_prompts`, which a text encoder in training forbids.
+    Prompt embeddings are kept when `keep_prompts`, which a text encoder in training forbids. noise_offset: share of
+    one more normal number per channel in the noise, 0 for none.
     """
 
     def __init__(
@@ -103,11 +124,13 @@ class Pictures:
         keep_latents: bool = True,
         keep_prompts: bool = True,
         half: int = INSTANCE,
+        noise_offset: float = 0.0,
     ):
         assert len(pixels) == len(prompts) > 0
         self.family, self.pixels, self.prompts = family, list(pixels), list(prompts)
-        self.side, self.random_flip, self.half = side, random_flip, half
+        self.side, self.random_flip, self.half, self.noise_offset = side, random_flip, half, noise_offset
         still = not random_flip and all(picture.shape[:2] == (side, side) for picture in self.pixels)
+        self.different = list(dict.fromkeys(self.prompts))
         self.kept_latents = self._encode_all() if keep_latents and still else None
         self.kept_prompts = self._encode_prompts() if keep_prompts else None
         self.latent_shape = self._latent_shape()
@@ -117,7 +140,7 @@ class Pictures:
 
     def draw(self, seed: int, step: int, total: int) -> Draws:
         timesteps = len(self.family.alpha_bar)
-        return draw(seed, step, total, len(self), self.latent_shape, timesteps, self.half)
+        return draw(seed, step, total, len(self), self.latent_shape, timesteps, self.half, self.noise_offset)
 
     def centred(self, i: int) -> np.ndarray:
         """Picture i as training sees it on average: its middle, side x side."""
@@ -145,20 +168,20 @@ class Pictures:
         ]
         return self.family.encode_images(np.stack(windows))
 
-    def _conditions(self, indices: list[int]) -> Tensor:
+    def _conditions(self, indices: list[int]) -> Conditioning:
         prompts = [self.prompts[i] for i in indices]
         if self.kept_prompts is None:
             return self.family.encode_prompts(prompts)
-        return torch.stack([self.kept_prompts[prompt] for prompt in prompts])
+        return self.kept_prompts[[self.different.index(prompt) for prompt in prompts]]
 
     def _encode_all(self, at_once: int = 4) -> tuple[Tensor, Tensor]:
         chunks = [np.stack(self.pixels[i : i + at_once]) for i in range(0, len(self), at_once)]
         encoded = [self.family.encode_images(chunk) for chunk in chunks]
         return torch.cat([mean for mean, _ in encoded]), torch.cat([std for _, std in encoded])
 
-    def _encode_prompts(self) -> dict[str, Tensor]:
+    def _encode_prompts(self) -> Conditioning:
         with torch.no_grad():
-            return {prompt: self.family.encode_prompts([prompt])[0] for prompt in dict.fromkeys(self.prompts)}
+            return self.family.encode_prompts(self.different)
 
     def _latent_shape(self) -> tuple[int, ...]:
         if self.kept_latents is not None:

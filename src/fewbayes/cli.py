@@ -21,10 +21,16 @@ Few-shot fine-tuning of diffusion models with Bayesian weights.
                --output_dir OUT --bayes
   sample   pictures from a run, a checkpoint or any pipeline folder:
              fewbayes sample OUT --prompt "a <v> dog in the snow" --output_dir PICTURES
+  export   a run in the format that another program reads:
+             fewbayes export OUT --format kohya --output_dir FILES
+  verify   load an export as that other program does, and compare the pictures:
+             fewbayes verify FILES
+  evaluate    score pictures against the training images and their prompts:
+             fewbayes evaluate OUT --output_dir SCORES
+  report   a page from a run, an evaluation or an experiment folder:
+             fewbayes report OUT
   demo     plain against Bayesian one-shot fine-tuning on this machine, ending in a page
   experiment  the grids behind the tables of docs/, one command each
-  report   a page from a run or an experiment folder:
-             fewbayes report OUT
 
 `fewbayes COMMAND --help` says more. With FEWBAYES_TRACEBACK=1 in the environment errors come with their traceback.
 """
@@ -42,7 +48,7 @@ def _train(arguments: list[str]) -> int:
 
         PartialState().destroy_process_group()
     if os.environ.get("RANK", "0") == "0":
-        print(f"done: {result.steps} steps, {result.seconds:.0f} s; the pipeline is in {result.folder}")
+        print(f"done: {result.steps} steps, {result.seconds:.0f} s; the result is in {result.folder}")
     return 0
 
 
@@ -60,6 +66,7 @@ def _sample(arguments: list[str]) -> int:
     parser.add_argument("--resolution", type=_positive, metavar="N", help="side in pixels [the model's own]")
     parser.add_argument("--sample_batch_size", "--sample-batch-size", type=_positive, default=4, metavar="N")
     parser.add_argument("--weights", choices=("raw", "ema"), help="of a run or checkpoint [what a run exported]")
+    parser.add_argument("--base", metavar="MODEL", help="the model that a LoRA file of any trainer belongs to")
     asked = parser.parse_args(arguments)
     from fewbayes.sample import write_samples
 
@@ -76,6 +83,7 @@ def _sample(arguments: list[str]) -> int:
         resolution=asked.resolution,
         batch_size=asked.sample_batch_size,
         weights=asked.weights,
+        base=asked.base,
     )
     print(f"done: {folder}")
     return 0
@@ -98,9 +106,28 @@ def _demo(arguments: list[str]) -> int:
     return 0
 
 
+def _export(arguments: list[str]) -> int:
+    from fewbayes.export import run_export
+
+    return run_export(arguments)
+
+
+def _verify(arguments: list[str]) -> int:
+    from fewbayes.export.verify import run_verify
+
+    return run_verify(arguments)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from fewbayes.metrics.evaluate import run_evaluate
+
+    return run_evaluate(arguments)
+
+
 EXPERIMENT_HELP = """usage: fewbayes experiment NAME ...
 
   one_shot   plain, Bayesian and a lower rate on one photograph each of several subjects
+  methods    full, LoRA and OFT, plain and Bayesian, scored by the five metrics of the paper
 
 `fewbayes experiment NAME --help` says more.
 """
@@ -110,20 +137,35 @@ def _experiment(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("-h", "--help"):
         print(EXPERIMENT_HELP, end="")
         return 0
-    if not arguments or arguments[0] != "one_shot":
+    if not arguments or arguments[0] not in EXPERIMENTS:
         named = f"{arguments[0]!r} is not an experiment" if arguments else "name an experiment"
-        raise ValueError(f"{named}; there is one_shot (fewbayes experiment --help says more)")
+        raise ValueError(f"{named}; there are {', '.join(EXPERIMENTS)} (fewbayes experiment --help says more)")
+    return EXPERIMENTS[arguments[0]](arguments[1:])
+
+
+def _one_shot(arguments: list[str]) -> int:
     from fewbayes.experiments.one_shot import run_one_shot
     from fewbayes.report import write_report
     from fewbayes.report.table import write_comparison
     from fewbayes.runs import environment
 
-    folders = run_one_shot(arguments[1:])
+    folders = run_one_shot(arguments)
     for folder in folders:
         print(write_report(folder))
-    facts = {"command": " ".join(["fewbayes experiment", *arguments]), **environment(None)}
+    facts = {"command": " ".join(["fewbayes experiment one_shot", *arguments]), **environment(None)}
     print(write_comparison(folders, folders[0].parent / "one_shot", facts))
     return 0
+
+
+def _methods(arguments: list[str]) -> int:
+    from fewbayes.experiments.methods import run_methods
+    from fewbayes.report import write_report
+
+    print(write_report(run_methods(arguments)))
+    return 0
+
+
+EXPERIMENTS: dict[str, Callable[[list[str]], int]] = {"one_shot": _one_shot, "methods": _methods}
 
 
 def _report(arguments: list[str]) -> int:
@@ -142,9 +184,12 @@ def _report(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "sample": _sample,
+    "export": _export,
+    "verify": _verify,
+    "evaluate": _evaluate,
+    "report": _report,
     "demo": _demo,
     "experiment": _experiment,
-    "report": _report,
 }
 
 

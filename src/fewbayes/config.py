@@ -28,7 +28,7 @@ import yaml
 RARE_TOKEN_MARK = "<v>"
 USUAL_RARE_TOKEN = "sks"
 WHERE_PRESETS = ("linear", "linear-no-time", "linear-up", "linear-cross", "norm", "all")
-STEPS_PER_IMAGE = 200
+ADAPTER_TARGETS = ("attention", "attention+ff")
 CLASS_IMAGES_PER_IMAGE = 200
 
 
@@ -48,13 +48,32 @@ class TrainConfig:
     """Prompt of these images, with <v> where the rare token stands: "a photo of a <v> dog"."""
     output_dir: str
     """Run folder. The same command on the same folder continues the run."""
-
-    method: Literal["full"] = "full"
-    """What is trained: `full` is every weight of the denoiser."""
     rare_token: str | None = None
     """The word that <v> stands for. None: the model's own, else `sks`."""
+
+    method: Literal["full", "lora", "oft", "monteclora", "pvera", "tlora"] = "full"
+    """What is trained: `full` is every weight of the denoiser; the others train adapters beside frozen weights:
+    low-rank (`lora`), orthogonal (`oft`), or other kinds of LoRA to compare with (`monteclora`, `pvera`, `tlora`)."""
     train_text_encoder: bool = False
-    """Train the text encoder too."""
+    """Train the text encoders too, by the same method."""
+    train_rare_token: bool = False
+    """Learn the embedding of the rare token too (textual inversion), beside the method."""
+    rank: int = 4
+    """Rank of the low-rank matrices."""
+    lora_alpha: float | None = None
+    """Low-rank updates are scaled by lora_alpha / rank. None: the rank, so that they are not scaled at all."""
+    lora_dropout: float = 0.0
+    """Share of the adapters' inputs that is dropped during training."""
+    use_dora: bool = False
+    """Learn the lengths of the weight's rows apart from their directions (DoRA)."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(rank) instead (rank-stabilised LoRA)."""
+    adapter_targets: str = "attention"
+    """Layers that get an adapter: attention, attention+ff, or pattern:<regex> over the names of linear layers."""
+    oft_blocks: int = 4
+    """Number of orthogonal blocks of each layer."""
+    oft_block_size: int | None = None
+    """Side of the orthogonal blocks, in place of their number; it has to divide the width of every layer."""
 
     bayes: bool = False
     """Train a Gaussian over the weights instead of the weights alone."""
@@ -74,7 +93,8 @@ class TrainConfig:
     kl_direction: Literal["forward", "reverse"] = "forward"
     """forward: KL(posterior || prior), Eq. 3. reverse: KL(prior || posterior), Algorithm 1 and the authors' code."""
     where: str = "linear"
-    """Which weights are random: linear, linear-no-time, linear-up, linear-cross, norm, all, or pattern:<regex>."""
+    """Which weights of the denoiser are random: linear, linear-no-time, linear-up, linear-cross, norm, all, or
+    pattern:<regex>. For method full; adapters know which of theirs are."""
 
     with_prior_preservation: bool = False
     """Train on generated images of the class as well, so that the class is not forgotten."""
@@ -97,13 +117,15 @@ class TrainConfig:
     """Encode images and prompts once, when nothing prevents it (random crops, flips, a trained text encoder do)."""
 
     max_train_steps: int | None = None
-    """Number of optimizer steps. None: 200 per training image."""
+    """Number of optimizer steps. None: 200 per training image, 400 for the low-rank methods."""
     train_batch_size: int = 1
     """Images per step and process."""
     gradient_accumulation_steps: int = 1
     """Batches whose gradients are summed into one step."""
     learning_rate: float | None = None
-    """Learning rate of AdamW. None: the model's recommendation, else 5e-6."""
+    """Learning rate of AdamW. None: what the model recommends, else 5e-6 for method full and 1e-4 for adapters."""
+    text_encoder_lr: float | None = None
+    """Learning rate of the text encoders and of the rare token. None: learning_rate."""
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     """Learning rate over the steps."""
     lr_warmup_steps: int = 0
@@ -116,6 +138,8 @@ class TrainConfig:
     """Decoupled weight decay."""
     adam_epsilon: float = 1e-8
     """Added to the denominator of the update."""
+    use_8bit_adam: bool = False
+    """Keep the optimizer's memory in 8 bits; needs the package bitsandbytes."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 1e9 is as good as none."""
     use_ema: bool = False
@@ -123,7 +147,17 @@ class TrainConfig:
     ema_decay: float = 0.99
     """Decay of that average after its warm-up: min(ema_decay, (1 + n) / (10 + n)) at step n."""
     export_weights: Literal["raw", "ema"] = "raw"
-    """Which weights become the final pipeline."""
+    """Which weights become the final result."""
+
+    snr_gamma: float | None = None
+    """Weight timesteps by min(signal-to-noise ratio, snr_gamma), usually 5. None: all alike."""
+    noise_offset: float = 0.0
+    """Add to the noise of each channel one number of this standard deviation; 0.1 where it is used."""
+    dropout: float = 0.0
+    """Share of activations that the denoiser's own dropout layers drop during training."""
+    l2_init_weight: float = 0.0
+    """Pull to the initial weights: each step takes learning_rate * l2_init_weight of the distance away, beside AdamW's
+    own update. A tool against forgetting that is not Bayesian; with bayes it acts on the means."""
 
     seed: int = 0
     """Every random draw of the run is a function of this number."""
@@ -131,6 +165,8 @@ class TrainConfig:
     """Precision of the forward pass; trained weights stay fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations instead of keeping them: less memory, more time."""
+    memory_limit: str | None = None
+    """Refuse to begin where training would need more than this, as in 24GB. None: what the device has free."""
     checkpointing_steps: int = 500
     """Steps between checkpoints; one more follows the last step, so that a finished run can be made longer, export its
     averages and show its deviations. 0: no checkpoints at all, to save disk and time; a killed run begins again."""
@@ -172,21 +208,17 @@ class TrainConfig:
     def resolve(self, recommended: Mapping[str, Any], native_resolution: int, n_images: int) -> TrainConfig:
         """Fills every setting that None leaves open: explicit before recommended by the model before the paper's.
 
-        `recommended` is what the model's fewbayes.json says, which may name the settings that default to None. Settings
-        whose switch is off stay open, and so does weight_std where weight_std_tolerance is to find it.
+        `recommended` is what the model's fewbayes.json says, which may name the settings that default to None; what it
+        says under a method's name goes before the rest. Settings whose switch is off stay open, and so does weight_std
+        where weight_std_tolerance is to find it.
         """
-        _known(recommended, "the model's fewbayes.json")
-        fixed = sorted(k for k in recommended if _fields()[k].default is not None or k == "weight_std_tolerance")
-        if fixed:
-            raise ConfigError(
-                f"the model's fewbayes.json recommends {', '.join(fixed)}, which a model cannot recommend"
-            )
+        recommended = _recommended_for(self.method, recommended)
         paper = {
             "rare_token": USUAL_RARE_TOKEN,
-            "learning_rate": 5e-6,
+            "learning_rate": PAPER[self.method].learning_rate,
             "weight_std": 0.01,
             "resolution": native_resolution,
-            "max_train_steps": STEPS_PER_IMAGE * n_images,
+            "max_train_steps": PAPER[self.method].steps_per_image * n_images,
             "num_class_images": CLASS_IMAGES_PER_IMAGE * n_images,
             "validation_prompt": self.instance_prompt,
         }
@@ -215,11 +247,16 @@ class TrainConfig:
 
         Left out: where the run is written, how often it is saved and sampled and by which sampler, which weights are
         exported, and what trades memory for time; none of them changes the trained weights. The number of steps is
-        left out while the learning rate does not depend on it, so that a run can be made longer.
+        left out while the learning rate does not depend on it, so that a run can be made longer. So is what belongs to
+        other methods, and what is not used where not using it is the default: a run is not begun anew because a later
+        version can do more.
         `content` replaces a path by what lies there, for instance instance_data_dir=[sha256, ...]: then a folder may
         move, and other images under the same path are noticed.
         """
-        left_out = _FREE_ON_RESUME | ({"max_train_steps"} if self.lr_scheduler.startswith("constant") else set())
+        left_out = _FREE_ON_RESUME | {name for name, methods in _METHODS_OF.items() if self.method not in methods}
+        left_out |= {name for name in _OFF_BY_DEFAULT if getattr(self, name) == _fields()[name].default}
+        if self.lr_scheduler.startswith("constant"):
+            left_out |= {"max_train_steps"}
         unknown = content.keys() - _fields().keys()
         assert not unknown, unknown
         return {key: value for key, value in (self.to_dict() | content).items() if key not in left_out}
@@ -240,15 +277,48 @@ _FREE_ON_RESUME = frozenset(
         "sample_batch_size",
         "export_weights",
         "gradient_checkpointing",
+        "memory_limit",
+    }
+)
+_OFF_BY_DEFAULT = frozenset(
+    {
+        "train_rare_token",
+        "text_encoder_lr",
+        "use_8bit_adam",
+        "snr_gamma",
+        "noise_offset",
+        "dropout",
+        "l2_init_weight",
     }
 )
 
+
+@dataclass(frozen=True)
+class Usual:
+    """What the paper's experiments use with a method."""
+
+    learning_rate: float
+    steps_per_image: int
+
+
+# DreamBooth, LoRA and OFT as in the paper's section on settings; the other adapters are kinds of LoRA.
+PAPER = {
+    "full": Usual(5e-6, 200),
+    "lora": Usual(1e-4, 400),
+    "oft": Usual(1e-4, 200),
+    "monteclora": Usual(1e-4, 400),
+    "pvera": Usual(1e-4, 400),
+    "tlora": Usual(1e-4, 400),
+}
+
 _GROUPS = {
     "model and data": "model",
+    "method": "method",
     "Bayesian weights": "bayes",
     "prior preservation": "with_prior_preservation",
     "images": "resolution",
     "optimization": "max_train_steps",
+    "loss and regularisation": "snr_gamma",
     "run": "seed",
     "samples": "validation_steps",
 }
@@ -257,6 +327,12 @@ _GROUPS = {
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 _POSITIVE = (
+    "rank",
+    "lora_alpha",
+    "oft_blocks",
+    "oft_block_size",
+    "text_encoder_lr",
+    "snr_gamma",
     "num_class_images",
     "max_train_steps",
     "train_batch_size",
@@ -271,6 +347,8 @@ _POSITIVE = (
     "sample_batch_size",
 )
 _NOT_NEGATIVE = (
+    "noise_offset",
+    "l2_init_weight",
     "weight_std",
     "prior_std",
     "kl_weight",
@@ -282,7 +360,7 @@ _NOT_NEGATIVE = (
     "validation_steps",
     "guidance_scale",
 )
-_BELOW_ONE = ("adam_beta1", "adam_beta2", "ema_decay")
+_BELOW_ONE = ("adam_beta1", "adam_beta2", "ema_decay", "lora_dropout", "dropout")
 _SEED_LIMIT = 2**63
 _RESOLUTION_STEP, _RESOLUTION_RANGE = 8, (16, 4096)
 
@@ -326,22 +404,33 @@ def _check_words(config: TrainConfig) -> None:
             f"validation_prompt is {config.validation_prompt!r}, which holds no prompt; "
             "write prompts separated by |, or leave it out for instance_prompt"
         )
-    _check_where(config.where)
+    _check_pattern("where", config.where, WHERE_PRESETS)
+    _check_pattern("adapter_targets", config.adapter_targets, ADAPTER_TARGETS)
     _check_rare_token(config)
+    memory_bytes(config.memory_limit or "1GB")
 
 
-def _check_where(where: str) -> None:
-    kind, colon, pattern = where.partition(":")
+def _check_pattern(name: str, value: str, presets: Sequence[str]) -> None:
+    kind, colon, pattern = value.partition(":")
     if kind == "pattern" and colon:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"where is {where!r}, which is not a regular expression ({error})") from error
-    elif where not in WHERE_PRESETS:
+            raise ConfigError(f"{name} is {value!r}, which is not a regular expression ({error})") from error
+    elif value not in presets:
         raise ConfigError(
-            f"where is {where!r}; it must be one of {', '.join(WHERE_PRESETS)}, or pattern:<regular expression>"
-            f"{_did_you_mean(where, WHERE_PRESETS)}"
+            f"{name} is {value!r}; it must be one of {', '.join(presets)}, or pattern:<regular expression>"
+            f"{_did_you_mean(value, presets)}"
         )
+
+
+def memory_bytes(text: str) -> int:
+    """The bytes of a memory_limit such as 24GB (10^9) or 24GiB (2^30)."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])(i?)B", text.strip())
+    if not found or float(found[1]) == 0:
+        raise ConfigError(f"memory_limit is {text!r}; it must be a number with its unit, as in 24GB, 11.5GiB or 800MB")
+    power = "KMGT".index(found[2]) + 1
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def _check_rare_token(config: TrainConfig) -> None:
@@ -369,6 +458,20 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 }
 """Switches, each with the settings that mean nothing without it."""
 
+_LOW_RANK = ("lora", "monteclora", "pvera", "tlora")
+_METHODS_OF: dict[str, tuple[str, ...]] = {
+    "rank": _LOW_RANK,
+    "lora_alpha": ("lora", "monteclora", "tlora"),
+    "lora_dropout": ("lora", "monteclora", "pvera"),
+    "use_dora": ("lora",),
+    "use_rslora": ("lora", "monteclora"),
+    "adapter_targets": (*_LOW_RANK, "oft"),
+    "oft_blocks": ("oft",),
+    "oft_block_size": ("oft",),
+    "where": ("full",),
+}
+"""Settings, each with the methods that use it."""
+
 
 def _check_switches(config: TrainConfig) -> None:
     for switch, names in _NEEDS.items():
@@ -379,9 +482,40 @@ def _check_switches(config: TrainConfig) -> None:
             raise ConfigError(f"{given}, but {switch} is off, without which nothing uses {them}; add {switch}")
 
 
+def _check_method(config: TrainConfig) -> None:
+    for name, methods in _METHODS_OF.items():
+        value, default = getattr(config, name), _fields()[name].default
+        if config.method not in methods and value != default:
+            raise ConfigError(
+                f"{name} is {value}, which method {config.method} never uses; "
+                f"leave it out, or take method {' or '.join(methods)}"
+            )
+    if config.bayes and config.method in ("monteclora", "pvera", "tlora"):
+        raise ConfigError(
+            f"method {config.method} is there to be compared with Bayesian weights and does not take them; "
+            "leave bayes out, or take method lora"
+        )
+    if config.oft_block_size is not None and config.oft_blocks != _fields()["oft_blocks"].default:
+        raise ConfigError(
+            f"oft_blocks is {config.oft_blocks} and oft_block_size is {config.oft_block_size}; give one of them"
+        )
+    if config.text_encoder_lr is not None and not (config.train_text_encoder or config.train_rare_token):
+        raise ConfigError(
+            f"text_encoder_lr is {config.text_encoder_lr:g}, but nothing of the text encoders is trained; "
+            "add train_text_encoder or train_rare_token"
+        )
+
+
 def _check_together(config: TrainConfig) -> None:
     _check_switches(config)
+    _check_method(config)
     _check_weight_std(config)
+    rate = max(config.learning_rate or 0.0, config.text_encoder_lr or 0.0)
+    if rate * config.l2_init_weight > 1:
+        raise ConfigError(
+            f"l2_init_weight is {config.l2_init_weight:g}, at a learning rate of {rate:g} more than the whole way back "
+            f"in one step; it must be at most {1 / rate:g}"
+        )
     if config.with_prior_preservation and not (config.class_prompt or "").strip():
         raise ConfigError('with_prior_preservation needs class_prompt, as in "a photo of a dog"')
     if config.lr_scheduler == "constant" and config.lr_warmup_steps > 0:
@@ -407,6 +541,32 @@ def _check_weight_std(config: TrainConfig) -> None:
             "weight_std_mode relative needs weight_std, a multiple of each weight's spread: 0.3 is a sensible one; "
             "or have it found by weight_std_tolerance 0.05"
         )
+
+
+_NOT_OF_A_MODEL = (
+    "weight_std_tolerance",
+    "lora_alpha",
+    "oft_block_size",
+    "text_encoder_lr",
+    "snr_gamma",
+    "memory_limit",
+)
+"""Settings where None has a meaning of its own."""
+
+
+def _recommended_for(method: str, recommended: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's advice for a method: its own entry over the common ones."""
+    source = "the model's fewbayes.json"
+    common = {key: value for key, value in recommended.items() if key not in PAPER}
+    entries = {key: value for key, value in recommended.items() if key in PAPER}
+    for advice in (common, *entries.values()):
+        if not isinstance(advice, Mapping):
+            raise ConfigError(f"{source}: under the name of a method stand settings by name, not {advice!r}")
+        _known(advice, source)
+        fixed = sorted(k for k in advice if _fields()[k].default is not None or k in _NOT_OF_A_MODEL)
+        if fixed:
+            raise ConfigError(f"{source} recommends {', '.join(fixed)}, which a model cannot recommend")
+    return common | dict(entries.get(method, {}))
 
 
 # --- types ------------------------------------------------------------------------------------------------------------
@@ -485,10 +645,10 @@ _ALIASES = {
     "init_sigma": "weight_std",
     "prior_sigma": "prior_std",
     "lambda1": "kl_weight",
+    "offset_noise": "noise_offset",
 }
 """Names of the diffusers scripts and of the paper's released script for what is called otherwise here."""
 
-_LORA = "adapters are not trained by this version; leave it out for --method full"
 _HUB = "upload the finished folder instead: hf upload <name> <output_dir>"
 _TRACKER = "not needed: metrics.jsonl and samples/ in output_dir hold curves and images, fewbayes report makes a page"
 _ELSEWHERE: dict[str, str] = {
@@ -503,7 +663,6 @@ _ELSEWHERE: dict[str, str] = {
     "lr_num_cycles": "--lr_scheduler has constant, constant_with_warmup, linear and cosine, which need no cycles",
     "lr_power": "--lr_scheduler has constant, constant_with_warmup, linear and cosine, which need no power",
     "optimizer": "AdamW is used; leave it out",
-    "use_8bit_adam": "AdamW keeps its state in fp32; to save memory use --gradient_checkpointing or --mixed_precision",
     "dataloader_num_workers": "not needed: the images are held in memory",
     "push_to_hub": _HUB,
     "hub_token": _HUB,
@@ -513,13 +672,10 @@ _ELSEWHERE: dict[str, str] = {
     "tracker_name": _TRACKER,
     "allow_tf32": "set torch's own environment variable TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1",
     "local_rank": "set by accelerate launch; leave it out",
-    "rank": _LORA,
-    "lora_alpha": _LORA,
-    "lora_dropout": _LORA,
-    "use_dora": _LORA,
-    "text_encoder_lr": "--learning_rate holds for the text encoder too",
-    "snr_gamma": "the loss is not weighted by the signal-to-noise ratio here; leave it out",
-    "offset_noise": "the noise is standard normal here; leave it out",
+    "lora_layers": "choose the layers by --adapter_targets",
+    "lora_bias": "biases are not trained with adapters",
+    "train_text_encoder_ti": "use --train_rare_token",
+    "learnable_property": "use --train_rare_token",
     "dataset_name": "give a folder by --instance_data_dir",
     "dataset_config_name": "give a folder by --instance_data_dir",
     "image_column": "give a folder by --instance_data_dir",
@@ -686,7 +842,9 @@ def train_help() -> str:
         if name in headings:
             lines += ["", f"{headings[name]}:"]
         lines.append(f"  {_usage(name, field)}")
-        lines += textwrap.wrap(field_docs()[name], width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += textwrap.wrap(
+            " ".join(field_docs()[name].split()), width, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
     return "\n".join(lines)
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from fewbayes.config import TrainConfig, load_config
 from fewbayes.families import Family, ModelCard, inspect_model, load_family
+from fewbayes.families.adapters import is_adapter, load_adapter
 from fewbayes.methods import make_method
 from fewbayes.runs import CONFIG, MANIFEST, Checkpoint, RunFolder, atomic_folder, read_manifest, verify_checkpoint
 
@@ -47,61 +48,82 @@ def sample_images(
     pipeline = family.pipeline(sampler)
     pictures: list[Image.Image] = []
     with torch.no_grad():
-        embedding = _embeddings(family, prompts, negative_prompt)
+        different = list(dict.fromkeys(prompts))
+        encoded, negative = family.encode_prompts(different), family.encode_negative(negative_prompt)
         for start in range(0, len(prompts), batch_size):
-            chunk = list(prompts[start : start + batch_size])
-            pictures += pipeline(
-                prompt_embeds=torch.stack([embedding[prompt] for prompt in chunk]),
-                negative_prompt_embeds=embedding[negative_prompt].expand(len(chunk), -1, -1),
+            rows = [different.index(prompt) for prompt in prompts[start : start + batch_size]]
+            latents = pipeline(
+                **family.prompt_arguments(encoded[rows], negative[[0] * len(rows)]),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 height=resolution,
                 width=resolution,
-                output_type="pil",
+                output_type="latent",
             ).images
+            pictures += [Image.fromarray(picture) for picture in family.decode_latents(latents)]
     return pictures
 
 
-def _embeddings(family: Any, prompts: Sequence[str], negative_prompt: str) -> dict[str, torch.Tensor]:
-    """Each different prompt is encoded once."""
-    different = list(dict.fromkeys([*prompts, negative_prompt]))
-    return dict(zip(different, family.encode_prompts(different), strict=True))
-
-
-def load_for_sampling(source: str, weights: str | None = None) -> tuple[Family, str | None]:
+def load_for_sampling(source: str, weights: str | None = None, *, base: str | None = None) -> tuple[Family, str | None]:
     """The model of a run, a checkpoint or a pipeline folder (or hub id, or `tiny`), and the rare token for <v>.
 
     weights: "raw" or "ema"; None is what a run has exported, and the raw ones of a checkpoint. What a run has not
     exported is taken from its last checkpoint.
+    base: the model under `source`, where that is a LoRA file or a PEFT folder of any trainer; a run knows its own.
     """
     folder = Path(source)
-    if (folder / "trainer_state.json").is_file():
+    checkpointed, config = (folder / "trainer_state.json").is_file(), _run_config(folder)
+    if base is not None:
+        return _load_adapter(folder, base, weights, ours=checkpointed or config is not None)
+    if checkpointed:
         return _load_checkpoint(verify_checkpoint(folder), weights or "raw")
-    config = _run_config(folder)
-    if weights and not config:
+    if config:
+        return _load_run(folder, config, weights)
+    if weights:
         raise ValueError(f"{source} is no run and no checkpoint of one, which alone hold raw and averaged weights")
-    if weights and weights != _exported(folder):
-        return _load_checkpoint(_last_checkpoint(folder, weights), weights)
-    if config and not (folder / "model_index.json").is_file():
-        raise ValueError(
-            f"{source} is a run without a final pipeline: give its training command again to finish it, or sample from "
-            "one of its checkpoint-N folders"
-        )
+    if is_adapter(folder):
+        raise ValueError(f"{source} holds what was added to a model, not the model: say which with base")
     card = inspect_model(source)
-    return load_family(card), config.get("rare_token") or card.rare_token
+    return load_family(card), card.rare_token
 
 
-def _run_config(folder: Path) -> dict:
-    path = folder / CONFIG
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+def _load_adapter(source: Path, base: str, weights: str | None, *, ours: bool) -> tuple[Family, str | None]:
+    if ours:
+        raise ValueError(f"{source} belongs to a run, which knows the model under it; leave base out")
+    if weights:
+        raise ValueError(f"{source} is no run, which alone holds raw and averaged weights; leave weights out")
+    if not is_adapter(source):
+        raise ValueError(
+            f"{source} is no adapter for {base}: give a LoRA in a .safetensors file, or a folder that holds "
+            "pytorch_lora_weights.safetensors or a PEFT adapter_config.json"
+        )
+    family = load_family(base)
+    load_adapter(family, source)
+    return family, family.card.rare_token
 
 
-def _exported(run: Path) -> str | None:
-    """The weights in a run's final pipeline, None where there is none."""
-    if not (run / MANIFEST).is_file() or not (run / "model_index.json").is_file():
-        return None
-    return read_manifest(run).get("exported")
+def _load_run(run: Path, config: TrainConfig, weights: str | None) -> tuple[Family, str | None]:
+    method, manifest = make_method(config), read_manifest(run)
+    there = (run / method.result).is_file()
+    if weights and not (there and weights == manifest.get("exported")):
+        return _load_checkpoint(_last_checkpoint(run, weights), weights)
+    if not there:
+        raise ValueError(
+            f"{run} is a run without its result, {method.result}: give its training command again to finish it, or "
+            "sample from one of its checkpoint-N folders"
+        )
+    if method.result == "model_index.json":
+        return load_family(str(run)), config.rare_token
+    family = load_family(_base_model(run, config.model))
+    method.attach(family)
+    method.load(family, run)
+    return family, config.rare_token
+
+
+def _run_config(folder: Path) -> TrainConfig | None:
+    """The settings of a run; None for what is no run."""
+    return load_config(folder / CONFIG, {}) if all((folder / name).is_file() for name in (CONFIG, MANIFEST)) else None
 
 
 def _last_checkpoint(run: Path, weights: str) -> Checkpoint:
@@ -126,13 +148,13 @@ def _load_checkpoint(checkpoint: Checkpoint, which: str) -> tuple[Family, str | 
     file = checkpoint.path / ("ema.safetensors" if which == "ema" else "weights.safetensors")
     if not file.is_file():
         raise ValueError(f"{folder} holds no averaged weights; its run was made without use_ema")
-    family = load_family(_base_model(run, config["model"]))
-    method = make_method(config["method"], train_text_encoder=config["train_text_encoder"])
+    family, method = load_family(_base_model(run, config.model)), make_method(config)
+    method.attach(family)
     saved = load_file(file)
     with torch.no_grad():
         for name, weight in method.trainable(family).items():
             weight.copy_(saved[name])
-    return family, config.get("rare_token")
+    return family, config.rare_token
 
 
 def _base_model(run: Path, model: str) -> ModelCard:
@@ -161,24 +183,27 @@ def write_samples(
     resolution: int | None = None,
     batch_size: int = 4,
     weights: str | None = None,
+    base: str | None = None,
 ) -> Path:
     """`num_images` pictures of each prompt, image i from seed + i; returns the folder, which must be new or empty.
 
-    The folder holds 00.png, 01.png, ... and samples.json, which says how each was made.
+    source, weights, base: as in `load_for_sampling`. The folder holds 00.png, 01.png, ... and samples.json, which says
+    how each was made.
     """
     output = Path(output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output_dir {output} is not an empty folder; give a new one")
-    family, rare_token = load_for_sampling(source, weights)
+    family, rare_token = load_for_sampling(source, weights, base=base)
     family.to("cuda" if torch.cuda.is_available() else "cpu")
     words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts for _ in range(num_images)]
     seeds = [seed + i for _ in prompts for i in range(num_images)]
     how = {"sampler": sampler, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
     pictures = sample_images(family, words, seeds, **how, resolution=resolution, batch_size=batch_size)
     with atomic_folder(output) as folder:
+        made_of = {"source": source} | ({"base": base} if base else {})
         rows = []
         for i, picture in enumerate(pictures):
             picture.save(folder / f"{i:02d}.png")
-            rows.append({"file": f"{i:02d}.png", "source": source, "prompt": words[i], "seed": seeds[i], **how})
+            rows.append({"file": f"{i:02d}.png", **made_of, "prompt": words[i], "seed": seeds[i], **how})
         (folder / "samples.json").write_text(json.dumps(rows, indent=2) + "\n")
     return output

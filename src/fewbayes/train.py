@@ -3,7 +3,7 @@
 `train` is one long function to be read top to bottom; the short ones under it are its vocabulary. Both arms, plain and
 Bayesian, share everything but the posterior: order, crops, timesteps, noise, latents and samples come from named
 streams of one seed. A run killed at any moment and started again with the same config ends, on a CPU, with the very
-weights of an uninterrupted run. Knows nothing of diffusers, of flags or of pages.
+weights of an uninterrupted run. Knows nothing of diffusers, of single methods, of flags or of pages.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import logging
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,10 +27,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fewbayes import memory
 from fewbayes.batches import CLASS, INSTANCE, Pictures, Share
+from fewbayes.checkpoints import TrainState
 from fewbayes.class_images import ClassImageSettings, ensure_class_images, present
 from fewbayes.config import TrainConfig
 from fewbayes.data import TrainImage, check_folder, load_images
@@ -40,6 +41,7 @@ from fewbayes.methods import Method, make_method
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.noise import stream_seed
 from fewbayes.objective import diffusion_loss, preserved_loss
+from fewbayes.progress import progress as shown_progress
 from fewbayes.runs import Checkpoint, RunFolder, atomic_folder, environment
 from fewbayes.sample import sample_images
 from fewbayes.variational import GaussianPosterior, calibrate_weight_std
@@ -79,6 +81,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
 
     # What can be refused is refused before a model is loaded.
     accelerator = _accelerator(config.mixed_precision)
+    _check_packages(config)
     card = inspect_model(config.model) if family is None else family.card
     report = check_folder(config.instance_data_dir)
     for note in report.notes if accelerator.is_main_process else ():
@@ -99,19 +102,23 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     ) | {"processes": accelerator.num_processes}
 
     run = RunFolder(config.output_dir)
+    method = make_method(config)
     manifest = _from_main(accelerator, lambda: _look(run, config, fingerprint))
-    if manifest.get("status") == "done" and _as_asked(manifest, config):
+    if manifest.get("status") == "done" and _as_asked(manifest, config, method):
         log.warning("%s is already done; nothing to do", run.path)
         return RunResult(run.path, config.max_train_steps, config.max_train_steps, time.monotonic() - began)
+    there = family is not None and family.device.type == accelerator.device.type
+    need = memory.check(card, config, accelerator.device, loaded=there)
 
     with ExitStack() as stack:
         # The model, what of it is trained, and what of that is random.
-        method = make_method(config.method, train_text_encoder=config.train_text_encoder)
         given, family = family, family or load_family(card)
         _check_rare_token(family, config.rare_token)
         family.to(accelerator.device)
+        own_dropout = _dropout_layers(family.denoiser)  # before a method brings more
         stack.enter_context(_attached(method, family, restore=given is not None))
         weights = method.trainable(family)
+        _check_masters(weights)
         if config.bayes:
             select(*method.random(family, config.where))  # refuses what selects nothing before minutes of work
 
@@ -129,24 +136,20 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
         stack.enter_context(_failure_recorded(run, accelerator))
         start = checkpoint.step if checkpoint else 0
         if accelerator.is_main_process:
-            _say_what_runs(config, start, len(images), weights, posterior, calibration)
+            _say_what_runs(config, start, len(images), weights, posterior, calibration, need)
             _write_reference(run, instance)
 
         # Means and deviations form one group, decayed alike, as in the authors' code.
         named = weights | _named_deviations(posterior)
-        adamw = torch.optim.AdamW(
-            named.values(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.adam_weight_decay,
-            fused=True,
-        )
+        adamw = _optimizer(config, named)
         optimizer = accelerator.prepare_optimizer(adamw)
         average = WeightAverage(weights, config.ema_decay) if config.use_ema else None
+        pull = _Pull(weights) if config.l2_init_weight > 0 else None
+        state = TrainState(weights, named, adamw, posterior, average, accelerator.scaler)
         if checkpoint:
-            _load_checkpoint(checkpoint, accelerator, weights, posterior, adamw, named, average)
+            state.read(checkpoint.path, checkpoint.state)
         family.checkpoint_gradients(config.gradient_checkpointing)
+        mode = _Mode(method, family, own_dropout, config.dropout)
 
         share = Share(
             config.train_batch_size,
@@ -155,14 +158,18 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             config.gradient_accumulation_steps,
         )
         watch = _Watch(run, accelerator, [image.path.name for image in images])
-        bar = stack.enter_context(_progress(config.max_train_steps, start, progress and accelerator.is_main_process))
+        bar = stack.enter_context(
+            shown_progress(config.max_train_steps, start, progress and accelerator.is_main_process)
+        )
         if start == 0 and config.validation_steps:
             _validate(0, config, run, family, average, instance, accelerator)
+        stack.enter_context(mode.training())
 
         for step in range(start, config.max_train_steps):
             done = step + 1
             due = _due(done, config)
-            _set_rate(adamw, _rate(config, step))
+            _set_rates(adamw, _factor(config, step))
+            method.begin_step(family, step)
             draws = [source.draw(config.seed, step, share.total) for source in sources]
             loss = torch.zeros((), device=accelerator.device)
 
@@ -170,13 +177,16 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             with posterior.sample(step) if posterior else nullcontext():
                 for micro_batch in range(share.micro_batches):
                     rows = share.rows(micro_batch)
-                    with accelerator.autocast():
+                    with _dropout_draws(config.seed, step, rows.start, accelerator.device), accelerator.autocast():
                         batches = [source.batch(drawn, rows) for source, drawn in zip(sources, draws, strict=True)]
                         if config.with_prior_preservation:
-                            part = preserved_loss(family, batches[0], batches[1], config.prior_loss_weight)
+                            weight, gamma = config.prior_loss_weight, config.snr_gamma
+                            part = preserved_loss(family, batches[0], batches[1], weight, snr_gamma=gamma)
                         else:
-                            part = diffusion_loss(family, batches[0])
-                    accelerator.backward(part / share.micro_batches)
+                            part = diffusion_loss(family, batches[0], snr_gamma=config.snr_gamma)
+                    penalty = method.penalty(family)
+                    objective = part if penalty is None else part + penalty
+                    accelerator.backward(objective / share.micro_batches)
                     loss += part.detach() / share.micro_batches
                 _average_gradients(accelerator, weights.values())
 
@@ -187,6 +197,8 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             watch.add(done, loss, norm, _new_rate(config, step), draws[0].indices)
             if due.look or accelerator.device.type == "cpu":
                 watch.look()  # raises before a number that is not finite reaches a checkpoint
+            if pull:
+                pull.towards_start(adamw, config.l2_init_weight)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if average:
@@ -196,14 +208,15 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             if posterior and due.posterior:
                 _log_posterior(done, run, posterior, config, accelerator)
             if due.sample:
-                _validate(done, config, run, family, average, instance, accelerator)
+                with mode.resting():
+                    _validate(done, config, run, family, average, instance, accelerator)
             if due.checkpoint:  # last: what belongs to a step is on disk before its checkpoint is
-                _write_checkpoint(done, config, run, accelerator, weights, posterior, adamw, named, average)
+                _write_checkpoint(done, config, run, accelerator, state)
 
         if accelerator.is_main_process:
             if posterior:
                 run.write_json("posterior.json", posterior.diagnostics())
-            with average.swapped() if average and config.export_weights == "ema" else nullcontext():
+            with average.swapped() if average and config.export_weights == "ema" else nullcontext(), mode.resting():
                 run.write_pipeline(lambda folder: method.export(family, folder))
             run.finish("done", steps=config.max_train_steps, exported=config.export_weights)
         accelerator.wait_for_everyone()
@@ -228,6 +241,14 @@ def _accelerator(mixed_precision: str) -> Accelerator:
     return accelerator
 
 
+def _check_packages(config: TrainConfig) -> None:
+    if config.use_8bit_adam and find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "use_8bit_adam needs the package bitsandbytes, which is not installed: pip install bitsandbytes, or leave "
+            "it out and save memory by gradient_checkpointing"
+        )
+
+
 def _from_main(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
     """What the main process computes, in all of them."""
     told: list[Any] = [compute() if accelerator.is_main_process else None]
@@ -250,11 +271,11 @@ def _look(run: RunFolder, config: TrainConfig, fingerprint: Mapping[str, Any]) -
     return manifest
 
 
-def _as_asked(manifest: Mapping[str, Any], config: TrainConfig) -> bool:
-    """Whether the final pipeline that the manifest tells of is the one asked for, and there."""
+def _as_asked(manifest: Mapping[str, Any], config: TrainConfig, method: Method) -> bool:
+    """Whether the final result that the manifest tells of is the one asked for, and there."""
     asked = {"steps": config.max_train_steps, "exported": config.export_weights}
-    pipeline = Path(config.output_dir) / "model_index.json"
-    return all(manifest.get(key) == value for key, value in asked.items()) and pipeline.is_file()
+    result = Path(config.output_dir) / method.result
+    return all(manifest.get(key) == value for key, value in asked.items()) and result.is_file()
 
 
 def _begin(
@@ -325,6 +346,16 @@ def _attached(method: Method, family: Family, *, restore: bool) -> Iterator[None
                 weight.data.copy_(before[name])
         family.checkpoint_gradients(False)
         method.detach(family)
+
+
+def _check_masters(weights: Mapping[str, nn.Parameter]) -> None:
+    """Updates of 1e-6 vanish in half precision, and float16's loss scale cannot be taken off such gradients."""
+    low = [f"{name} ({weight.dtype})" for name, weight in weights.items() if weight.dtype != torch.float32]
+    if low:
+        raise ValueError(
+            f"trained weights have to be float32, but {low[0]} and {len(low) - 1} others are not; give the model as "
+            "load_family gives it, and choose the precision of the forward pass by mixed_precision"
+        )
 
 
 def _check_rare_token(family: Family, word: str | None) -> None:
@@ -398,6 +429,28 @@ def _posterior(
     )
 
 
+def _optimizer(config: TrainConfig, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW over one group of parameters, or two where the text encoders have a rate of their own."""
+    assert config.learning_rate is not None
+    rates = dict.fromkeys(named, config.learning_rate)
+    if config.text_encoder_lr is not None:
+        rates |= {name: config.text_encoder_lr for name in named if name.startswith(("text_encoder", "rare_token"))}
+    groups: list[dict[str, Any]] = [
+        {"params": [named[name] for name in named if rates[name] == rate], "lr": rate, "full_rate": rate}
+        for rate in dict.fromkeys(rates.values())
+    ]
+    settings = {
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.adam_weight_decay,
+    }
+    if config.use_8bit_adam:
+        import bitsandbytes  # pyright: ignore[reportMissingImports]
+
+        return bitsandbytes.optim.AdamW8bit(groups, **settings)
+    return torch.optim.AdamW(groups, **settings, fused=True)
+
+
 def _named_deviations(posterior: GaussianPosterior | None) -> dict[str, nn.Parameter]:
     deviations = posterior.std_parameters() if posterior else []
     return {f"weight_std.{i}": parameter for i, parameter in enumerate(deviations)}
@@ -414,7 +467,8 @@ def _pictures(config: TrainConfig, family: Family, images: Sequence[TrainImage],
         side=config.resolution,
         random_flip=config.random_flip,
         keep_latents=config.cache_latents,
-        keep_prompts=config.cache_latents and not config.train_text_encoder,
+        keep_prompts=config.cache_latents and not (config.train_text_encoder or config.train_rare_token),
+        noise_offset=config.noise_offset,
         half=half,
     )
 
@@ -493,12 +547,15 @@ def _say_what_runs(
     weights: Mapping[str, nn.Parameter],
     posterior: GaussianPosterior | None,
     calibration: Mapping[str, float] | None,
+    need: memory.MemoryEstimate,
 ) -> None:
     """The settings that matter most, as they were resolved."""
     trained = sum(weight.numel() for weight in weights.values())
     log.info(
-        "%s on %d image%s of %d pixels, %d steps at rate %g (%s), %s weights, rare token %s",
+        "%s, method %s, on %d image%s of %d pixels, %d steps at rate %g (%s), %s weights, rare token %s; about %s "
+        "of memory",
         config.model,
+        config.method,
         images,
         "s" if images > 1 else "",
         config.resolution,
@@ -507,13 +564,14 @@ def _say_what_runs(
         config.lr_scheduler,
         f"{trained:,}",
         config.rare_token,
+        memory.shown(need.peak),
     )
     if posterior:
         weight_std = config.weight_std if calibration is None else calibration["weight_std"]
         log.info(
-            "Bayesian: %s of them random (where %s), weight_std %.3g (%s, %s), kl_weight %g",
+            "Bayesian: %s of them random (%s), weight_std %.3g (%s, %s), kl_weight %g",
             f"{posterior.num_random:,}",
-            config.where,
+            f"where {config.where}" if config.method == "full" else "those that the method names",
             weight_std,
             config.weight_std_mode,
             config.weight_std_learn,
@@ -559,22 +617,86 @@ def rate_factor(scheduler: str, step: int, warmup: int, total: int) -> float:
     raise ValueError(f"lr_scheduler {scheduler!r} is not known")
 
 
-def _rate(config: TrainConfig, step: int) -> float:
-    assert config.learning_rate is not None
+def _factor(config: TrainConfig, step: int) -> float:
     assert config.max_train_steps is not None
-    factor = rate_factor(config.lr_scheduler, step, config.lr_warmup_steps, config.max_train_steps)
-    return config.learning_rate * factor
+    return rate_factor(config.lr_scheduler, step, config.lr_warmup_steps, config.max_train_steps)
 
 
 def _new_rate(config: TrainConfig, step: int) -> float | None:
     """The rate where it differs from that of the step before, which is all that needs a row."""
-    rate = _rate(config, step)
-    return rate if step == 0 or rate != _rate(config, step - 1) else None
+    assert config.learning_rate is not None
+    factor = _factor(config, step)
+    return config.learning_rate * factor if step == 0 or factor != _factor(config, step - 1) else None
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def _set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = group["full_rate"] * factor
+
+
+class _Pull:
+    """The way back to the weights of the start: theta <- theta - rate * weight * (theta - theta_0) at each step.
+
+    Apart from the gradient, as AdamW has its decay: Adam's division by past gradients would change its strength from
+    weight to weight.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter]):
+        self._start = {weight: weight.detach().clone() for weight in weights.values()}
+
+    @torch.no_grad()
+    def towards_start(self, optimizer: torch.optim.Optimizer, weight: float) -> None:
+        for group in optimizer.param_groups:
+            pulled = [parameter for parameter in group["params"] if parameter in self._start]
+            start = [self._start[parameter] for parameter in pulled]
+            if pulled:
+                torch._foreach_lerp_(pulled, start, group["lr"] * weight)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _dropout_layers(module: nn.Module) -> list[nn.Dropout]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Dropout)]
+
+
+class _Mode:
+    """What is on while training and off for pictures: the method's own noise, and the network's dropout."""
+
+    def __init__(self, method: Method, family: Family, layers: Sequence[nn.Dropout], dropout: float):
+        self._method, self._family, self._layers, self._dropout = method, family, layers, dropout
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        before = [(layer, layer.p, layer.training) for layer in self._layers]
+        for layer in self._layers if self._dropout else ():
+            layer.p = self._dropout
+        try:
+            self._switch(True)
+            yield
+        finally:
+            self._switch(False)
+            for layer, share, training in before:
+                layer.p = share
+                layer.train(training)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        self._switch(False)
+        try:
+            yield
+        finally:
+            self._switch(True)
+
+    def _switch(self, on: bool) -> None:
+        self._method.training(self._family, on)
+        for layer in self._layers:
+            layer.train(on and self._dropout > 0)
+
+
+@contextmanager
+def _dropout_draws(seed: int, step: int, row: int, device: torch.device) -> Iterator[None]:
+    """Whatever a forward pass draws from torch's own generators is a function of (seed, step, first row) inside."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(stream_seed(seed, "dropout", step, row))
+        yield
 
 
 def _average_gradients(accelerator: Accelerator, weights: Iterable[nn.Parameter], bucket: int = 2**24) -> None:
@@ -645,6 +767,14 @@ class _Watch:
             f"step {done}: {what} (images: {names}); the run has stopped and its checkpoints are as they were. "
             "A lower learning_rate, or mixed_precision no, is the usual cure"
         )
+
+
+def _write_checkpoint(
+    done: int, config: TrainConfig, run: RunFolder, accelerator: Accelerator, state: TrainState
+) -> None:
+    if accelerator.is_main_process:
+        run.write_checkpoint(done, state.write, state=state.numbers(), total_limit=config.checkpoints_total_limit)
+    accelerator.wait_for_everyone()
 
 
 def _log_posterior(
@@ -723,122 +853,3 @@ def _at_scored_size(picture: np.ndarray) -> np.ndarray:
     if len(picture) <= SCORED_SIDE:
         return picture
     return np.asarray(Image.fromarray(picture).resize((SCORED_SIDE, SCORED_SIDE), Image.Resampling.BOX))
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def _write_checkpoint(
-    done: int,
-    config: TrainConfig,
-    run: RunFolder,
-    accelerator: Accelerator,
-    weights: Mapping[str, nn.Parameter],
-    posterior: GaussianPosterior | None,
-    optimizer: torch.optim.Optimizer,
-    named: Mapping[str, nn.Parameter],
-    average: WeightAverage | None,
-) -> None:
-    """Means, posterior, optimizer and averages after `done` steps, all safetensors."""
-
-    def write(folder: Path) -> None:
-        save_file(
-            {name: weight.detach().contiguous() for name, weight in weights.items()}, folder / "weights.safetensors"
-        )
-        save_file(_optimizer_state(optimizer, named), folder / "optimizer.safetensors")
-        if posterior:
-            posterior.save(folder / "posterior.safetensors")
-        if average:
-            save_file(average.state_dict(), folder / "ema.safetensors")
-
-    if accelerator.is_main_process:
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-        run.write_checkpoint(done, write, state={"scaler": scaler}, total_limit=config.checkpoints_total_limit)
-    accelerator.wait_for_everyone()
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """AdamW's memory by parameter name: exp_avg.<name>, exp_avg_sq.<name>, step.<name>."""
-    return {
-        f"{key}.{name}": value.contiguous()
-        for name, parameter in named.items()
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-@torch.no_grad()
-def _load_checkpoint(
-    checkpoint: Checkpoint,
-    accelerator: Accelerator,
-    weights: Mapping[str, nn.Parameter],
-    posterior: GaussianPosterior | None,
-    optimizer: torch.optim.Optimizer,
-    named: Mapping[str, nn.Parameter],
-    average: WeightAverage | None,
-) -> None:
-    saved = load_file(checkpoint.path / "weights.safetensors")
-    for name, weight in weights.items():
-        weight.copy_(saved[name])
-    if posterior:
-        posterior.load(checkpoint.path / "posterior.safetensors")
-    remembered = load_file(checkpoint.path / "optimizer.safetensors")
-    for name, parameter in named.items():
-        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in remembered]
-        optimizer.state[parameter] = {key: remembered[f"{key}.{name}"].to(parameter.device) for key in keys}
-    if average:
-        average.load_state_dict(load_file(checkpoint.path / "ema.safetensors"))
-    if accelerator.scaler and checkpoint.state["scaler"]:
-        accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
-
-
-# --- what is seen of it -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(total: int, start: int, show: bool) -> Iterator[Callable[[int, float | None], None]]:
-    """A function of (steps done, loss): a bar on a terminal, a line every half minute elsewhere."""
-    if not show:
-        yield lambda done, loss: None
-    elif sys.stderr.isatty():
-        with _bar(total, start) as advance:
-            yield advance
-    else:
-        yield _lines(total, start)
-
-
-@contextmanager
-def _bar(total: int, start: int) -> Iterator[Callable[[int, float | None], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=Console(stderr=True), refresh_per_second=4) as shown:
-        task = shown.add_task("", total=total, completed=start, loss="-")
-
-        def advance(done: int, loss: float | None) -> None:
-            shown.update(task, completed=done, loss="-" if loss is None else f"{loss:.4f}")
-
-        yield advance
-
-
-def _lines(total: int, start: int, every: float = 30.0) -> Callable[[int, float | None], None]:
-    began = said = time.monotonic()
-
-    def advance(done: int, loss: float | None) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if now - said >= every or done == total:
-            said = now
-            left = (now - began) / (done - start) * (total - done)
-            shown = "" if loss is None else f", loss {loss:.4f}"
-            print(f"step {done} of {total}{shown}, {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
-
-    return advance

@@ -11,17 +11,20 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fewbayes.config import TrainConfig
 from fewbayes.runs import RunFolder, atomic_write, environment
 
 log = logging.getLogger("fewbayes")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def run_experiment(experiment: Experiment, folder: Path, workers: int | None = N
     folder.mkdir(parents=True, exist_ok=True)
     configs = experiment.configs(folder)
     with _watching(configs):
-        failed = _run_all(list(configs.values()), min(workers or os.cpu_count() or 1, len(configs)))
+        failed = [failure for failure in in_parallel(_run_one, list(configs.values()), workers) if failure]
     _describe(experiment, folder)
     if failed:
         log.warning("%d of %d runs failed: %s", len(failed), len(configs), "; ".join(failed))
@@ -97,13 +100,21 @@ def _describe(experiment: Experiment, folder: Path) -> None:
     atomic_write(folder / "experiment.json", json.dumps(described, indent=1, default=str) + "\n")
 
 
-def _run_all(configs: Sequence[TrainConfig], workers: int) -> list[str]:
-    """Every run to its end; those whose numbers ran away are returned, and do not stop the others."""
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // workers)
+def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> list[Result]:
+    """`function` of every item, in order, in `workers` processes that share the cores; None is one per core.
+
+    One worker is this process itself. An error ends all of them and is raised.
+    """
+    if not items:
+        return []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers or cores, len(items))
+    if workers == 1:
+        return [function(item) for item in items]
+    context, threads = multiprocessing.get_context("spawn"), max(1, cores // workers)
     with ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=(threads,)) as pool:
         try:
-            return [failure for failure in pool.map(_run_one, configs) if failure]
+            return list(pool.map(function, items))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -128,7 +139,10 @@ def _end_with(parent: int) -> None:
 
 
 def _run_one(config: TrainConfig) -> str | None:
-    """Train; what is done already returns at once, and a folder that holds another run is refused."""
+    """Train; what is done already returns at once, and a folder that holds another run is refused.
+
+    A run whose numbers ran away is said in a line and does not stop the others.
+    """
     from fewbayes.families import load_family
     from fewbayes.train import NonFiniteError, train
 
@@ -143,11 +157,12 @@ def _run_one(config: TrainConfig) -> str | None:
 
 @contextmanager
 def _watching(configs: Mapping[str, TrainConfig]) -> Iterator[None]:
-    """A progress bar over all checkpoints sampled so far, read from the run folders by a thread."""
+    """A progress bar over checkpoints sampled and runs done so far, read from the run folders by a thread."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    total = sum(len(range(0, (c.max_train_steps or 0) + 1, c.validation_steps or 10**9)) for c in configs.values())
+    sampled = [c for c in configs.values() if c.validation_steps]
+    total = len(configs) + sum(len(range(0, (c.max_train_steps or 0) + 1, c.validation_steps)) for c in sampled)
     stop = threading.Event()
 
     def seen() -> tuple[int, int]:
@@ -162,7 +177,7 @@ def _watching(configs: Mapping[str, TrainConfig]) -> Iterator[None]:
         def watch() -> None:
             while not stop.wait(1.0):
                 pictures, done = seen()
-                shown.update(task, completed=pictures, description=f"{done} of {len(configs)} runs done")
+                shown.update(task, completed=pictures + done, description=f"{done} of {len(configs)} runs done")
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -171,4 +186,5 @@ def _watching(configs: Mapping[str, TrainConfig]) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
-            shown.update(task, completed=seen()[0], description=f"{seen()[1]} of {len(configs)} runs done")
+            pictures, done = seen()
+            shown.update(task, completed=pictures + done, description=f"{done} of {len(configs)} runs done")

@@ -1,48 +1,92 @@
 """Fine-tuning methods: which weights are trained, which of them may be random, and what is saved.
 
-Every method is one small file with the same verbs in the same order: attach, trainable, random, export, detach.
-This file names the verbs and picks a method. It knows nothing of diffusers, of optimizers or of run folders.
+Every method is one small file with the same verbs in the same order: attach, trainable, random, penalty, begin_step,
+training, export, load, detach. This file names the verbs and picks a method. It knows nothing of diffusers, of
+optimizers or of run folders.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-METHODS = ("full",)
+    from fewbayes.config import TrainConfig
+
+METHODS = {
+    "full": "Full",
+    "lora": "Lora",
+    "oft": "Oft",
+    "monteclora": "MonteClora",
+    "pvera": "Pvera",
+    "tlora": "TLora",
+}
+"""Methods by the name of their file, with the class in it."""
+
+COMPARISON_ARMS = ("monteclora", "pvera", "tlora")
+"""Methods of others with a noise or a cure of their own: compared with Bayesian weights, never mixed with them."""
 
 
 class Method(Protocol):
     """How a family is fine-tuned."""
 
+    @property
+    def result(self) -> str:
+        """The file of an export, relative to its folder, whose presence says that the export is there."""
+        ...
+
     def attach(self, family: Any) -> None:
-        """Make the trained weights trainable and freeze all others."""
+        """Put in what is to be trained, a function of the seed; freeze all else. The outputs are as before."""
         ...
 
     def trainable(self, family: Any) -> dict[str, nn.Parameter]:
-        """The trained parameters by name, "denoiser." or "text_encoder." and the module's own name."""
+        """The trained parameters by name: "denoiser.", "text_encoder.", ... and the module's own name."""
         ...
 
     def random(self, family: Any, where: str) -> tuple[nn.Module, Any]:
         """The module whose weights a posterior may make random, and the rule that picks among them."""
         ...
 
+    def penalty(self, family: Any) -> Tensor | None:
+        """The method's own regulariser after a forward pass, to be added to the loss; None if it has none."""
+        ...
+
+    def begin_step(self, family: Any, step: int) -> None:
+        """Told before the forward passes of optimizer step `step`: a method's own noise is a function of it."""
+        ...
+
+    def training(self, family: Any, on: bool) -> None:
+        """Switch what belongs to training alone (dropout, noise of its own); off after `attach`."""
+        ...
+
     def export(self, family: Any, folder: Path) -> None:
-        """Write the trained model as others load it."""
+        """Write the trained model, or what was added to it, as others load it."""
+        ...
+
+    def load(self, family: Any, folder: Path) -> None:
+        """Read what `export` wrote into a family to which this method, with the same settings, is attached."""
         ...
 
     def detach(self, family: Any) -> None:
-        """Freeze everything again; what `attach` added is gone, the weights stay as they are."""
+        """Freeze everything and take out what `attach` put in: classes, keys and frozen weights are as before."""
         ...
 
 
-def make_method(name: str, *, train_text_encoder: bool = False) -> Method:
-    """The method of this name; ValueError lists the known ones."""
-    if name == "full":
-        from fewbayes.methods.full import Full
+def make_method(config: TrainConfig) -> Method:
+    """The method that the settings ask for; ValueError where they do not go together."""
+    if config.method not in METHODS:
+        raise ValueError(f"method {config.method!r} is not known; choose one of {', '.join(METHODS)}")
+    if config.bayes and config.method in COMPARISON_ARMS:
+        raise ValueError(
+            f"method {config.method} is compared with Bayesian weights and does not take them; leave out bayes, or "
+            "take method lora with it"
+        )
+    method = getattr(import_module(f"fewbayes.methods.{config.method}"), METHODS[config.method])(config)
+    if not config.train_rare_token:
+        return method
+    from fewbayes.methods.rare_token import RareToken
 
-        return Full(train_text_encoder=train_text_encoder)
-    raise ValueError(f"method {name!r} is not known; choose one of {', '.join(METHODS)}")
+    return RareToken(method, config)

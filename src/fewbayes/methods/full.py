@@ -1,37 +1,63 @@
-"""Full fine-tuning: every weight of the denoiser is trained, on request those of the text encoder too.
+"""Full fine-tuning: every weight of the denoiser is trained, on request those of the text encoders too.
 
 Which of the denoiser's weights may be random is left to `where` (Table 3 of the paper). Knows nothing of diffusers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from fewbayes.methods.adapters import DENOISER_FOLDER, copy_state, trained_parts
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fewbayes.config import TrainConfig
 
 
-@dataclass(frozen=True)
 class Full:
-    train_text_encoder: bool = False
+    result = "model_index.json"
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
 
     def attach(self, family: Any) -> None:
-        family.denoiser.requires_grad_(True)
-        family.text_encoder.requires_grad_(self.train_text_encoder)
+        for part in trained_parts(family, self.config).values():
+            part.requires_grad_(True)
 
     def trainable(self, family: Any) -> dict[str, nn.Parameter]:
-        named = {f"denoiser.{name}": p for name, p in family.denoiser.named_parameters()}
-        if self.train_text_encoder:
-            named |= {f"text_encoder.{name}": p for name, p in family.text_encoder.named_parameters()}
-        return named
+        return {
+            f"{name}.{key}": parameter
+            for name, part in trained_parts(family, self.config).items()
+            for key, parameter in part.named_parameters()
+        }
 
     def random(self, family: Any, where: str) -> tuple[nn.Module, str]:
         return family.denoiser, where
 
+    def penalty(self, family: Any) -> Tensor | None:
+        return None
+
+    def begin_step(self, family: Any, step: int) -> None:
+        pass
+
+    def training(self, family: Any, on: bool) -> None:
+        pass
+
     def export(self, family: Any, folder: Path) -> None:
         family.save(folder)
 
+    def load(self, family: Any, folder: Path) -> None:
+        """Read a pipeline folder's denoiser and text encoders, trained or not."""
+        from safetensors.torch import load_file
+
+        for name, part in {DENOISER_FOLDER: family.denoiser, **family.text_encoders}.items():
+            shards = [load_file(file) for file in sorted((folder / name).glob("*.safetensors"))]
+            copy_state(
+                part.state_dict(), {key: value for shard in shards for key, value in shard.items()}, folder / name
+            )
+
     def detach(self, family: Any) -> None:
-        family.denoiser.requires_grad_(False)
-        family.text_encoder.requires_grad_(False)
+        for part in (family.denoiser, *family.text_encoders.values()):
+            part.requires_grad_(False)

@@ -1,27 +1,20 @@
 """Curves over training steps as inline SVG, drawn by matplotlib.
 
-Colours are names that the page's style sheet fills in, so one drawing serves light and dark; arm labels stay out of
-the drawings (the page writes the legends). Each artist carries a class, by which the page shows and hides it.
+Each artist carries a class, by which the page shows and hides it.
 """
 
-import html
-import io
-import re
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fewbayes.report.drawing import ARMS, EMA, INK, MARKERS, PALETTE, STAGE, STYLE, WIDTH, inline
 from fewbayes.report.read import NOISE, SIMILARITY, Arm, Curve, Experiment
 from fewbayes.report.summary import base_level, mean_stages, over_seeds, run_stages, student_t975
 
-PALETTE = 6
-MARKERS = ("o", "s", "^", "D", "v", "P")
 FEWEST_FOR_BAND = 3
-WIDTH = 5.0
 TITLES = {
     SIMILARITY: "Image similarity",
     NOISE: "Noise (Haar)",
@@ -31,58 +24,19 @@ TITLES = {
     "weight_std_mean": "Mean weight standard deviation",
     "lr": "Learning rate",
 }
-# Stand-ins that no drawing would use by chance; `_inline` turns them into the page's colours.
-_INK, _FAINT, _STAGE, _EMA = "#0b0001", "#0b0002", "#0b0003", "#0b0004"
-_ARMS = tuple(f"#0b00{0x10 + i:02x}" for i in range(PALETTE))
-_VARIABLES = {_INK: "ink", _FAINT: "faint", _STAGE: "stage", _EMA: "ema"} | {
-    colour: f"arm-{i}" for i, colour in enumerate(_ARMS)
-}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fewbayes",
-    "text.parse_math": False,
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": _FAINT,
-    "grid.alpha": 0.35,
-    "grid.linewidth": 0.6,
-    "text.color": _INK,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "ytick.major.size": 0,
-    "xtick.major.size": 3,
-}
-
-
-def marker_glyph(arm: int) -> str:
-    """The arm's marker as a character, for the legends of the page."""
-    return "●■▲◆▼✚"[arm % PALETTE]
 
 
 def together(experiment: Experiment, metric: str, weights: str) -> str:
     """All arms in one panel: mean over seeds with its 95% band, thin lines per seed, the base model dotted."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
         axes = figure.subplots()
         for i, arm in enumerate(experiment.arms):
-            _draw_arm(axes, arm, metric, weights, _ARMS[i % PALETTE], MARKERS[i % PALETTE])
+            _draw_arm(axes, arm, metric, weights, ARMS[i % PALETTE], MARKERS[i % PALETTE])
         _draw_base(axes, base_level(experiment, metric), metric)
         _finish(axes, metric, _limits(experiment, metric))
         axes.set_xlabel("training steps")
-        return _inline(figure, f"together-{metric}-{weights}", f"{TITLES[metric]} over training steps, all arms")
+        return inline(figure, f"together-{metric}-{weights}", f"{TITLES[metric]} over training steps, all arms")
 
 
 def by_itself(experiment: Experiment, index: int) -> str:
@@ -90,13 +44,13 @@ def by_itself(experiment: Experiment, index: int) -> str:
     arm = experiment.arms[index]
     weights = [kind for kind in experiment.weights if arm.has(kind)]
     rows = [(run, kind) for run in arm.runs for kind in weights if len(arm.runs) > 1 and run_stages(run, kind)]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         heights = [1.7, 1.3] + ([0.12 + 0.1 * len(rows)] if rows else [])
         figure = Figure(figsize=(WIDTH, sum(heights) + 1.0), layout="constrained")
         panels = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
         for axes, metric in zip(panels, (SIMILARITY, NOISE), strict=False):
             for kind in reversed(weights):
-                colour = _ARMS[index % PALETTE] if kind == "raw" else _EMA
+                colour = ARMS[index % PALETTE] if kind == "raw" else EMA
                 _draw_arm(axes, arm, metric, kind, colour, MARKERS[index % PALETTE])
                 _shade(axes, arm, kind)
             _draw_base(axes, base_level(experiment, metric), metric)
@@ -104,23 +58,23 @@ def by_itself(experiment: Experiment, index: int) -> str:
         if rows:
             _draw_timeline(panels[2], rows, index)
         panels[-1].set_xlabel("training steps")
-        return _inline(figure, f"arm-{index}", f"{arm.label}: image similarity and noise over training steps")
+        return inline(figure, f"arm-{index}", f"{arm.label}: image similarity and noise over training steps")
 
 
 def training_signal(experiment: Experiment, metric: str) -> str:
     """A metric of the training itself, averaged over short stretches of steps, one line per run."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.1), layout="constrained")
         axes = figure.subplots()
         for i, arm in enumerate(experiment.arms):
             for run in arm.runs:
                 curve = _thinned(run.curve(metric))
-                axes.plot(curve.steps, curve.values, color=_ARMS[i % PALETTE], linewidth=1, alpha=0.8)
+                axes.plot(curve.steps, curve.values, color=ARMS[i % PALETTE], linewidth=1, alpha=0.8)
         axes.set_title(TITLES.get(metric, metric))
         axes.set_xlabel("training steps")
         axes.locator_params(nbins=6)
         axes.ticklabel_format(useOffset=False)
-        return _inline(figure, f"signal-{metric}", f"{TITLES.get(metric, metric)} over training steps")
+        return inline(figure, f"signal-{metric}", f"{TITLES.get(metric, metric)} over training steps")
 
 
 def _thinned(curve: Curve, most: int = 80) -> Curve:
@@ -155,7 +109,7 @@ def _draw_base(axes: Axes, level: float | None, metric: str) -> None:
     if level is None:
         return
     below = metric == NOISE
-    axes.axhline(level, color=_INK, linewidth=0.9, linestyle=(0, (1, 2.5)), alpha=0.8)
+    axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (1, 2.5)), alpha=0.8)
     axes.annotate(
         "base model",
         (1, level),
@@ -171,7 +125,7 @@ def _draw_base(axes: Axes, level: float | None, metric: str) -> None:
 
 def _shade(axes: Axes, arm: Arm, weights: str) -> None:
     for first, last in mean_stages(arm, weights):
-        axes.axvspan(first, last, color=_STAGE, alpha=0.22, linewidth=0, zorder=0, gid=f"w-{weights}")
+        axes.axvspan(first, last, color=STAGE, alpha=0.22, linewidth=0, zorder=0, gid=f"w-{weights}")
 
 
 def _draw_timeline(axes: Axes, rows: Sequence[tuple], index: int) -> None:
@@ -179,7 +133,7 @@ def _draw_timeline(axes: Axes, rows: Sequence[tuple], index: int) -> None:
     axes.grid(False)
     for row, (run, kind) in enumerate(rows):
         for first, last in run_stages(run, kind):
-            colour = _ARMS[index % PALETTE] if kind == "raw" else _EMA
+            colour = ARMS[index % PALETTE] if kind == "raw" else EMA
             axes.plot([first, last], [row, row], color=colour, linewidth=4, solid_capstyle="butt", gid=f"w-{kind}")
     axes.set_yticks([])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -202,26 +156,3 @@ def _finish(axes: Axes, metric: str, limits: tuple[float, float]) -> None:
     axes.locator_params(axis="x", nbins=6, integer=True)
     axes.locator_params(axis="y", nbins=5)
     axes.margins(x=0.02)
-
-
-def _inline(figure: Figure, name: str, label: str) -> str:
-    """The figure as an <svg> element: sized by the page, coloured by it, with ids of its own and no addresses."""
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    )
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="(w-(?:raw|ema))"', r' class="\1"', svg)
-    svg = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|\w+Collection)_\d+"', "", svg)
-    svg = re.sub(r' id="([^"]+)"', rf' id="{name}-\1"', svg)
-    svg = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    view = re.search(r'viewBox="[^"]*"', svg)
-    assert view is not None
-    body = re.sub(r"\n\s*", "\n", svg[svg.index(">") + 1 :].strip())
-    return f'<svg {view[0]} role="img" aria-label="{html.escape(label)}">{body}'

@@ -4,27 +4,23 @@ Knows nothing of training: everything comes from files that `read.py` read. The 
 file://, and says all it says without JavaScript.
 """
 
-import base64
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from fewbayes.report import curves
 from fewbayes.report.pictures import LARGEST, Strip, embed, film_strip
 from fewbayes.report.read import NOISE, SIMILARITY, Experiment, read_experiment
+from fewbayes.report.render import ABSENT, flat, page_of
 from fewbayes.report.stages import definition
 from fewbayes.report.summary import INTERVAL, QUANTITIES, WEIGHT_NAMES, summarise_experiment, verdict
 from fewbayes.runs import atomic_write
 
-TEMPLATES = Path(__file__).parent / "templates"
 SIGNALS = ("loss", "grad_norm", "kl", "weight_std_mean", "lr")
 SHOWN_REFERENCES = 6
-ABSENT = "\N{EN DASH}"
 # Settings that differ between the runs of one arm by design.
 OF_THE_RUN = {"seed", "output_dir"}
 # Parts of the manifest that the settings already tell.
@@ -38,7 +34,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     return summarise_experiment(read_experiment(Path(folder)))
 
 
-def write_report(folder: Path, output: Path | None = None) -> Path:
+def write_run_report(folder: Path, output: Path | None = None) -> Path:
     """Write `report.html` (default: into `folder`) and `summary.json` beside it; return the page's path."""
     experiment = read_experiment(Path(folder))
     output = Path(output) if output else Path(folder) / "report.html"
@@ -50,32 +46,20 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 
 def render(experiment: Experiment, summary: dict[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
-    script = (TEMPLATES / "report.js").read_text("utf-8")
     strip = film_strip(experiment)
     shown = [cell.picture for panel in strip.panels for row in panel.rows for cell in row.cells if cell.picture]
     picture_width = max((picture.width for picture in shown), default=64)
     zooms = _zooms(picture_width)
-    return environment.get_template("report.html.j2").render(
+    return page_of(
+        "report.html.j2",
+        _choice_rules(strip, zooms),
         experiment=experiment,
         summary=summary,
         verdict=experiment.summary or verdict(summary),
-        style=Markup((TEMPLATES / "report.css").read_text("utf-8") + _choice_rules(strip, zooms)),
-        script=Markup(script),
-        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         references=[picture for path in experiment.references[:SHOWN_REFERENCES] if (picture := embed(path))],
         together=_together(experiment),
         by_itself=_by_itself(experiment),
         signals=_signals(experiment),
-        glyphs=[curves.marker_glyph(i) for i in range(len(experiment.arms))],
-        palette=curves.PALETTE,
         position={arm.name: i for i, arm in enumerate(experiment.arms)},
         strip=strip,
         zooms=zooms,
@@ -89,16 +73,8 @@ def render(experiment: Experiment, summary: dict[str, Any]) -> str:
         differing=differing_settings(experiment),
         sampling=_sampling(experiment),
         provenance=_provenance(experiment),
-        configs=[(arm.label, _flat(arm.runs[0].config)) for arm in experiment.arms if arm.runs],
+        configs=[(arm.label, flat(arm.runs[0].config)) for arm in experiment.arms if arm.runs],
     )
-
-
-def _number(value: float | None, digits: int = 2, sign: bool = False) -> str:
-    if value is None:
-        return ABSENT
-    value = round(value, digits) + 0.0  # no minus zero
-    text = f"{value:+.{digits}f}" if sign and value else f"{value:.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _together(experiment: Experiment) -> list[dict[str, Any]]:
@@ -150,26 +126,14 @@ def _zooms(width: int) -> list[tuple[float, str, bool]]:
 
 def differing_settings(experiment: Experiment) -> list[tuple[str, list[str]]]:
     """Settings that are not the same in all arms: (setting, its value in each arm)."""
-    flat = [[_flat(run.config) for run in arm.runs] for arm in experiment.arms]
-    keys = sorted({key for arm in flat for config in arm for key in config} - OF_THE_RUN)
+    settings = [[flat(run.config) for run in arm.runs] for arm in experiment.arms]
+    keys = sorted({key for arm in settings for config in arm for key in config} - OF_THE_RUN)
     rows = []
     for key in keys:
-        values = [", ".join(sorted({config.get(key, ABSENT) for config in arm})) or ABSENT for arm in flat]
+        values = [", ".join(sorted({config.get(key, ABSENT) for config in arm})) or ABSENT for arm in settings]
         if len(set(values)) > 1:
             rows.append((key, values))
     return rows
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested settings as `outer.inner: text`."""
-    if isinstance(value, dict) and value:
-        items = [(f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items()]
-        return {key: text for name, item in items for key, text in _flat(item, name).items()}
-    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        return _flat({str(i): item for i, item in enumerate(value)}, prefix)
-    if isinstance(value, list):
-        return {prefix: ", ".join(map(str, value))}
-    return {prefix: ABSENT if value is None else str(value)} if prefix else {}
 
 
 def _sampling(experiment: Experiment) -> list[tuple[str, str]]:
@@ -191,14 +155,14 @@ def _listed(values: list[str]) -> str:
 def _provenance(experiment: Experiment) -> dict[str, Any]:
     """What all runs share, once; what differs, run by run."""
     told = [{key: value for key, value in run.manifest.items() if key not in IN_SETTINGS} for run in experiment.runs]
-    flat = {run.name: _flat(manifest) for run, manifest in zip(experiment.runs, told, strict=True)}
-    keys = list(dict.fromkeys(key for manifest in flat.values() for key in manifest))
-    values = {key: [manifest.get(key, ABSENT) for manifest in flat.values()] for key in keys}
+    settled = {run.name: flat(manifest) for run, manifest in zip(experiment.runs, told, strict=True)}
+    keys = list(dict.fromkeys(key for manifest in settled.values() for key in manifest))
+    values = {key: [manifest.get(key, ABSENT) for manifest in settled.values()] for key in keys}
     shared = {key: row[0] for key, row in values.items() if len(set(row)) == 1}
     own = [key for key in keys if key not in shared]
     seeds = {run.name: ABSENT if run.seed is None else str(run.seed) for run in experiment.runs}
     return {
-        "shared": {**_flat(experiment.provenance), **shared},
+        "shared": {**flat(experiment.provenance), **shared},
         "columns": own,
-        "runs": [(name, seeds[name], [manifest.get(key, ABSENT) for key in own]) for name, manifest in flat.items()],
+        "runs": [(name, seeds[name], [manifest.get(key, ABSENT) for key in own]) for name, manifest in settled.items()],
     }

@@ -4,27 +4,37 @@ const viewer = document.getElementById("viewer");
 const label = document.getElementById("viewer-label");
 const body = document.getElementById("viewer-body");
 
-function figure(image, factor, caption) {
+function figure(image, width, caption) {
   const out = document.createElement("figure");
   const copy = new Image();
   copy.src = image.src;
   copy.alt = image.alt;
-  copy.width = image.naturalWidth * factor;
+  copy.width = width;
   const text = document.createElement("figcaption");
   text.textContent = caption;
   out.append(copy, text);
   return out;
 }
 
+// What a sample is to be compared with: the training image it names, else the first one of the page.
+function trainingImage(button) {
+  const near = document.getElementById(button.dataset.near);
+  if (!near) return document.querySelector("#references img");
+  const copy = new Image();
+  copy.src = near.getAttribute("href");
+  copy.alt = "nearest training image";
+  return copy;
+}
+
 function show(button) {
   const image = button.querySelector("img");
-  const training = document.querySelector("#references img");
+  const training = trainingImage(button);
   const large = Math.max(1, Math.min(4, Math.floor(1024 / image.naturalWidth)));
   label.textContent = image.alt + (image.dataset.reduced ? " (reduced from " + image.dataset.reduced + ")" : "");
-  body.replaceChildren(figure(image, 1, "1:1"), figure(image, large, large + ":1"));
+  body.replaceChildren(figure(image, image.naturalWidth, "1:1"));
+  if (large > 1) body.append(figure(image, image.naturalWidth * large, large + ":1"));
   if (training && !button.closest("#references, .corner")) {
-    const factor = (image.naturalWidth * large) / training.naturalWidth;
-    body.append(figure(training, factor, "training image"));
+    body.append(figure(training, image.naturalWidth * large, button.dataset.near ? "nearest training image" : "training image"));
   }
   viewer.current = button;
   if (!viewer.open) viewer.showModal();

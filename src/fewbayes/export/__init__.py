@@ -1,0 +1,116 @@
+"""Exports: what a run has learned, in the formats that other programs load.
+
+A run's result is one of four kinds (see `trained.RunFacts.kind`) and there are seven formats; ROUTES says which pairs
+are written and why the others are not. Everything written is the mean of the weights: a Bayesian run exports exactly
+what a plain one does. This file picks the way and refuses early; it imports torch only once it is sure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+FORMATS = ("diffusers", "peft", "kohya", "comfyui", "merged", "svd-lora", "original")
+DTYPES = ("fp32", "fp16", "bf16")
+DEFAULT_RANK = 16
+
+_MOVES = (
+    "T-LoRA's rank depends on the noise level of each step, so no single set of weights, and no format outside its own "
+    "program, does what it does; sample from the run itself"
+)
+# (kind, format): how it is written ("lora": as it is, "svd": by truncated SVD, ...), or why it is not
+ROUTES = {
+    ("lora", "diffusers"): "lora",
+    ("lora", "peft"): "peft",
+    ("lora", "kohya"): "lora",
+    ("lora", "comfyui"): "lora",
+    ("lora", "merged"): "pipeline",
+    ("lora", "original"): "original",
+    ("lora", "svd-lora"): "!a LoRA is of low rank as it is; choose diffusers, peft, kohya or comfyui",
+    ("full", "diffusers"): "pipeline",
+    ("full", "merged"): "pipeline",
+    ("full", "original"): "original",
+    ("full", "svd-lora"): "svd",
+    ("full", "kohya"): "svd",
+    ("full", "comfyui"): "svd",
+    ("full", "peft"): "!full fine-tuning has no adapter for PEFT to load; choose diffusers for the whole pipeline, or "
+    "svd-lora for a LoRA that comes near it",
+    ("adapter", "diffusers"): "!diffusers loads LoRA and LoKr adapters only (an OFT file is written without complaint "
+    "and fails when it is loaded); choose merged for a whole pipeline, peft for the adapter, or svd-lora",
+    ("adapter", "peft"): "peft",
+    ("adapter", "merged"): "pipeline",
+    ("adapter", "original"): "original",
+    ("adapter", "svd-lora"): "svd",
+    ("adapter", "kohya"): "svd",
+    ("adapter", "comfyui"): "svd",
+    **{("timestep", format): f"!{_MOVES}" for format in FORMATS},
+}
+
+
+def write_export(
+    run: str | Path,
+    format: str,
+    output_dir: str | Path,
+    *,
+    rank: int | None = None,
+    weights: str | None = None,
+    dtype: str = "fp32",
+) -> Path:
+    """Write the model of a finished run in one of FORMATS; the folder, which must be new or empty.
+
+    rank: of a LoRA made by SVD, 16 if not said. weights: "raw" or "ema", None for those that the run has exported.
+    dtype: what the weights are stored in, one of DTYPES.
+    """
+    output = Path(output_dir)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"output_dir {output} is not an empty folder; give a new one")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank is {rank}; it must be at least 1")
+    from fewbayes.export.trained import read_run
+
+    facts = read_run(run)
+    route = route_of(facts.config, facts.kind, format)
+    if rank is not None and route != "svd":
+        raise ValueError(f"rank means nothing for {format} of this run: it is of LoRAs that are made by SVD")
+    from fewbayes.export.trained import load_trained
+    from fewbayes.export.write import write
+
+    return write(load_trained(facts, weights), format, route, output, rank=rank or DEFAULT_RANK, dtype=dtype)
+
+
+def route_of(config: dict, kind: str, format: str) -> str:
+    """How a run of this kind is written in this format; ValueError says why it is not, and what is instead."""
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r} is not known; choose one of {', '.join(FORMATS)}")
+    route = ROUTES[kind, format]
+    if (kind, format) == ("adapter", "diffusers") and config.get("use_dora"):
+        return "lora"
+    if route.startswith("!"):
+        raise ValueError(f"{config.get('method', 'full')} as {format}: {route[1:]}")
+    return route
+
+
+def run_export(arguments: list[str]) -> int:
+    """The command `fewbayes export`; the exit code."""
+    parser = argparse.ArgumentParser(
+        "fewbayes export", description="The model of a run in the format that another program loads."
+    )
+    parser.add_argument("run", help="the output_dir of a finished training")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="docs/exports.md says who reads which")
+    parser.add_argument("--output_dir", "--output-dir", required=True, help="a new or empty folder")
+    parser.add_argument("--rank", type=int, metavar="N", help=f"of a LoRA made by SVD [{DEFAULT_RANK}]")
+    parser.add_argument("--weights", choices=("raw", "ema"), help="[what the run exported]")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="what the weights are stored in [fp32]")
+    asked = parser.parse_args(arguments)
+    folder = write_export(
+        asked.run, asked.format, asked.output_dir, rank=asked.rank, weights=asked.weights, dtype=asked.dtype
+    )
+    record = json.loads((folder / "export.json").read_text())
+    if record["residual"]:
+        from fewbayes.export.svd import residual_table
+
+        print(residual_table(record["residual"], record["rank"]))
+    print("".join(f"{note}\n" for note in record["notes"]), end="")
+    print(f"done: {folder}\nto see that it loads and gives the same pictures: fewbayes verify {folder}")
+    return 0

@@ -1,0 +1,143 @@
+"""The README of an export: what it is, how it was made, how it is loaded, pictures. Reads run folders, makes text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fewbayes.export.metadata import with_rare_token
+from fewbayes.export.trained import RunFacts, Trained
+
+PICTURES = 4
+ALWAYS = ["method", "learning_rate", "max_train_steps", "train_batch_size", "resolution", "mixed_precision", "seed"]
+WHERE_SET = [
+    "text_encoder_lr",
+    "train_text_encoder",
+    "train_rare_token",
+    "snr_gamma",
+    "noise_offset",
+    "use_ema",
+    "lora_alpha",
+]
+OF_METHOD = {"full": ["where"], "oft": ["oft_blocks", "oft_block_size", "adapter_targets"]}
+OF_LORAS = ["rank", "use_dora", "use_rslora", "adapter_targets"]
+OF_SWITCH = {"bayes": ["weight_std", "kl_weight"], "with_prior_preservation": ["prior_loss_weight"]}
+
+# what is typed after `folder` and, where the export is an addition to it, `base` have been given
+LOADING = {
+    "pipeline": """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained(folder)""",
+    "lora": """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained(base)
+pipeline.load_lora_weights(folder, weight_name="{file}")""",
+    "peft": """from diffusers import DiffusionPipeline
+from peft import PeftModel
+
+pipeline = DiffusionPipeline.from_pretrained(base)
+PeftModel.from_pretrained(pipeline.unet, f"{{folder}}/unet")  # changes the U-Net in place""",
+    "original": """from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_single_file(f"{{folder}}/{file}", config=base)""",
+}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the writers of formats say about what they wrote."""
+
+    format: str
+    loader: str
+    """ "pipeline", "lora", "peft" or "original": a key of LOADING."""
+    file: str | None
+    notes: Sequence[str]
+
+
+def write_card(folder: Path, trained: Trained, facts: CardFacts) -> None:
+    """README.md, and samples/ with pictures of the run, where there are any."""
+    run, prompt = trained.facts, with_rare_token(trained.facts.config["instance_prompt"], trained.rare_token)
+    pictures = copy_pictures(run, trained.weights, folder)
+    front = _front_matter(run.config, trained.base.model, trained.base.family, prompt, pictures, facts.loader)
+    about = f"`{prompt}` means the subject. Fine-tuned from `{trained.base.model}` on {_images(run)} with fewbayes"
+    bayes = ", Bayesian; this is the mean of the weights, with no cost at sampling" if run.config.get("bayes") else ""
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {run.name}",
+        f"{about} ({run.config['method']}{bayes}; {trained.weights} weights).",
+        "## Loading it",
+        f"```python\n{_loading(facts, trained)}\n```",
+        *(["\n".join(f"- {note}" for note in facts.notes)] if facts.notes else []),
+        "## How it was made",
+        _settings(run.config),
+    ]
+    if pictures:
+        shown = "\n".join(f"![{row['prompt']}]({row['file']})" for row in pictures)
+        parts += ["## Samples", f"{shown}\n\nPrompt and seed of each: {_listed(pictures)}."]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _front_matter(
+    config: Mapping[str, Any], base: str, family: str, prompt: str, pictures: list[dict], loader: str
+) -> dict[str, Any]:
+    tags = ["text-to-image", "diffusers", "dreambooth"]
+    tags += ["lora", "template:sd-lora"] if loader == "lora" else []
+    tags += ["stable-diffusion-xl" if family == "sdxl" else "stable-diffusion"]
+    front: dict[str, Any] = {"base_model": base, "instance_prompt": prompt, "tags": tags}
+    if pictures:
+        front["widget"] = [{"text": row["prompt"], "output": {"url": row["file"]}} for row in pictures]
+    return front
+
+
+def _loading(facts: CardFacts, trained: Trained) -> str:
+    pipeline = "StableDiffusionXLPipeline" if trained.base.family == "sdxl" else "StableDiffusionPipeline"
+    code = LOADING[facts.loader].format(file=facts.file, pipeline=pipeline)
+    given = ['folder = "."']
+    if facts.loader != "pipeline":
+        embedded = trained.base.model == "tiny"  # a name that only this package knows
+        given.append(
+            'base = "the folder of the model inside fewbayes"' if embedded else f'base = "{trained.base.model}"'
+        )
+    imports, _, rest = code.partition("\n\n")
+    return "\n".join([imports, "", *given, rest])
+
+
+def _images(run: RunFacts) -> str:
+    count = len(run.manifest.get("images", []))
+    return f"{count} image{'s' * (count != 1)}" if count else "a few images"
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    """The settings that had a part in this run, each as a row."""
+    names = [*ALWAYS, *OF_METHOD.get(config["method"], OF_LORAS)]
+    names += [name for name in (*WHERE_SET, *OF_SWITCH) if config.get(name)]
+    names += [name for switch, more in OF_SWITCH.items() if config.get(switch) for name in more]
+    rows = [f"| {name} | {config[name]} |" for name in names if name in config and config[name] is not None]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def _listed(pictures: list[dict]) -> str:
+    return "; ".join(f"{Path(row['file']).name} `{row['prompt']}`, {row['seed']}" for row in pictures)
+
+
+def copy_pictures(run: RunFacts, weights: str, folder: Path) -> list[dict[str, Any]]:
+    """The first few of the run's last samples, with their rows of samples.json; [] where it made none."""
+    steps = sorted((run.folder / "samples").glob("step-*/samples.json"))
+    if not steps:
+        return []
+    rows = [row for row in json.loads(steps[-1].read_text()) if row.get("weights", weights) == weights][:PICTURES]
+    copied = []
+    for i, row in enumerate(rows):
+        source = steps[-1].parent / row["file"]
+        if source.is_file():
+            (folder / "samples").mkdir(exist_ok=True)
+            target = f"samples/{i:02d}{source.suffix}"
+            shutil.copyfile(source, folder / target)
+            copied.append({**row, "file": target})
+    return copied

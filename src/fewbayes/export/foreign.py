@@ -1,0 +1,77 @@
+"""Loads an export as a stranger would, with diffusers and PEFT alone, and samples from it.
+
+Run as a program in a process of its own: `python foreign.py JOB`, JOB a JSON file. It must not import fewbayes, and
+says at its end whether anything has. The only file of this package that nothing else imports.
+"""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+
+def load(job):
+    """The pipeline with the export in it."""
+    diffusers = import_module("diffusers")
+    folder, file = Path(job["export"]), job["file"]
+    kind = diffusers.StableDiffusionXLPipeline if job["family"] == "sdxl" else diffusers.StableDiffusionPipeline
+    if job["loader"] == "pipeline":
+        return diffusers.DiffusionPipeline.from_pretrained(folder)
+    if job["loader"] == "original":
+        return kind.from_single_file(str(folder / file), config=job["base"], local_files_only=True)
+    without = {} if job["family"] == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = kind.from_pretrained(job["base"], use_safetensors=True, **without)
+    if job["loader"] == "lora":
+        pipeline.load_lora_weights(str(folder), weight_name=file)
+    else:
+        from peft import PeftModel
+
+        for part in sorted(path.parent for path in folder.glob("*/adapter_config.json")):
+            # puts the adapter into the pipeline's module; a text encoder is also called by its own name
+            PeftModel.from_pretrained(getattr(pipeline, part.name), str(part))
+    load_embedding(pipeline, folder / "learned_embeds.safetensors")
+    return pipeline
+
+
+def load_embedding(pipeline, path):
+    """A learned word beside an adapter."""
+    if not path.is_file():
+        return
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    with safe_open(path, framework="pt") as file:
+        token = file.metadata()["token"]
+    tensors = load_file(path)
+    if "clip_l" not in tensors:
+        pipeline.load_textual_inversion(str(path.parent), weight_name=path.name, token=token)
+        return
+    for key, end in (("clip_l", ""), ("clip_g", "_2")):
+        encoder, tokenizer = getattr(pipeline, f"text_encoder{end}"), getattr(pipeline, f"tokenizer{end}")
+        pipeline.load_textual_inversion(tensors[key], token=token, text_encoder=encoder, tokenizer=tokenizer)
+
+
+def sample(job):
+    import torch
+
+    pipeline = load(job).to(job["device"], torch.float32)
+    settings = {**job["scheduler"], "clip_sample": False}
+    pipeline.scheduler = import_module("diffusers").DDIMScheduler.from_config(settings)
+    pipeline.set_progress_bar_config(disable=True)
+    for i, (prompt, seed) in enumerate(zip(job["prompts"], job["seeds"], strict=True)):
+        if hasattr(pipeline, "maybe_convert_prompt"):
+            prompt = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
+        picture = pipeline(
+            prompt,
+            generator=torch.Generator().manual_seed(seed),
+            num_inference_steps=job["steps"],
+            guidance_scale=job["guidance"],
+            height=job["resolution"],
+            width=job["resolution"],
+        ).images[0]
+        picture.save(Path(job["output"]) / f"{i:02d}.png")
+
+
+if __name__ == "__main__":
+    sample(json.loads(Path(sys.argv[1]).read_text()))
+    print(json.dumps({"fewbayes_imported": any(name.partition(".")[0] == "fewbayes" for name in sys.modules)}))

@@ -1,0 +1,105 @@
+"""The key layouts of LoRA files: diffusers, PEFT, kohya (which ComfyUI and A1111 read as well).
+
+All of them hold the same numbers: alpha equals the rank everywhere, so a reader that ignores alpha gets the same
+pictures as one that does not. Knows nothing of runs; `metadata` writes the headers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewbayes.export.original import clip_name, unet_name
+from fewbayes.export.trained import Layers, LowRank
+
+KOHYA_PREFIX = {
+    "sd": {"unet": "lora_unet", "text_encoder": "lora_te"},
+    "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+}
+
+
+def diffusers_keys(layers: Layers) -> dict[str, Tensor]:
+    """For `load_lora_weights`: `unet.<layer>.lora_A.weight`, text encoders with `text_model.` in their names.
+
+    Newer loaders strip that part and older ones want it.
+    """
+    return {
+        f"{part}.{_spelled(part, name)}.{end}": weight
+        for part, named in layers.items()
+        for name, layer in named.items()
+        for end, weight in _ends(layer).items()
+    }
+
+
+def diffusers_header(layers: Layers) -> dict[str, str]:
+    """What diffusers' own writer puts into the header, only with settings that every version of PEFT has."""
+    settings = {
+        f"{part}.{key}": value for part, named in layers.items() for key, value in _lora_settings(named).items()
+    }
+    return {"lora_adapter_metadata": json.dumps(settings, indent=2, sort_keys=True)}
+
+
+def peft_keys(named: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """The file of one module in a PEFT folder; its names are the module's own."""
+    return {
+        f"base_model.model.{name}.{end}": weight
+        for name, layer in named.items()
+        for end, weight in _ends(layer).items()
+    }
+
+
+def write_peft_config(folder: Path, named: Mapping[str, LowRank], base: str) -> None:
+    settings = {"peft_type": "LORA", "base_model_name_or_path": base, "inference_mode": True} | _lora_settings(named)
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def kohya_keys(layers: Layers, family: str, unet_config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """`lora_unet_...`, `lora_te_text_model_...`, each with its `.alpha`.
+
+    Names inside the U-Net are those of the network that kohya trains: diffusers' for SD 1.x and 2.x, the original
+    ones (`input_blocks_4_1_...`) for SDXL. family: "sd" or "sdxl".
+    """
+
+    def spelled(name: str) -> str:
+        return unet_name(name, unet_config) if family == "sdxl" else name
+
+    out: dict[str, Tensor] = {}
+    for part, named in layers.items():
+        for name, layer in named.items():
+            assert layer.magnitude is None, "kohya's networks.lora has no DoRA"
+            full = spelled(name) if part == "unet" else clip_name(name)
+            stem = f"{KOHYA_PREFIX[family][part]}_{full.replace('.', '_')}"
+            out[f"{stem}.lora_down.weight"], out[f"{stem}.lora_up.weight"] = layer.down, layer.up
+            out[f"{stem}.alpha"] = torch.tensor(float(layer.rank))
+    return out
+
+
+def _ends(layer: LowRank) -> dict[str, Tensor]:
+    ends = {"lora_A.weight": layer.down, "lora_B.weight": layer.up}
+    return ends if layer.magnitude is None else ends | {"lora_magnitude_vector": layer.magnitude}
+
+
+def _spelled(part: str, name: str) -> str:
+    return name if part == "unet" else clip_name(name)
+
+
+def _lora_settings(named: Mapping[str, LowRank]) -> dict[str, Any]:
+    """Layers go by their names without `text_model.`: PEFT compares the ends of names, so these fit old and new."""
+    (rank,) = {layer.rank for layer in named.values()}
+    return {
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": sorted(name.removeprefix("text_model.") for name in named),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "init_lora_weights": True,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_dora": any(layer.magnitude is not None for layer in named.values()),
+        "use_rslora": False,
+    }

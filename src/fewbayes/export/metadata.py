@@ -1,0 +1,116 @@
+"""Headers of the files that we write: kohya's `ss_*`, Stability's ModelSpec 1.0.1, and files that are whole or absent.
+
+The header is what web interfaces and model sites show of a file; nothing in it is needed to load one. Knows nothing of
+key layouts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewbayes.export.trained import Trained
+
+NO_HASH = "0x" + "0" * 64
+# width of the text that the U-Net reads: (ModelSpec's architecture, by prediction type; kohya's base version)
+ARCHITECTURES = {
+    ("sd", 768): ("stable-diffusion-v1", "stable-diffusion-v1", "sd_v1"),
+    ("sd", 1024): ("stable-diffusion-v2-512", "stable-diffusion-v2-768-v", "sd_v2"),
+    ("sdxl", 2048): ("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+}
+# an architecture that the specification has no id for, as is that of every small test model
+UNLISTED = ("stable-diffusion-unlisted", "stable-diffusion-unlisted", "sd_unlisted")
+
+
+def model_spec(trained: Trained, *, lora: bool) -> dict[str, str]:
+    """ModelSpec 1.0.1. The hash is filled in by `write_safetensors`, which sees the bytes."""
+    config, card = trained.facts.config, trained.base
+    predicts_v = card.prediction_type == "v_prediction"
+    architecture = _architecture(trained)[1 if predicts_v else 0]
+    side = config.get("resolution") or card.resolution
+    fields = {
+        "sai_model_spec": "1.0.1",
+        "architecture": architecture + ("/lora" if lora else ""),
+        "implementation": "https://github.com/Stability-AI/generative-models",
+        "title": trained.facts.name,
+        "description": f"{config['instance_prompt']}; fine-tuned from {card.model} with fewbayes {version('fewbayes')}",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "hash_sha256": NO_HASH,
+        "resolution": f"{side}x{side}",
+        "prediction_type": "v" if predicts_v else "epsilon",
+        "trigger_phrase": with_rare_token(config["instance_prompt"], trained.rare_token),
+        "tags": "dreambooth, " + ("bayesian" if config.get("bayes") else "few-shot"),
+    }
+    return {f"modelspec.{key}": value for key, value in fields.items()}
+
+
+def kohya_header(trained: Trained, rank: int) -> dict[str, str]:
+    """The `ss_*` keys that kohya's trainer writes and that have a meaning for a run of ours; all values are text."""
+    config, card = trained.facts.config, trained.base
+    version_name = _architecture(trained)[2]
+    side = config.get("resolution") or card.resolution
+    images = len(trained.facts.manifest.get("images", [])) or None
+    prompt = with_rare_token(config["instance_prompt"], trained.rare_token)
+    values = {
+        "ss_base_model_version": version_name,
+        "ss_v2": str(version_name == "sd_v2"),
+        "ss_sd_model_name": card.model,
+        "ss_output_name": trained.facts.name,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": float(rank),
+        "ss_resolution": f"({side}, {side})",
+        "ss_learning_rate": config.get("learning_rate"),
+        "ss_text_encoder_lr": config.get("text_encoder_lr"),
+        "ss_max_train_steps": config.get("max_train_steps"),
+        "ss_steps": trained.facts.manifest.get("steps"),
+        "ss_seed": config.get("seed"),
+        "ss_num_train_images": images,
+        "ss_mixed_precision": config.get("mixed_precision"),
+        "ss_prior_loss_weight": config.get("prior_loss_weight") if config.get("with_prior_preservation") else None,
+        "ss_min_snr_gamma": config.get("snr_gamma"),
+        "ss_noise_offset": config.get("noise_offset"),
+        "ss_tag_frequency": json.dumps({"instance": {prompt: images or 1}}),
+        "ss_training_comment": f"method {config.get('method')}, weights {trained.weights}",
+    }
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def with_rare_token(prompt: str, rare_token: str | None) -> str:
+    return prompt.replace("<v>", rare_token or "<v>")
+
+
+def _architecture(trained: Trained) -> tuple[str, str, str]:
+    width: Any = getattr(trained.family.denoiser, "config", {}).get("cross_attention_dim")
+    return ARCHITECTURES.get((trained.base.family, width), UNLISTED)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """The file under its name is whole. `modelspec.hash_sha256`, if asked for, is of all bytes after the header."""
+    staging = path.with_name(f".tmp-{path.name}")
+    try:
+        save_file(dict(tensors), staging, metadata={"format": "pt", **header})
+        if header.get("modelspec.hash_sha256") == NO_HASH:
+            _fill_in_hash(staging)
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _fill_in_hash(path: Path) -> None:
+    """In place: a hash is as long as the zeros that held its place."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(8 + header.index(NO_HASH.encode()))
+        file.write(f"0x{digest}".encode())

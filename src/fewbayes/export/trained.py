@@ -1,0 +1,220 @@
+"""A finished run in memory, and what can be made of it: plain weights, changes of weights, low-rank layers.
+
+Adapters are read from the live PEFT modules, so it does not matter in which file a method keeps its result. Knows
+nothing of file formats or of key layouts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from fewbayes.families import Family, ModelCard, inspect_model, load_family
+from fewbayes.runs import CONFIG, MANIFEST, read_manifest
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run without loading a model."""
+
+    folder: Path
+    config: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def kind(self) -> str:
+        """ "full", "lora" (a sum of low-rank products), "adapter" (can be merged) or "timestep" (cannot)."""
+        method = self.config.get("method", "full")
+        if method in ("lora", "monteclora"):
+            return "adapter" if self.config.get("use_dora") else "lora"
+        return {"full": "full", "tlora": "timestep"}.get(method, "adapter")
+
+
+@dataclass
+class Trained:
+    """A run's model. `family` holds its adapters, if it has any, until `merge` is called."""
+
+    facts: RunFacts
+    family: Family
+    base: ModelCard
+    rare_token: str | None
+    weights: str
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        return parts_of(self.family)
+
+    def merge(self) -> None:
+        """The adapters become part of the weights, and the modules are of their plain classes again."""
+        self._bake_rare_token()
+        for module in self.parts.values():
+            merge_adapters(module)
+
+    @torch.no_grad()
+    def rare_rows(self) -> dict[str, Tensor]:
+        """Text encoder -> the embedding that was learned for the rare token, (tokens, width); {} where none was."""
+        if not self.facts.config.get("train_rare_token"):
+            return {}
+        return {
+            name: cast("Any", encoder)
+            .get_input_embeddings()(self._rare_ids(name))
+            .clone()  # as the encoder sees it, hooks and all
+            for name, encoder in self.family.text_encoders.items()
+        }
+
+    def _bake_rare_token(self) -> None:
+        for name, rows in self.rare_rows().items():
+            embedding = cast("Any", self.family.text_encoders[name]).get_input_embeddings()
+            embedding.weight.data[self._rare_ids(name)] = rows
+            embedding._forward_hooks.clear()
+
+    def _rare_ids(self, encoder: str) -> Tensor:
+        tokenizer = self.family.tokenizers[encoder.replace("text_encoder", "tokenizer")]
+        ids = dict.fromkeys(tokenizer(self.rare_token, add_special_tokens=False).input_ids)
+        return torch.tensor(list(ids), device=self.family.device)
+
+
+def read_run(folder: str | Path) -> RunFacts:
+    """ValueError for what is no finished run."""
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file() or not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} is no run: it has no {CONFIG} and {MANIFEST}; give the output_dir of a training")
+    config, manifest = yaml.safe_load((folder / CONFIG).read_text()), read_manifest(folder)
+    if manifest.get("status") != "done":
+        raise ValueError(
+            f"the run {folder} is not done (status {manifest.get('status')}); give its training command again"
+        )
+    return RunFacts(folder, config, manifest)
+
+
+def base_card(facts: RunFacts) -> ModelCard:
+    """The model that the run began from; another one in its place is refused."""
+    card = inspect_model(facts.config["model"])
+    recorded = facts.manifest.get("model", {}).get("sha256")
+    if recorded and card.fingerprint() != recorded:
+        raise ValueError(
+            f"the model {card.model} is not the one that {facts.folder} was trained from (its sha256 was "
+            f"{recorded[:12]}...); put that model back"
+        )
+    return card
+
+
+def load_trained(facts: RunFacts, weights: str | None = None) -> Trained:
+    """The run's model as it samples. weights: "raw" or "ema", None for what the run has exported."""
+    from fewbayes.sample import load_for_sampling
+
+    base = base_card(facts)
+    family, rare_token = load_for_sampling(str(facts.folder), weights)
+    return Trained(facts, family, base, rare_token, weights or facts.manifest.get("exported") or "raw")
+
+
+def parts_of(family: Family) -> dict[str, nn.Module]:
+    """The modules that a run may have changed, by the name that a pipeline gives them."""
+    return {"unet": family.denoiser, **family.text_encoders}
+
+
+@torch.no_grad()
+def merge_adapters(module: nn.Module) -> None:
+    """Replaces every PEFT layer by its base layer with the adapter's change added to the weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
+    for name, layer in layers.items():
+        cast("Any", layer).merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, layer.get_base_layer())
+    for mark in ("peft_config", "_hf_peft_config_loaded"):
+        if mark in vars(module):
+            delattr(module, mark)
+
+
+def weight_changes(trained: Trained) -> dict[str, dict[str, Tensor]]:
+    """Part -> weight -> what the run has added to the base model's, where it has; the adapters get merged.
+
+    The learned embedding of the rare token is left out: `Trained.rare_rows` has it.
+    """
+    trained.merge()
+    before = parts_of(load_family(trained.base))
+    changes: dict[str, dict[str, Tensor]] = {}
+    for part, module in trained.parts.items():
+        old = before[part].state_dict()
+        new = module.state_dict()
+        change = {name: new[name] - old[name].to(new[name].device) for name in old if new[name].is_floating_point()}
+        if trained.facts.config.get("train_rare_token"):
+            change = {name: delta for name, delta in change.items() if not name.endswith("token_embedding.weight")}
+        changes[part] = {name: delta for name, delta in change.items() if bool(delta.any())}
+    return {part: change for part, change in changes.items() if change}
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A layer's change as up @ down. Its strength is inside the weights: alpha equals the rank, by definition.
+
+    down: (rank, in) or (rank, in, height, width); up: (out, rank) or (out, rank, 1, 1).
+    magnitude: (out,), DoRA's, None for a plain LoRA.
+    """
+
+    down: Tensor
+    up: Tensor
+    magnitude: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def to(self, dtype: torch.dtype) -> LowRank:
+        magnitude = None if self.magnitude is None else self.magnitude.to(dtype)
+        return LowRank(self.down.to(dtype).contiguous(), self.up.to(dtype).contiguous(), magnitude)
+
+    def padded(self, rank: int) -> LowRank:
+        """The same change with zeros up to a rank: readers without per-layer alphas want one rank for all."""
+        more = rank - self.rank
+        if not more:
+            return self
+        down = torch.cat([self.down, self.down.new_zeros(more, *self.down.shape[1:])])
+        up = torch.cat([self.up, self.up.new_zeros(self.up.shape[0], more, *self.up.shape[2:])], dim=1)
+        return LowRank(down, up, self.magnitude)
+
+
+Layers = dict[str, dict[str, LowRank]]
+"""Part of the pipeline -> name of the layer in it -> its change."""
+
+
+def lora_layers(trained: Trained) -> Layers:
+    """The LoRA of a run, one rank for all, alpha (and rsLoRA's root) multiplied into `up`."""
+    layers = {part: _layers_of(module) for part, module in trained.parts.items()}
+    rank = max(layer.rank for part in layers.values() for layer in part.values())
+    return {
+        part: {name: layer.padded(rank) for name, layer in named.items()} for part, named in layers.items() if named
+    }
+
+
+@torch.no_grad()
+def _layers_of(module: nn.Module) -> dict[str, LowRank]:
+    from peft.tuners.lora import LoraLayer
+
+    found = {}
+    for name, layer in module.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        (adapter,) = layer.active_adapters
+        up, down = cast("Any", layer.lora_B[adapter]), cast("Any", layer.lora_A[adapter])
+        assert up.bias is None, f"{name}: a LoRA with biases"
+        magnitude = (
+            cast("Any", layer.lora_magnitude_vector[adapter]) if adapter in layer.lora_magnitude_vector else None
+        )
+        found[name] = LowRank(
+            down.weight.detach().clone(),
+            up.weight.detach() * layer.scaling[adapter],
+            magnitude,
+        )
+    return found

@@ -1,0 +1,204 @@
+"""Writes an export: the files of its format, export.json (what it came from) and a model card, all at once or not.
+
+One function a way of writing, all with the same arguments, all returning what is to be said of the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from fewbayes.export.card import CardFacts, write_card
+from fewbayes.export.lora_files import diffusers_header, diffusers_keys, kohya_keys, peft_keys, write_peft_config
+from fewbayes.export.metadata import kohya_header, model_spec, write_safetensors
+from fewbayes.export.original import single_file
+from fewbayes.export.svd import as_lora, residual_rows
+from fewbayes.export.trained import Layers, Trained, lora_layers, weight_changes
+from fewbayes.families.folders import quiet
+from fewbayes.runs import atomic_folder
+
+DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DIFFUSERS_FILE, ADAPTER_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+EMBEDDING_FILE = "learned_embeds.safetensors"
+
+
+@dataclass
+class Asked:
+    format: str
+    rank: int
+    dtype: torch.dtype
+
+
+@dataclass
+class Written:
+    """loader: how others load it, a key of `card.LOADING`; file: the weight file, None for folders."""
+
+    loader: str
+    file: str | None = None
+    notes: list[str] = field(default_factory=list)
+    residual: list[dict[str, Any]] | None = None
+
+
+def write(trained: Trained, format: str, route: str, output: Path, *, rank: int, dtype: str) -> Path:
+    """See `fewbayes.export.write_export`; route is one of its ROUTES, and what can be refused has been."""
+    asked = Asked(format, rank, DTYPE[dtype])
+    with atomic_folder(output) as folder:
+        notes = [] if route in ("pipeline", "original") else _embedding(trained, asked, folder)
+        written = WAYS[route](trained, asked, folder)
+        written.notes += notes
+        record = _record(trained, asked, written, output, dtype)
+        (folder / "export.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_card(folder, trained, CardFacts(format, written.loader, written.file, written.notes))
+    return output
+
+
+def _record(trained: Trained, asked: Asked, written: Written, output: Path, dtype: str) -> dict[str, Any]:
+    config = trained.facts.config
+    return {
+        "format": asked.format,
+        "loader": written.loader,
+        "file": written.file,
+        "run": os.path.relpath(trained.facts.folder.resolve(), output.resolve()),
+        "method": config.get("method", "full"),
+        "weights": trained.weights,
+        "dtype": dtype,
+        "base_model": trained.base.model,
+        "base_sha256": trained.base.fingerprint(),
+        "family": trained.base.family,
+        "prediction_type": trained.base.prediction_type,
+        "instance_prompt": config["instance_prompt"],
+        "rare_token": trained.rare_token,
+        "resolution": config.get("resolution") or trained.base.resolution,
+        "rank": asked.rank if written.residual else None,
+        "residual": written.residual,
+        "notes": written.notes,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fewbayes": version("fewbayes"),
+    }
+
+
+# --- the ways ---------------------------------------------------------------------------------------------------------
+
+
+def _pipeline(trained: Trained, asked: Asked, folder: Path) -> Written:
+    """A pipeline folder in the diffusers layout, adapters merged."""
+    trained.merge()
+    with quiet():  # diffusers warns of any cast, this one is asked for
+        for module in (*trained.parts.values(), trained.family.vae):
+            module.to(asked.dtype)
+    trained.family.save(folder)
+    return Written("pipeline")
+
+
+def _original(trained: Trained, asked: Asked, folder: Path) -> Written:
+    """One file in the layout of the original releases, adapters merged."""
+    trained.merge()
+    tensors = single_file({**trained.parts, "vae": trained.family.vae}, trained.base.family)
+    tensors = {
+        name: weight.to(asked.dtype) if weight.is_floating_point() else weight for name, weight in tensors.items()
+    }
+    file = f"{trained.facts.name}.safetensors"
+    write_safetensors(folder / file, tensors, model_spec(trained, lora=False))
+    note = "the file holds no tokenizer and no noise schedule: a loader takes those from its config"
+    return Written("original", file, [f"{note} (here: {trained.base.model})"])
+
+
+def _peft(trained: Trained, asked: Asked, folder: Path) -> Written:
+    """PEFT folders, one a module: unet/, and text_encoder/ where it was trained."""
+    if trained.facts.config["method"] in ("lora", "monteclora"):
+        for part, named in lora_layers(trained).items():
+            (folder / part).mkdir()
+            named = {name: layer.to(asked.dtype) for name, layer in named.items()}
+            write_safetensors(folder / part / ADAPTER_FILE, peft_keys(named), model_spec(trained, lora=True))
+            write_peft_config(folder / part, named, trained.base.model)
+    else:
+        _peft_as_it_is(trained, asked, folder)
+    note = "PEFT compares names as they are: a text encoder's adapter needs the side of transformers 5.6 that wrote it"
+    return Written("peft", None, [note] if (folder / "text_encoder").is_dir() else [])
+
+
+def _peft_as_it_is(trained: Trained, asked: Asked, folder: Path) -> None:
+    """Adapters of other kinds: the settings and the tensors that their method writes."""
+    from fewbayes.config import TrainConfig
+    from fewbayes.methods import make_method
+
+    config = TrainConfig(**{**trained.facts.config, "train_rare_token": False})
+    make_method(config).export(trained.family, folder)
+    for file in folder.glob(f"*/{ADAPTER_FILE}"):
+        tensors = {name: weight.to(asked.dtype) for name, weight in load_file(file).items()}
+        write_safetensors(file, tensors, {})
+        settings = json.loads((file.parent / "adapter_config.json").read_text())
+        settings |= {"inference_mode": True, "base_model_name_or_path": trained.base.model}
+        (file.parent / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _embedding(trained: Trained, asked: Asked, folder: Path) -> list[str]:
+    """The rare token's learned embedding beside an adapter, where there is one; what is to be said of it."""
+    rows = trained.rare_rows()
+    if not rows:
+        return []
+    word = trained.rare_token or "<v>"
+    known = any(word in tokenizer.get_vocab() for tokenizer in trained.family.tokenizers.values())
+    name = f"<{word.strip('<>')}-learned>" if known else word  # loaders refuse to overwrite a word that they know
+    keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"} if len(rows) > 1 else {"text_encoder": name}
+    tensors = {keys[encoder]: vectors.to(asked.dtype) for encoder, vectors in rows.items()}
+    write_safetensors(folder / EMBEDDING_FILE, tensors, {"token": name, "stands_for": word})
+    return [
+        f"{EMBEDDING_FILE} is the rare token's learned embedding: load_textual_inversion(..., token={name!r}), or "
+        "rename the file to the word that you type in ComfyUI and A1111; without it the subject is not meant"
+    ]
+
+
+def _lora(trained: Trained, asked: Asked, folder: Path) -> Written:
+    return _lora_file(trained, asked, folder, lora_layers(trained))
+
+
+def _svd(trained: Trained, asked: Asked, folder: Path) -> Written:
+    """A LoRA near the change that the run has made, with what it loses of it."""
+    changes = weight_changes(trained)
+    if not changes:
+        raise ValueError(f"{trained.facts.folder} has the weights of its base model: there is nothing to export")
+    layers, losses = as_lora(changes, trained.parts, asked.rank, asked.dtype)
+    if not layers:
+        raise ValueError(
+            f"{trained.facts.folder} has changed no linear or convolutional layer, which are all that a LoRA can "
+            "hold; choose merged or original"
+        )
+    written = _lora_file(trained, asked, folder, layers)
+    written.residual = residual_rows(losses)
+    lost = written.residual[-1]["residual"]
+    written.notes.append(f"an approximation by SVD at rank {asked.rank}: |change - kept| / |change| = {lost:.4f}")
+    return written
+
+
+def _lora_file(trained: Trained, asked: Asked, folder: Path, layers: Layers) -> Written:
+    layers = {part: {name: layer.to(asked.dtype) for name, layer in named.items()} for part, named in layers.items()}
+    rank = next(layer.rank for named in layers.values() for layer in named.values())
+    header = kohya_header(trained, rank) | model_spec(trained, lora=True)
+    if asked.format in ("kohya", "comfyui"):
+        file = f"{trained.facts.name}.safetensors"
+        config = getattr(trained.family.denoiser, "config")  # noqa: B009
+        tensors = kohya_keys(layers, trained.base.family, config)
+    else:
+        file = DIFFUSERS_FILE
+        tensors, header = diffusers_keys(layers), header | diffusers_header(layers)
+    write_safetensors(folder / file, {name: weight.contiguous() for name, weight in tensors.items()}, header)
+    return Written("lora", file)
+
+
+WAYS: dict[str, Callable[[Trained, Asked, Path], Written]] = {
+    "pipeline": _pipeline,
+    "original": _original,
+    "peft": _peft,
+    "lora": _lora,
+    "svd": _svd,
+}

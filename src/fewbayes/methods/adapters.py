@@ -1,0 +1,196 @@
+"""Adapters in linear layers: which layers, put in reproducibly, switched, and taken out without a trace.
+
+What methods that train adapters have in common; the layers themselves are PEFT's. Knows no single method, no loss, and
+of diffusers only the names that it gives to layers and folders.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fewbayes.noise import stream_seed
+
+if TYPE_CHECKING:
+    from fewbayes.config import TrainConfig
+
+ADAPTER = "default"  # PEFT's own name for an only adapter
+DENOISER_FOLDER = "unet"  # what pipelines of the families call their denoiser
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def trained_parts(family: Any, config: TrainConfig) -> dict[str, nn.Module]:
+    """The modules with trained weights by the name that begins their parameters' names."""
+    return {"denoiser": family.denoiser} | (family.text_encoders if config.train_text_encoder else {})
+
+
+def target_layers(part: str, module: nn.Module, targets: str) -> list[str]:
+    """What PEFT is to find: endings of layer names, or whole names where `targets` is a pattern.
+
+    Text encoders are adapted in their attention layers whatever the denoiser's targets are.
+    """
+    if part != "denoiser":
+        return list(TEXT_ATTENTION)
+    if targets == "attention":
+        return list(ATTENTION)
+    if targets == "attention+ff":
+        return [*ATTENTION, *FEED_FORWARD]
+    if not targets.startswith("pattern:"):
+        raise ValueError(
+            f"adapter_targets is {targets!r}; take attention, attention+ff or pattern:<regular expression of names>"
+        )
+    try:
+        pattern = re.compile(targets.removeprefix("pattern:"))
+    except re.error as error:
+        raise ValueError(f"adapter_targets {targets!r} is not a regular expression: {error}") from error
+    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and pattern.search(name)]
+    if not names:
+        linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+        few = ", ".join(linear[:3])
+        raise ValueError(f"adapter_targets {targets!r} matches none of the {len(linear)} linear layers, as {few}")
+    return names
+
+
+def targeted(module: nn.Module, targets: list[str]) -> dict[str, nn.Linear]:
+    """The linear layers with one of these names or endings of names."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and any(name == end or name.endswith(f".{end}") for end in targets)
+    }
+
+
+@contextmanager
+def seeded(seed: int, stream: str, *index: int) -> Iterator[None]:
+    """Inside, what draws from torch's global CPU generator draws from a stream of ours; afterwards it is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(stream_seed(seed, stream, *index))
+        yield
+
+
+def adapter_layers(module: nn.Module) -> dict[str, Any]:
+    """The layers that PEFT has put in, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
+
+
+def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, layer)
+
+
+def copy_state(target: Mapping[str, Tensor], source: Mapping[str, Tensor], file: Path) -> None:
+    """Copy a file's tensors over the live ones; names and shapes must agree."""
+    different = sorted(target.keys() ^ source.keys())
+    if different:
+        raise ValueError(
+            f"{file} holds an adapter of other layers or of another kind ({len(different)} names differ, as "
+            f"{different[0]}); give it to a run of the settings it was trained with"
+        )
+    for name, tensor in target.items():
+        if tensor.shape != source[name].shape:
+            raise ValueError(
+                f"{name} has shape {tuple(source[name].shape)} in {file} and {tuple(tensor.shape)} here: "
+                "the rank, the blocks or the model differ"
+            )
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
+
+
+class PeftMethod:
+    """The verbs that all methods of PEFT share; a subclass says which layers it wants and how they are saved."""
+
+    random_weights: str | None = None  # pattern of the denoiser's parameters that may be random
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def tuner(self) -> Callable[..., Any]:
+        """PEFT's class that replaces layers."""
+        raise NotImplementedError
+
+    def peft_config(self, part: str, module: nn.Module) -> Any:
+        """PEFT's settings for one module; ValueError where they do not fit its layers."""
+        raise NotImplementedError
+
+    def attach(self, family: Any) -> None:
+        parts = trained_parts(family, self.config)
+        configs = {name: self.peft_config(name, part) for name, part in parts.items()}  # all refusals come first
+        for name, part in parts.items():
+            with seeded(self.config.seed, f"adapter {name}"):
+                self.tuner()(part, configs[name], ADAPTER)
+        self.training(family, False)
+
+    def trainable(self, family: Any) -> dict[str, nn.Parameter]:
+        return {
+            f"{name}.{key}": parameter
+            for name, part in trained_parts(family, self.config).items()
+            for key, parameter in part.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def random(self, family: Any, where: str) -> tuple[nn.Module, str]:
+        assert self.random_weights, f"{type(self).__name__} has no random weights"
+        return family.denoiser, f"pattern:{self.random_weights}"
+
+    def penalty(self, family: Any) -> Tensor | None:
+        return None
+
+    def begin_step(self, family: Any, step: int) -> None:
+        pass
+
+    def training(self, family: Any, on: bool) -> None:
+        for part in trained_parts(family, self.config).values():
+            for layer in adapter_layers(part).values():
+                layer.train(on)
+                layer.get_base_layer().train(False)
+
+    def state(self, module: nn.Module) -> dict[str, Tensor]:
+        """The adapter's live tensors by the names that PEFT gives them in files."""
+        from peft import get_peft_model_state_dict
+
+        return get_peft_model_state_dict(module, adapter_name=ADAPTER, save_embedding_layers=False)
+
+    def detach(self, family: Any) -> None:
+        for part in trained_parts(family, self.config).values():
+            for name, layer in adapter_layers(part).items():
+                replace_layer(part, name, layer.get_base_layer())
+            if hasattr(part, "peft_config"):
+                del part.peft_config
+            part.requires_grad_(False)
+
+
+class PeftFolders(PeftMethod):
+    """Methods whose result is PEFT's own folder for each module: adapter_config.json, adapter_model.safetensors."""
+
+    result = f"{DENOISER_FOLDER}/adapter_config.json"
+
+    def export(self, family: Any, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        for name, part in trained_parts(family, self.config).items():
+            into = folder / (DENOISER_FOLDER if name == "denoiser" else name)
+            into.mkdir(parents=True, exist_ok=True)
+            state = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in self.file_state(part).items()}
+            save_file(state, into / "adapter_model.safetensors", metadata={"format": "pt"})
+            cast("Any", part).peft_config[ADAPTER].save_pretrained(str(into))
+
+    def load(self, family: Any, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        for name, part in trained_parts(family, self.config).items():
+            file = folder / (DENOISER_FOLDER if name == "denoiser" else name) / "adapter_model.safetensors"
+            copy_state(self.file_state(part), load_file(file), file)
+
+    def file_state(self, part: nn.Module) -> dict[str, Tensor]:
+        return {f"base_model.model.{key}": tensor for key, tensor in self.state(part).items()}

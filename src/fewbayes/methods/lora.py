@@ -1,0 +1,89 @@
+"""LoRA: W + alpha / rank B A on linear layers, by PEFT; with Bayesian weights only the up matrix B is random.
+
+B begins at zero, so its prior mean is zero. (The paper's letters are the other way round: "up matrix A"; PEFT calls the
+up matrix lora_B.) Knows diffusers only through the pipeline that saves what it will load.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from fewbayes.methods.adapters import (
+    ADAPTER,
+    DENOISER_FOLDER,
+    PeftMethod,
+    copy_state,
+    target_layers,
+    trained_parts,
+)
+
+
+class Lora(PeftMethod):
+    result = "pytorch_lora_weights.safetensors"
+    random_weights = r"\.lora_B\."
+
+    def tuner(self) -> Any:
+        from peft import LoraModel
+
+        return LoraModel
+
+    def peft_config(self, part: str, module: nn.Module, **more: Any) -> Any:
+        from peft import LoraConfig
+
+        config = self.config
+        return LoraConfig(
+            r=config.rank,
+            lora_alpha=config.rank if config.lora_alpha is None else config.lora_alpha,  # pyright: ignore
+            lora_dropout=config.lora_dropout,
+            use_dora=config.use_dora,
+            use_rslora=config.use_rslora,
+            init_lora_weights="gaussian",  # A ~ N(0, 1 / rank^2), B = 0, as in diffusers' scripts and the authors'
+            target_modules=target_layers(part, module, config.adapter_targets),
+            **more,
+        )
+
+    def export(self, family: Any, folder: Path) -> None:
+        """One file for the pipeline's `load_lora_weights`; alpha, rank and the rest are in its header."""
+        layers: dict[str, Any] = {}
+        for name, part in trained_parts(family, self.config).items():
+            prefix = _file_prefix(name)
+            state = {key: tensor.detach().cpu() for key, tensor in self.file_state(name, part).items()}
+            layers[f"{prefix}_lora_layers"] = {key.removeprefix(f"{prefix}."): value for key, value in state.items()}
+            layers[f"{prefix}_lora_adapter_metadata"] = _header(part)
+        folder.mkdir(parents=True, exist_ok=True)
+        family.pipeline("ddim").save_lora_weights(folder, weight_name=self.result, **layers)
+
+    def load(self, family: Any, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        target: dict[str, Tensor] = {}
+        for name, part in trained_parts(family, self.config).items():
+            target |= self.file_state(name, part)
+        copy_state(target, load_file(folder / self.result), folder / self.result)
+
+    def file_state(self, name: str, part: nn.Module) -> dict[str, Tensor]:
+        """Live tensors by their names in the file.
+
+        Text encoders' keys are written as "text_model.encoder...", which every program knows, whether or not the
+        module in memory (flattened since transformers 5.6) still has that level.
+        """
+        state = {key: tensor for key, tensor in self.state(part).items() if re.search(r"\.lora_(A|B|magnitude)", key)}
+        if name != "denoiser":
+            level = "" if hasattr(part, "text_model") else "text_model."
+            # of DoRA's vector transformers knows only the full name, where PEFT leaves the end away
+            state = {level + key + ".weight" * key.endswith("magnitude_vector"): value for key, value in state.items()}
+        return {f"{_file_prefix(name)}.{key}": tensor for key, tensor in state.items()}
+
+
+def _header(part: nn.Module) -> dict[str, Any]:
+    """The settings that a loader needs to give the adapter the strength it was trained with: those of a plain LoRA."""
+    settings = cast("Any", part).peft_config[ADAPTER].to_dict() | {"monteclora_config": None}
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+
+
+def _file_prefix(part: str) -> str:
+    return DENOISER_FOLDER if part == "denoiser" else part

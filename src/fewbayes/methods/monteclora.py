@@ -1,0 +1,64 @@
+"""MonteCLoRA, a comparison arm: LoRA whose down matrix is perturbed by a learned mixture of Gaussians while training.
+
+The layers are PEFT's (PR 2943 there), and so is the mean that is exported, a plain LoRA. Ours is the noise: a function
+of (seed, layer, step) where PEFT's comes from the global generator, so that runs can be resumed and activations
+recomputed; and the way to its loss, which PEFT's own trainer collects and diffusers' users never see.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbayes.methods.adapters import ADAPTER, adapter_layers, seeded, trained_parts
+from fewbayes.methods.lora import Lora
+
+
+class MonteClora(Lora):
+    def peft_config(self, part: str, module: nn.Module, **more: Any) -> Any:
+        from peft import MontecloraConfig
+
+        # PEFT's default buffer of 150 draws for each layer would be tens of gigabytes on a U-Net
+        return super().peft_config(part, module, monteclora_config=MontecloraConfig(buffer_size=1), **more)
+
+    def attach(self, family: Any) -> None:
+        super().attach(family)
+        for name, sampler in self._samplers(family).items():
+            sampler.sampler = _draws_by_step(sampler, self.config.seed, name)
+
+    def penalty(self, family: Any) -> Tensor | None:
+        """Divergence and entropy terms of all layers, their mean as in PEFT; None outside training."""
+        samplers = [sampler for sampler in self._samplers(family).values() if sampler.training]
+        terms = [torch.as_tensor(sum(sampler.get_variational_loss())) for sampler in samplers]
+        return torch.stack(terms).mean() if terms else None
+
+    def begin_step(self, family: Any, step: int) -> None:
+        for sampler in self._samplers(family).values():
+            sampler.sampler.step = step
+
+    def _samplers(self, family: Any) -> dict[str, Any]:
+        return {
+            f"{name}.{path}": layer.lora_monteclora_sampler[ADAPTER]
+            for name, part in trained_parts(family, self.config).items()
+            for path, layer in adapter_layers(part).items()
+        }
+
+
+def _draws_by_step(sampler: Any, seed: int, layer: str) -> Any:
+    from peft.tuners.lora.monteclora import BufferedMontecloraSampler
+
+    class DrawsByStep(BufferedMontecloraSampler):
+        """PEFT's draws on the CPU, made anew from (seed, layer, step) whenever they are asked for."""
+
+        step: int | None = None
+
+        def get(self) -> dict[str, Tensor]:
+            assert self.step is not None, "begin_step() comes before the forward pass"
+            with seeded(seed, f"monteclora {layer}", self.step):
+                self._refill_buffer()
+            return self.buffer[0]
+
+    with seeded(seed, f"monteclora {layer}"):
+        return DrawsByStep(sampler, buffer_size=1, device="cpu")

@@ -1,0 +1,64 @@
+"""PVeRA, a comparison arm: layers share two fixed random projections and learn scales, and a variance, of their own.
+
+The layers are PEFT's (arXiv 2512.07703); at inference the learned mean is used. Ours is the noise: a function of
+(seed, layer, step), so that runs can be resumed and activations recomputed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewbayes.methods.adapters import ADAPTER, PeftFolders, adapter_layers, target_layers, trained_parts
+from fewbayes.noise import stream_seed
+
+
+class Pvera(PeftFolders):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._step: int | None = None
+
+    def tuner(self) -> Any:
+        from peft import PveraModel
+
+        return PveraModel
+
+    def peft_config(self, part: str, module: nn.Module) -> Any:
+        from peft import PveraConfig
+
+        return PveraConfig(
+            r=self.config.rank,
+            pvera_dropout=self.config.lora_dropout,
+            projection_prng_key=stream_seed(self.config.seed, f"pvera projection {part}"),
+            generator_seed=0,  # each forward pass seeds its own, see _seed_noise
+            target_modules=target_layers(part, module, self.config.adapter_targets),
+        )
+
+    def attach(self, family: Any) -> None:
+        super().attach(family)
+        for name, part in trained_parts(family, self.config).items():
+            for path, layer in adapter_layers(part).items():
+                self._seed_noise(layer, f"{name}.{path}")
+
+    def _seed_noise(self, layer: Any, path: str) -> None:
+        def seed(*_: Any) -> None:
+            if layer.training:
+                assert self._step is not None, "begin_step() comes before the forward pass"
+                layer.pvera_generator[ADAPTER].manual_seed(stream_seed(self.config.seed, f"pvera {path}", self._step))
+
+        layer.register_forward_pre_hook(seed)
+
+    def begin_step(self, family: Any, step: int) -> None:
+        self._step = step
+
+    def state(self, module: nn.Module) -> dict[str, Tensor]:
+        state = module.state_dict()
+        suffixes = (f".pvera_lambda_b.{ADAPTER}", f".pvera_lambda_d.{ADAPTER}")
+        return {key.removesuffix(f".{ADAPTER}"): value for key, value in state.items() if key.endswith(suffixes)}
+
+    def file_state(self, part: nn.Module) -> dict[str, Tensor]:
+        """Scales of each layer, and the projections once."""
+        first = next(iter(adapter_layers(part).values()))
+        projections = {f"base_model.{name}": getattr(first, name)[ADAPTER] for name in ("pvera_A", "pvera_B")}
+        return super().file_state(part) | projections

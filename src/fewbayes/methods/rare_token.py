@@ -1,0 +1,136 @@
+"""Textual inversion of the rare token, beside any method: its embedding in each text encoder is trained too.
+
+A hook puts trained rows in place of the rare token's; the embedding matrix itself, and with it every other word, is
+not touched. Wraps a method and speaks its verbs. Knows text encoders by `get_input_embeddings`, and nothing of losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbayes.methods.adapters import copy_state
+
+if TYPE_CHECKING:
+    from fewbayes.config import TrainConfig
+    from fewbayes.methods import Method
+
+FILE = "learned_embeds.safetensors"
+SEVERAL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+"""Keys of the file of a model with two text encoders, as in diffusers' pivotal tuning scripts."""
+
+
+class RareToken:
+    def __init__(self, method: Method, config: TrainConfig) -> None:
+        if config.method == "full" and config.train_text_encoder:
+            raise ValueError(
+                "train_rare_token has nothing to add to method full with train_text_encoder, which trains every "
+                "embedding; leave out one of them"
+            )
+        assert config.rare_token, "the rare token is resolved before the method is made"
+        self.method, self.config, self.word = method, config, config.rare_token
+        self._rows: dict[str, nn.Parameter] = {}
+        self._ids: dict[str, list[int]] = {}
+        self._hooks: list[Any] = []
+
+    @property
+    def result(self) -> str:
+        return self.method.result
+
+    def attach(self, family: Any) -> None:
+        self.method.attach(family)
+        for name, encoder in family.text_encoders.items():
+            embedding = encoder.get_input_embeddings()
+            ids = _token_ids(family, name, self.word)
+            self._ids[name] = ids
+            self._rows[name] = nn.Parameter(embedding.weight.detach()[ids].float().clone())
+            self._hooks.append(embedding.register_forward_hook(_substitute(ids, self._rows[name])))
+
+    def trainable(self, family: Any) -> dict[str, nn.Parameter]:
+        return self.method.trainable(family) | {f"rare_token.{name}": rows for name, rows in self._rows.items()}
+
+    def random(self, family: Any, where: str) -> tuple[nn.Module, Any]:
+        return self.method.random(family, where)
+
+    def penalty(self, family: Any) -> Tensor | None:
+        return self.method.penalty(family)
+
+    def begin_step(self, family: Any, step: int) -> None:
+        self.method.begin_step(family, step)
+
+    def training(self, family: Any, on: bool) -> None:
+        self.method.training(family, on)
+
+    def export(self, family: Any, folder: Path) -> None:
+        """Whole text encoders are written with the rows in them; adapters get a file of embeddings beside them."""
+        if self.config.method == "full":
+            with self._baked(family):
+                self.method.export(family, folder)
+            return
+        self.method.export(family, folder)
+        from safetensors.torch import save_file
+
+        name = self._name_in_file(family)
+        state = {key: rows.detach().cpu().clone() for key, rows in self._file_state(name).items()}
+        save_file(state, folder / FILE, metadata={"token": name, "stands_for": self.word})
+
+    def load(self, family: Any, folder: Path) -> None:
+        self.method.load(family, folder)
+        if self.config.method == "full":
+            for name, encoder in family.text_encoders.items():
+                self._rows[name].data.copy_(encoder.get_input_embeddings().weight[self._ids[name]])
+            return
+        from safetensors.torch import load_file
+
+        copy_state(self._file_state(self._name_in_file(family)), load_file(folder / FILE), folder / FILE)
+
+    def detach(self, family: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._rows, self._ids = [], {}, {}
+        self.method.detach(family)
+
+    @contextmanager
+    def _baked(self, family: Any) -> Iterator[None]:
+        """The trained rows stand in the embedding matrices inside, the old ones outside, bit for bit."""
+        weights = {name: encoder.get_input_embeddings().weight for name, encoder in family.text_encoders.items()}
+        before = {name: weight.detach()[self._ids[name]].clone() for name, weight in weights.items()}
+        try:
+            for name, weight in weights.items():
+                weight.data[self._ids[name]] = self._rows[name].detach().to(weight)
+            yield
+        finally:
+            for name, weight in weights.items():
+                weight.data[self._ids[name]] = before[name]
+
+    def _file_state(self, name: str) -> dict[str, nn.Parameter]:
+        if len(self._rows) == 1:
+            return dict.fromkeys([name], next(iter(self._rows.values())))
+        return {SEVERAL[encoder]: rows for encoder, rows in self._rows.items()}
+
+    def _name_in_file(self, family: Any) -> str:
+        """The word, or one made of it where tokenizers know it already: loaders refuse to overwrite a known word."""
+        known = any(self.word in tokenizer.get_vocab() for tokenizer in family.tokenizers.values())
+        return f"<{self.word.strip('<>')}-learned>" if known else self.word
+
+
+def _token_ids(family: Any, encoder: str, word: str) -> list[int]:
+    tokenizer = family.tokenizers[encoder.replace("text_encoder", "tokenizer")]
+    ids = list(dict.fromkeys(tokenizer(word, add_special_tokens=False).input_ids))
+    if not ids or tokenizer.unk_token_id in ids:
+        raise ValueError(f"rare_token {word!r} is unknown to the tokenizer of the model; choose another word")
+    return ids
+
+
+def _substitute(ids: list[int], rows: nn.Parameter) -> Any:
+    def hook(embedding: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        for i, token in enumerate(ids):
+            output = torch.where((args[0] == token).unsqueeze(-1), rows[i].to(output), output)
+        return output
+
+    return hook

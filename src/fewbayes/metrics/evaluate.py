@@ -1,0 +1,393 @@
+"""`fewbayes evaluate`: a run or a folder of pictures against references and prompts, as rows in files.
+
+Reads the pictures, loads encoders, has features computed once, and writes metrics.jsonl (long form), images.jsonl
+(scores of single pictures) and evaluation.json (settings, encoders, counts, versions), the last one last: where it
+lies, the others are whole. Statistics over subjects and seeds, tables and pages are made from these files elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from fewbayes.metrics.folders import Pictures, Sample, Source, find_source, read_prompts, read_references, read_samples
+from fewbayes.metrics.weights import fetch_weights, list_weights
+from fewbayes.runs import CONFIG, METRICS, atomic_write, environment
+
+if TYPE_CHECKING:
+    from fewbayes.metrics.features import FeatureStore
+    from fewbayes.metrics.rows import Case
+
+Mode = Literal["sound", "paper", "both"]
+IMAGES, FACTS = "images.jsonl", "evaluation.json"
+RARE_TOKEN = "<v>"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """rows: of metrics.jsonl. images: of images.jsonl. facts: evaluation.json."""
+
+    rows: list[dict[str, Any]]
+    images: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+    def value(self, metric: str, *, mode: str = "sound", row: str = "samples", subject: Any = ...) -> float | None:
+        """The value of one row; of several subjects, the average unless one is named."""
+        found = [r for r in self.rows if (r["metric"], r["mode"], r["row"]) == (metric, mode, row)]
+        if subject is not ...:
+            found = [r for r in found if r["subject"] == subject]
+        found = [r for r in found if "average" in r] or found
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} rows of {metric} ({mode}, {row}); name a subject")
+        return found[0]["value"]
+
+
+def evaluate_folder(
+    source: str | Path,
+    *,
+    reference_dir: str | Path | None = None,
+    prompt: str | None = None,
+    mode: Mode = "sound",
+    encoders: str | Mapping[str, Any] | None = None,
+    base_dir: str | Path | None = None,
+    samples: str | None = None,
+    metadata: str | Path | None = None,
+    rare_token: str | None = None,
+    subject: str | None = None,
+    arm: str | None = None,
+    seed: int | None = None,
+    output_dir: str | Path | None = None,
+    offline: bool = False,
+    cache: str | Path | None = None,
+    batch_size: int = 64,
+) -> Evaluation:
+    """Scores the pictures of a run or a folder, and writes the result where `output_dir` says.
+
+    encoders: "embedded", "paper", a folder of them, or what `load_encoders` gave; None is "embedded" for pictures of
+    the model `tiny` and "paper" otherwise. base_dir: the base model's pictures of the same prompts and seeds.
+    subject, arm, seed: written into every row. cache: a file that remembers features; None remembers nothing.
+    """
+    began = time.monotonic()
+    if mode not in ("sound", "paper", "both"):
+        raise ValueError(f"mode {mode!r} is none of sound, paper and both")
+    output = _checked_output(output_dir)
+    place = find_source(source, samples)
+    subject, seed = _run_keys(Path(source), subject, seed)
+    token = rare_token or place.rare_token or RARE_TOKEN
+    prompts = read_prompts(Path(metadata)) if metadata else None
+    words = {"subject": subject, "prompt": prompt and prompt.replace(RARE_TOKEN, token), "prompts": prompts}
+    pictures = read_samples(place.pictures, weights=place.weights, **words)
+    base = read_samples(Path(base_dir), **words) if base_dir else None
+    folder = Path(reference_dir) if reference_dir else place.reference
+    references = read_references(folder, pictures.subjects) if folder else {}
+    loaded, which = _encoders(encoders, place, offline)
+    from fewbayes.metrics.features import FeatureStore
+
+    store = FeatureStore(loaded, cache=Path(cache) if cache else None, batch_size=batch_size)
+    known = [*pictures.samples, *(base.samples if base else ()), *(p for r in references.values() for p in r.samples)]
+    store.compute(known)
+    rows, images = _score(pictures, base, references, store, loaded, mode, token, {"arm": arm, "seed": seed})
+    facts = {
+        "source": str(source),
+        "pictures": str(place.pictures),
+        "reference_dir": str(folder) if folder else None,
+        "base_dir": str(base_dir) if base_dir else None,
+        "prompt": prompt,
+        "rare_token": token,
+        "mode": mode,
+        "encoders_from": which,
+        "encoders": {key: _about(encoder) for key, encoder in loaded.items()},
+        "counts": _counts(pictures, base, references, store),
+        "unreadable": pictures.unreadable | {f: r for p in references.values() for f, r in p.unreadable.items()},
+        "notes": [*pictures.notes, *(base.notes if base else ()), *_cut_off(loaded, pictures)],
+        "seconds": round(time.monotonic() - began, 2),
+        "environment": environment(None),
+    }
+    result = Evaluation(rows, images, facts)
+    if output:
+        write_evaluation(result, output)
+    return result
+
+
+def write_evaluation(result: Evaluation, folder: Path) -> None:
+    """evaluation.json goes first and comes back last, so that it never stands beside files of another evaluation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FACTS).unlink(missing_ok=True)
+    for name, rows in ((METRICS, result.rows), (IMAGES, result.images)):
+        atomic_write(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+    atomic_write(folder / FACTS, json.dumps(result.facts, indent=2) + "\n")
+
+
+def _checked_output(output_dir: str | Path | None) -> Path | None:
+    if output_dir is None:
+        return None
+    folder = Path(output_dir).expanduser()
+    if folder.is_file():
+        raise ValueError(f"output_dir {folder} is a file; give a folder")
+    if (folder / CONFIG).is_file() or ((folder / METRICS).is_file() and not (folder / FACTS).is_file()):
+        raise ValueError(f"output_dir {folder} is a run, whose metrics would be overwritten; give another folder")
+    return folder
+
+
+def _run_keys(source: Path, subject: str | None, seed: int | None) -> tuple[str | None, int | None]:
+    """A run names its subject by the folder of its photographs, and knows its seed."""
+    config = source.expanduser() / CONFIG
+    if not config.is_file():
+        return subject, seed
+    import yaml
+
+    settings = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    named = Path(settings["instance_data_dir"]).name if settings.get("instance_data_dir") else None
+    return subject or named, settings.get("seed") if seed is None else seed
+
+
+def _encoders(asked: str | Mapping[str, Any] | None, place: Source, offline: bool) -> tuple[dict[str, Any], str]:
+    from fewbayes.metrics.encoders import KEYS, Missing, load_encoders
+
+    if asked is not None and not isinstance(asked, str):
+        return {key: asked.get(key, Missing(key, "no encoder was given for it")) for key in KEYS}, "given"
+    which = asked or ("embedded" if place.model == "tiny" else "paper")
+    return load_encoders(which, offline=offline), which
+
+
+def _about(encoder: Any) -> dict[str, Any]:
+    from fewbayes.metrics.encoders import Missing
+    from fewbayes.metrics.rows import about
+
+    if isinstance(encoder, Missing):
+        return {"missing": encoder.name, "reason": encoder.reason}
+    return about(encoder) | dict(encoder.identity.details)
+
+
+# --- what is scored ---------------------------------------------------------------------------------------------------
+
+
+def _score(
+    pictures: Pictures,
+    base: Pictures | None,
+    references: Mapping[str | None, Pictures],
+    store: FeatureStore,
+    encoders: dict[str, Any],
+    mode: Mode,
+    rare_token: str,
+    keys: Mapping[str, Any],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    from fewbayes.metrics.rows import Paper, Sound, macro_rows
+
+    cases = [
+        _case(subject, pictures, base, references.get(subject), store, rare_token) for subject in pictures.subjects
+    ]
+    sound = [Sound(case, store, encoders, keys).run() for case in cases]
+    rows = [row for out in sound for row in out.rows] if mode != "paper" else []
+    if len(cases) > 1:
+        rows += macro_rows(rows)
+    if mode != "sound":
+        # A subject without references is still owned pictures of its own.
+        known = {subject: references[subject].samples if subject in references else () for subject in pictures.subjects}
+        rows += Paper(pictures.samples, known, store, encoders, keys).run().rows
+    by_file = {file: metrics for out in sound for file, metrics in out.images.items()}
+    return rows, _image_rows(pictures, by_file, store, keys)
+
+
+def _case(
+    subject: str | None,
+    pictures: Pictures,
+    base: Pictures | None,
+    references: Pictures | None,
+    store: FeatureStore,
+    rare_token: str,
+) -> Case:
+    from fewbayes.metrics.rows import Case
+
+    all_samples = pictures.of(subject)
+    shown, unrelated = _by_token(_visible(all_samples, store), rare_token)
+    base_all = _visible(base.of(subject), store) if base else []
+    base_shown, base_unrelated = _by_token(base_all, rare_token)
+    plain = unrelated or [s for s in shown if s.prompt and not _has(s.prompt, rare_token)]
+    known = set(plain)
+    alone, own = len(pictures.subjects) == 1, (f"{subject}-", f"{subject}/")
+    broken = [file for file in pictures.unreadable if alone or file.startswith(own)]
+    return Case(
+        subject,
+        shown,
+        _visible(references.samples, store) if references else [],
+        unrelated=unrelated,
+        base=base_shown,
+        pairs=_pairs([s for s in shown if s not in known], base_all),
+        unrelated_pairs=_pairs(plain, base_unrelated or base_all),
+        black=len(all_samples) - len(shown) - len(unrelated),
+        unreadable=len(broken),
+        rare_token=rare_token,
+    )
+
+
+def _visible(samples: Sequence[Sample], store: FeatureStore) -> list[Sample]:
+    """Without black pictures, which are counted: a safety filter's, or a model that makes no numbers any more."""
+    if not samples:
+        return []
+    black = store.matrix("pixels", samples)[:, 0] > 0
+    return [sample for sample, dark in zip(samples, black, strict=True) if not dark]
+
+
+def _by_token(samples: Sequence[Sample], rare_token: str) -> tuple[list[Sample], list[Sample]]:
+    """Pictures of the subject, and those of prompts without the rare token where others have it."""
+    with_token = [sample for sample in samples if sample.prompt and _has(sample.prompt, rare_token)]
+    if not with_token:
+        return list(samples), []
+    found = set(with_token)
+    return with_token, [sample for sample in samples if sample not in found]
+
+
+def _has(prompt: str, rare_token: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(rare_token)}(?!\w)", prompt) is not None
+
+
+def _pairs(samples: Sequence[Sample], base: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+    known = {sample.pair: sample for sample in base}
+    return [(sample, known[sample.pair]) for sample in samples if sample.pair in known]
+
+
+def _image_rows(
+    pictures: Pictures, by_file: Mapping[str, Mapping[str, Any]], store: FeatureStore, keys: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """One row a picture and metric; a black or unreadable picture has one row that says so."""
+    rows: list[dict[str, Any]] = []
+    visible = set(_visible(pictures.samples, store))
+    for sample in pictures.samples:
+        about = {
+            "file": sample.file,
+            "subject": sample.subject,
+            **keys,
+            "prompt": sample.prompt,
+            "prompt_id": sample.prompt_id,
+            "sample": sample.sample,
+            "image_seed": sample.seed,
+            "sha256": sample.sha256,
+        }
+        if sample not in visible:
+            rows.append({**about, "metric": "black", "value": 1.0, "encoder": None})
+        rows += [{**about, **entry} for entry in by_file.get(sample.file, {}).values()]
+    for file, reason in pictures.unreadable.items():
+        rows.append({"file": file, **keys, "metric": "unreadable", "value": None, "encoder": None, "reason": reason})
+    return rows
+
+
+def _counts(
+    pictures: Pictures, base: Pictures | None, references: Mapping[str | None, Pictures], store: FeatureStore
+) -> dict[str, int]:
+    counts = {}
+    all_references = [p for r in references.values() for p in r.samples]
+    for name, samples in (
+        ("pictures", pictures.samples),
+        ("references", all_references),
+        ("base", base.samples if base else ()),
+    ):
+        counts |= {name: len(samples), f"black {name}": len(samples) - len(_visible(samples, store))}
+    counts["unreadable pictures"] = len(pictures.unreadable)
+    counts["unreadable references"] = sum(len(r.unreadable) for r in references.values())
+    counts["unreadable base"] = len(base.unreadable) if base else 0
+    return counts
+
+
+def _cut_off(encoders: Mapping[str, Any], pictures: Pictures) -> list[str]:
+    clip = encoders.get("clip")
+    if clip is None or not hasattr(clip, "cut_off"):
+        return []
+    prompts = list(dict.fromkeys(sample.prompt for sample in pictures.samples if sample.prompt))
+    longer = clip.cut_off(prompts)
+    return [f"longer than {clip.identity.name} reads, cut off: {prompt!r}" for prompt in longer]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+class _Listed(argparse.Action):
+    """Prints the weight files and ends, whatever else is asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(list_weights())
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fewbayes evaluate", description="Scores of generated pictures against references and prompts."
+    )
+    parser.add_argument("source", nargs="?", help="run folder, or any folder of pictures")
+    parser.add_argument(
+        "--output_dir", "--output-dir", metavar="OUT", help="metrics.jsonl, images.jsonl, evaluation.json"
+    )
+    parser.add_argument("--reference_dir", "--reference-dir", metavar="REF", help="real pictures [those of the run]")
+    parser.add_argument("--prompt", metavar="P", help="of pictures that no samples.json gives one")
+    parser.add_argument("--metadata", metavar="FILE", help="prompts by folder, in the JSON of the authors' evaluator")
+    parser.add_argument("--mode", choices=("sound", "paper", "both"), default="sound", help="[sound]")
+    parser.add_argument("--encoders", metavar="embedded|paper|DIR", help="[embedded for the model tiny, else paper]")
+    parser.add_argument(
+        "--base_dir", "--base-dir", metavar="DIR", help="the base model's pictures, same prompts and seeds"
+    )
+    parser.add_argument("--samples", metavar="SUB", help="folder of pictures inside the source [a run's last samples]")
+    parser.add_argument("--rare_token", "--rare-token", metavar="TOKEN", help="[the run's, else <v>]")
+    parser.add_argument("--subject", metavar="NAME", help="written into the rows")
+    parser.add_argument("--arm", metavar="A", help="written into the rows")
+    parser.add_argument("--seed", type=int, metavar="S", help="written into the rows [the run's]")
+    parser.add_argument("--offline", action="store_true", help="never touch the network")
+    parser.add_argument(
+        "--cache", metavar="FILE", default=str(_cache()), help=f"features of pictures [{_cache()}]; '' none"
+    )
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=64, metavar="N", help="[64]")
+    parser.add_argument("--list-weights", "--list_weights", action=_Listed, nargs=0, help="files of the encoders")
+    parser.add_argument("--fetch-weights", "--fetch_weights", metavar="DIR", help="download them into DIR")
+    return parser
+
+
+def run_evaluate(arguments: list[str]) -> int:
+    """The command; returns its exit code."""
+    asked = _parser().parse_args(arguments)
+    if asked.fetch_weights:
+        if asked.offline:
+            raise ValueError("--fetch-weights downloads, and --offline forbids it; leave one of them out")
+        fetch_weights(asked.fetch_weights)
+        return 0
+    if not asked.source or not asked.output_dir:
+        raise ValueError("give the folder to score and --output_dir (fewbayes evaluate --help says more)")
+    if asked.batch_size < 1:
+        raise ValueError(f"batch_size is {asked.batch_size}; it must be at least 1")
+    settings = {name: value for name, value in vars(asked).items() if name not in ("fetch_weights", "list_weights")}
+    result = evaluate_folder(**cast("Any", settings | {"cache": asked.cache or None}))
+    print("\n".join(summary(result)))
+    print(f"done: {asked.output_dir}")
+    return 0
+
+
+def summary(result: Evaluation) -> list[str]:
+    """Lines for the terminal: the averages, the ceiling beside them, and what is missing and why."""
+    ceiling = {(r["metric"], r["mode"], r["subject"]): r["value"] for r in result.rows if r["row"] == "real"}
+    averaged = any("average" in row for row in result.rows)
+    lines = [f"{note}" for note in result.facts["notes"]]
+    shown = [r for r in result.rows if r["row"] == "samples" and ("average" in r or not averaged)]
+    for row in (row for row in shown if row["value"] is not None):
+        real = ceiling.get((row["metric"], row["mode"], row["subject"]))
+        beside = "" if real is None else f"   real against real {real:.4f}"
+        by = f"   {row['encoder']}" if row["encoder"] else ""
+        lines.append(f"{row['metric']:18} {row['value']:9.4f}   {row['mode']}, n {row['n']}{beside}{by}")
+    reasons: dict[str, list[str]] = {}
+    for row in shown:
+        if row["value"] is None:
+            reasons.setdefault(row["reason"], []).append(row["metric"])
+    lines += [f"no {', '.join(dict.fromkeys(metrics))}: {reason}" for reason, metrics in reasons.items()]
+    black = result.facts["counts"]["black pictures"] + result.facts["counts"]["black references"]
+    if black:
+        lines.append(f"{black} black pictures were counted and not scored")
+    lines += [f"unreadable: {reason}" for reason in result.facts["unreadable"].values()]
+    return lines
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewbayes" / "features.sqlite"

@@ -1,0 +1,83 @@
+"""Two processes that talk over gloo end where one process with batches of double size ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from fewbayes.runs import read_manifest, read_metrics
+from fewbayes.train import train
+
+# Adam with a large epsilon, where rounding is not blown up by the division.
+SMALL = {"adam_epsilon": 1.0, "learning_rate": 1.0, "max_train_steps": 3}
+ARMS = {
+    "full": {},
+    "full-bayes": {"bayes": True},
+    "lora": {"method": "lora", "rank": 2},
+    "lora-bayes": {"method": "lora", "rank": 2, "bayes": True},
+}
+TRAIN_ALL = """
+import sys
+from accelerate import PartialState
+from fewbayes.config import load_config
+from fewbayes.train import train
+for path in sys.argv[1:]:
+    train(load_config(path, {}), progress=False)
+PartialState().destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(eps_model, photos, tmp_path_factory) -> Path:
+    """All arms, one after the other, by one pair of processes."""
+    from fewbayes.config import TrainConfig
+
+    folder = tmp_path_factory.mktemp("two")
+    script = folder / "train_all.py"
+    script.write_text(TRAIN_ALL)
+    for name, arm in ARMS.items():
+        config = TrainConfig(
+            model=str(eps_model),
+            instance_data_dir=str(photos),
+            instance_prompt="a photo of <v> dog",
+            output_dir=str(folder / name),
+            **SMALL | arm,
+        )
+        (folder / f"{name}.yaml").write_text(config.to_yaml())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    ended = subprocess.run(
+        [*launcher, str(script), *(str(folder / f"{name}.yaml") for name in ARMS)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return folder
+
+
+def trained(folder: Path) -> dict:
+    files = [path for path in (folder / "checkpoint-3").glob("*.safetensors") if path.name != "optimizer.safetensors"]
+    return {f"{file.stem} {name}": value for file in files for name, value in load_file(file).items()}
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["value"] for row in read_metrics(folder / "metrics.jsonl") if row["metric"] == "loss"]
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_two_processes_are_one_with_a_double_batch(settings, family, trained_by_two, name):
+    arm = SMALL | ARMS[name]
+    two, one = trained(trained_by_two / name), train(settings("one", train_batch_size=2, **arm), family=family,
+                                                     progress=False).folder  # fmt: skip
+    half = trained(train(settings("half", **arm), family=family, progress=False).folder)
+    assert read_manifest(trained_by_two / name)["fingerprint"]["processes"] == 2
+    assert two.keys() == trained(one).keys()
+    assert max(float((two[key] - value).abs().max()) for key, value in trained(one).items()) < 1e-5
+    assert max(float((two[key] - value).abs().max()) for key, value in half.items()) > 1e-4
+    assert losses(trained_by_two / name) == pytest.approx(losses(one), rel=1e-4)

@@ -1,0 +1,363 @@
+"""The page and the tables of an evaluation say what its rows say, under the encoders' own names, and ask no one."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewbayes.report import write_report
+from fewbayes.report.cases import choose, kept
+from fewbayes.report.evaluation import FIVE, Picture, caption, is_evaluation, make_table, read_evaluation, verdict
+from fewbayes.report.gallery import make_gallery
+from fewbayes.report.nearest import nearest
+from fewbayes.report.score_table import escape, latex, markdown
+from fewbayes.statistics import compare
+
+ENCODERS = {
+    "clip_t": "fewbayes-clip",
+    "dino": "fewbayes-dino",
+    "clip_i": "fewbayes-clip",
+    "lpips": "fewbayes-dino",
+    "clip_iqa": "fewbayes-clip",
+}
+ARMS = ("full", "full-bayes", "lora", "lora-bayes")
+SUBJECTS = ("swirl_fish", "backpack")
+PROMPTS = ("a <v> thing in the snow", "a <v> thing <on> the beach & more")
+
+
+def _draw(path: Path, seed: int, side: int = 64) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(40, 220, (4, 4, 3), dtype=np.uint8)
+    pixels = np.kron(coarse, np.ones((side // 4, side // 4, 1))) + rng.normal(0, 6, (side, side, 3))
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
+
+
+def write_study(folder: Path, seeds=(0, 1, 2), side: int = 64, subjects=SUBJECTS, per_run: int = 8) -> Path:
+    """A study as the experiment writes it, with numbers that we choose: Bayesian arms gain 0.01 in all but Lpips."""
+    rng = np.random.default_rng(0)
+    rows, images = [], []
+    for subject in subjects:
+        for i in range(3):
+            _draw(folder / subject / "reference" / f"{i}.png", 1000 + i, side)
+        for metric, encoder in ENCODERS.items():
+            common = {"metric": metric, "mode": "sound", "encoder": encoder, "subject": subject}
+            rows.append(common | {"row": "real", "value": 0.9 if metric != "clip_t" else None, "reason": "no prompts"})
+            rows.append(common | {"row": "base", "value": 0.3, "arm": "base", "seed": 0})
+        for arm in ARMS:
+            for seed in seeds:
+                for metric, encoder in ENCODERS.items():
+                    gain = 0.01 * arm.endswith("bayes") * (metric != "lpips")
+                    value = 0.6 + gain + 0.002 * seed + 0.1 * (subject == "backpack") + rng.normal(0, 0.0005)
+                    common = {"metric": metric, "mode": "sound", "encoder": encoder, "row": "samples", "n": per_run}
+                    rows.append(common | {"subject": subject, "arm": arm, "seed": seed, "value": value})
+                for n in range(per_run):
+                    file = f"{subject}/pictures/{arm}-seed{seed}/{n:02d}.png"
+                    _draw(folder / file, 100 * seed + n, side)
+                    for metric in ("clip_t", "dino", "clip_iqa"):
+                        row = {"file": file, "subject": subject, "arm": arm, "seed": seed, "metric": metric}
+                        row |= {"prompt": PROMPTS[n % 2], "prompt_id": n % 2, "sample": n // 2, "mode": "sound"}
+                        images.append(row | {"value": float(rng.uniform(0.2, 0.9))})
+    rows.append({"metric": "dinov2", "mode": "sound", "encoder": None, "value": None, "reason": "no <weights> given"})
+    study = {
+        "title": "Methods, plain and Bayesian",
+        "question": "Does it help?",
+        "arms": [
+            {"name": "full", "label": "DreamBooth"},
+            {"name": "full-bayes", "label": "DreamBooth, Bayesian", "against": "full"},
+            {"name": "lora", "label": "LoRA"},
+            {"name": "lora-bayes", "label": "LoRA, Bayesian", "against": "lora"},
+        ],
+        "subjects": [{"name": s, "class_word": "fish", "references": f"{s}/reference"} for s in subjects],
+        "sampling": {"sampler": "ddim", "steps": 25, "guidance": 7.5, "safety_filter": "off"},
+    }
+    (folder / "study.json").write_text(json.dumps(study))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in images))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    return write_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def page(study) -> str:
+    return write_report(study).read_text("utf-8")
+
+
+def rows_of(study: Path) -> list[dict]:
+    return [json.loads(line) for line in (study / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_table_is_the_macro_mean_of_the_rows(study):
+    table = make_table(read_evaluation(study), "sound")
+    values = [r["value"] for r in rows_of(study) if r.get("arm") == "lora" and r["metric"] == "dino"]
+    line = next(line for line in table.lines if line.name == "lora")
+    assert line.cells["dino"].mean == pytest.approx(np.mean(values))
+    assert (line.cells["dino"].subjects, line.cells["dino"].units) == (2, 6)
+    assert [line.name for line in table.lines] == ["base", *ARMS, "real"]
+    assert table.lines[-1].cells["dino"].mean == pytest.approx(0.9)
+    assert table.lines[-1].cells["clip_t"].mean is None
+
+
+def test_differences_are_paired_and_say_what_was_put_in(study):
+    evaluation = read_evaluation(study)
+    table = make_table(evaluation, "sound")
+    assert [(row.treated.name, row.control.name) for row in table.differences] == [
+        ("full-bayes", "full"),
+        ("lora-bayes", "lora"),
+    ]
+    units = evaluation.units["sound"]["dino"]
+    row = table.differences[1]
+    assert row.cells["dino"] == compare(units["lora-bayes"], units["lora"])
+    assert row.cells["dino"].win_rate == 1
+    assert row.holm["dino"] == pytest.approx(5 * 2 / 64)  # five metrics, the least p that 6 pairs can have
+    said = verdict(table)[0]
+    assert "interval above zero in Clip-T, Dino, Clip-I, Clip-IQA; interval across zero in Lpips" in said
+    assert "in none of them" in said  # six pairs are too few for five metrics
+
+
+def test_per_subject_differences_resample_their_own_seeds(study):
+    row = make_table(read_evaluation(study), "sound").differences[0]
+    assert sorted(row.per_subject["dino"]) == sorted(SUBJECTS)
+    assert row.per_subject["dino"]["backpack"].units == 3
+
+
+def test_the_caption_calls_every_encoder_by_its_own_name(study):
+    evaluation = read_evaluation(study)
+    said = caption(evaluation, "sound", FIVE)
+    assert "Clip-T, Clip-I, Clip-IQA by fewbayes-clip; Dino, Lpips by fewbayes-dino" in said
+    assert "no published table" in said
+    assert "2 subjects" in said
+    table = make_table(evaluation, "sound")
+    for text in (markdown(table), latex(table)):
+        assert "fewbayes-clip" in text
+        assert "fewbayes-dino" in text
+        assert "openai" not in text
+
+
+def test_the_tables_agree_with_the_page_and_with_one_another(study, page):
+    table = make_table(read_evaluation(study), "sound")
+    mean = next(line for line in table.lines if line.name == "full-bayes").cells["clip_i"].mean
+    assert mean is not None
+    assert f"{mean:.3f}" in page
+    assert f"{mean:.3f}" in (study / "table.md").read_text()
+    assert f"${mean:.3f}$" in (study / "table.tex").read_text()
+    rows = list(csv.DictReader((study / "table.csv").read_text().splitlines()))
+    (found,) = [r for r in rows if (r["line"], r["metric"], r["kind"]) == ("full-bayes", "clip_i", "arm")]
+    assert float(found["mean"]) == mean
+    assert found["encoder"] == "fewbayes-clip"
+    (tested,) = [r for r in rows if (r["line"], r["metric"], r["kind"]) == ("full-bayes", "clip_i", "difference")]
+    assert (tested["against"], tested["p_over"]) == ("full", "units")
+    kept_numbers = json.loads((study / "table.json").read_text())
+    assert len(kept_numbers["rows"]) == len(rows)
+
+
+def test_latex_has_its_columns_and_escapes_what_it_must(study):
+    text = latex(make_table(read_evaluation(study), "sound"))
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {line.count(" & ") for line in body} == {5}
+    assert escape("100 % of a_b & <c>") == r"100 \% of a\_b \& $<$c$>$"
+
+
+def test_what_is_missing_is_said_with_its_reason(page):
+    assert "No value for dinov2: no &lt;weights&gt; given" in page
+
+
+def test_hostile_prompts_are_escaped(page):
+    assert "thing &lt;on&gt; the beach &amp; more" in page
+    assert "<on>" not in page
+
+
+def test_the_page_asks_no_one(page):
+    assert not re.findall(r"""(?:src|href|action|data|poster)\s*=\s*["']?\s*(?:https?:)?//""", page)
+    assert not re.findall(r"url\(\s*[\"']?(?!#)", page)
+    assert "@import" not in page
+    assert not re.findall(r"https?://", page)
+    assert "default-src 'none'" in page
+
+
+def test_every_reference_inside_the_page_exists_and_ids_are_unique(page):
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r'data-near="([^"]+)"', page)) <= set(ids)
+
+
+def test_the_page_shows_four_pictures_of_each_case_and_every_one_has_its_training_image(page):
+    panels = re.findall(r'<div class="panel".*?</table>', page, flags=re.DOTALL)
+    assert len(panels) == len(ARMS) * len(SUBJECTS)
+    for panel in panels:
+        cells = re.findall(r"<td>.*?</td>", panel, flags=re.DOTALL)
+        assert len(cells) == 16
+        assert all("1:1" in cell and 'class="near"' in cell for cell in cells)
+
+
+def test_the_page_is_the_same_bytes_twice(study, page):
+    assert write_report(study).read_text("utf-8") == page
+
+
+def _pictures(scores) -> list[Picture]:
+    return [
+        Picture(Path(f"{i:02d}.png"), "s", "a", 0, "p", dict(zip(("clip_t", "dino", "clip_iqa"), row, strict=True)))
+        for i, row in enumerate(scores)
+    ]
+
+
+def test_the_best_case_has_passed_both_filters_and_the_worst_has_not_to():
+    scores = [(0.5, 0.5, i / 20) for i in range(20)]
+    scores[19] = (0.1, 0.5, 0.99)  # the best quality, the worst text
+    scores[18] = (0.5, 0.1, 0.98)  # the worst subject
+    scores[0] = (0.05, 0.05, 0.0)  # the worst of all, which filters would hide
+    cases = {case.name: [p.file.stem for p in case.pictures] for case in choose(_pictures(scores), 2)}
+    assert cases["best"] == ["17", "16"]
+    assert cases["worst"] == ["00", "01"]
+    assert cases["average"] == ["10", "09"]
+    assert len(cases["random"]) == 2
+
+
+def test_nine_tenths_are_kept():
+    pictures = _pictures([(i / 40, 0.5, 0.5) for i in range(40)])
+    assert len(kept(pictures)) == 36
+
+
+def test_the_random_panel_does_not_look_at_scores():
+    first = _pictures([(0.5, 0.5, i / 20) for i in range(20)])
+    second = _pictures([(0.5, 0.5, 1 - i / 20) for i in range(20)])
+    chosen = [
+        [p.file for p in choose(pictures, 4, seed=3)[-1].pictures] for pictures in (first, list(reversed(second)))
+    ]
+    assert chosen[0] == chosen[1]
+    assert chosen[0] != [p.file for p in choose(first, 4, seed=4)[-1].pictures]
+
+
+def test_without_quality_scores_only_chance_chooses():
+    pictures = [Picture(Path(f"{i}.png"), "s", "a", 0, "p", {"dino": 0.5}) for i in range(5)]
+    assert [case.name for case in choose(pictures)] == ["random"]
+
+
+def test_the_nearest_training_image_is_the_one_that_was_copied(tmp_path):
+    for i in range(3):
+        _draw(tmp_path / f"{i}.png", i)
+    with Image.open(tmp_path / "1.png") as original:
+        original.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((48, 48)).save(tmp_path / "copy.png")
+    found = nearest(tmp_path / "copy.png", [tmp_path / f"{i}.png" for i in range(3)])
+    assert found is not None
+    assert found[0].name == "1.png"
+    assert found[1] > 0.98
+    assert nearest(tmp_path / "nowhere.png", [tmp_path / "1.png"]) is None
+
+
+def test_large_pictures_come_with_a_crop_at_their_own_pixels(tmp_path):
+    folder = write_study(tmp_path, seeds=(0,), side=300, subjects=SUBJECTS[:1], per_run=2)
+    item = make_gallery(read_evaluation(folder)).panels[0].rows[0].shown[0]
+    assert item.picture.reduced_from == (300, 300)
+    assert (item.crop.width, item.crop.height, item.crop.reduced_from) == (128, 128, None)
+    small = make_gallery(read_evaluation(write_study(tmp_path / "small", seeds=(0,), per_run=2)))
+    item = small.panels[0].rows[0].shown[0]
+    assert item.crop is item.picture
+    assert (item.picture.width, item.factor) == (64, 2)
+
+
+def test_the_gallery_keeps_to_its_budget_and_says_so(study):
+    evaluation = read_evaluation(study)
+    whole = make_gallery(evaluation)
+    assert not whole.notes
+    for budget in (400_000, 200_000):
+        gallery = make_gallery(evaluation, budget)
+        assert sum(item.bytes for p in gallery.panels for row in p.rows for item in row.shown) <= budget
+        assert gallery.notes
+
+
+def test_an_evaluation_without_a_study_names_arms_by_their_rows(tmp_path):
+    rows = [
+        {"metric": "dino", "mode": mode, "encoder": "facebook/dino-vits16", "value": 0.6, "row": row}
+        for mode in ("sound", "paper")
+        for row in ("samples", "real")
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"metric": "di')
+    evaluation = read_evaluation(tmp_path)
+    assert [arm.label for arm in evaluation.arms] == ["Samples"]
+    assert evaluation.notes == ("1 torn rows of metrics.jsonl left out.",)
+    page = write_report(tmp_path).read_text("utf-8")
+    assert "Dino by facebook/dino-vits16" in page
+    assert "quirks included" in page
+    assert "no published table" not in page
+    assert "One training has no interval" in page
+
+
+def test_arms_without_a_study_are_compared_by_their_suffix(tmp_path):
+    rows = [
+        {"metric": "dino", "mode": "sound", "value": 0.5, "subject": "s", "arm": arm, "seed": 0}
+        for arm in ("oft", "oft-bayes", "lora-bayes")
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = make_table(read_evaluation(tmp_path), "sound")
+    assert [row.treated.name for row in table.differences] == ["oft-bayes"]
+
+
+def test_rows_of_a_training_are_no_evaluation(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "metric": "loss", "value": 0.1}\n')
+    assert not is_evaluation(tmp_path)
+    with pytest.raises(ValueError, match="holds no evaluation"):
+        read_evaluation(tmp_path)
+
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+def browse(page: Path, *options: str) -> str:
+    """What headless Chromium makes of a page: its document after scripts have run, on standard output."""
+    assert CHROMIUM is not None
+    with tempfile.TemporaryDirectory() as profile:
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+        command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        command += [f"--user-data-dir={profile}", *options, page.resolve().as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_chromium_shows_one_panel_and_nothing_wider_than_a_phone(study, page, tmp_path):
+    probe = """<script>addEventListener("load", () => {
+      const shown = [...document.querySelectorAll(".panel")].filter((p) => p.getClientRects().length);
+      const image = shown[0].querySelector(".shot img");
+      image.closest("button").click();
+      const first = document.querySelector("#viewer-label").textContent;
+      document.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
+      document.title = JSON.stringify({open: document.querySelector("#viewer").open,
+        figures: [...document.querySelectorAll("#viewer figcaption")].map((f) => f.textContent),
+        moved: document.querySelector("#viewer-label").textContent !== first,
+        shown: shown.length, wide: document.documentElement.scrollWidth,
+        width: image.getBoundingClientRect().width, natural: image.naturalWidth,
+        near: shown[0].querySelector("use").getBoundingClientRect().width});
+    });</script>"""
+    relaxed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    frame = "<!doctype html><title>x</title><style>body{margin:0}iframe{width:390px;height:2000px;border:0}</style>"
+    (tmp_path / "inner.html").write_text(relaxed.replace("</body>", probe + "</body>"))
+    (tmp_path / "outer.html").write_text(
+        f'{frame}<iframe src="inner.html" onload="setTimeout(() => {{ document.title = '
+        'this.contentDocument.title }, 300)"></iframe>'
+    )
+    document = browse(
+        tmp_path / "outer.html", "--allow-file-access-from-files", "--dump-dom", "--virtual-time-budget=3000"
+    )
+    found = re.search(r"<title>(\{.*?\})</title>", document)
+    assert found, document[:500]
+    seen = json.loads(found[1])
+    assert seen["shown"] == 1
+    assert seen["wide"] <= 390
+    assert (seen["natural"], seen["width"]) == (64, 128)
+    assert seen["near"] > 0
+    assert seen["open"]
+    assert seen["figures"] == ["1:1", "4:1", "nearest training image"]
+    assert seen["moved"]

@@ -1,0 +1,501 @@
+"""What every method promises: the base model at the start, a function of the seed, and no trace when it is gone."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+
+from fewbayes.families import load_family
+from fewbayes.methods import COMPARISON_ARMS, METHODS, make_method
+from fewbayes.methods.adapters import adapter_layers
+from fewbayes.methods.tlora import active_ranks
+from fewbayes.sample import sample_images
+from fewbayes.where import select
+
+XT = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+T = torch.tensor([100, 900])
+PROMPTS = ["a photo of <v> dog", "a photo of"]
+ADAPTERS = [name for name in METHODS if name != "full"]
+WITH_TEXT_ENCODER = [name for name in METHODS if name != "tlora"]
+
+
+@pytest.fixture
+def make(settings):
+    return lambda method, **changes: make_method(settings(method=method, rare_token="<v>", **changes))
+
+
+@pytest.fixture(scope="module")
+def xl(sdxl_model):
+    return load_family(str(sdxl_model))
+
+
+@torch.no_grad()
+def prediction(family):
+    return family.predict(XT, T, family.encode_prompts(PROMPTS))
+
+
+@torch.no_grad()
+def move(weights, seed=1, by=0.1):
+    """As if training had moved every weight."""
+    random = torch.Generator().manual_seed(seed)
+    for weight in weights.values():
+        weight += by * torch.randn(weight.shape, generator=random)
+
+
+def anatomy(family):
+    """Everything that a visitor could leave changed: classes, attributes, hooks, flags, keys and values."""
+    parts = {"denoiser": family.denoiser, **family.text_encoders}
+    modules = {
+        f"{part}.{name}": (type(module), id(module), sorted(vars(module)), module.training, len(module._forward_hooks))
+        for part, root in parts.items()
+        for name, module in root.named_modules()
+    }
+    pre_hooks = {part: len(root._forward_pre_hooks) for part, root in parts.items()}
+    flags = {f"{part}.{name}": p.requires_grad for part, root in parts.items() for name, p in root.named_parameters()}
+    values = {
+        f"{part}.{name}": value.clone() for part, root in parts.items() for name, value in root.state_dict().items()
+    }
+    return modules | pre_hooks | flags, values
+
+
+def assert_same(before, after):
+    assert before[0] == after[0]
+    assert before[1].keys() == after[1].keys()
+    assert all(torch.equal(value, after[1][name]) for name, value in before[1].items())
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones(settings):
+    config = settings()
+    object.__setattr__(config, "method", "dora")
+    with pytest.raises(ValueError, match="full, lora, oft"):
+        make_method(config)
+
+
+@pytest.mark.parametrize("method", COMPARISON_ARMS)
+def test_comparison_arms_refuse_bayesian_weights(settings, method):
+    with pytest.raises(ValueError, match="bayes"):
+        make_method(settings(method=method, bayes=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_attaching_changes_no_prediction_and_draws_nothing_from_the_global_generator(family, make, method):
+    before, state = prediction(family), torch.get_rng_state()
+    attached = make(method)
+    attached.attach(family)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(prediction(family), before)
+    attached.detach(family)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rare", [False, True])
+@pytest.mark.parametrize("model", ["family", "xl"])
+def test_detaching_leaves_no_trace(request, make, method, rare, model):
+    """Of adapters after training; of full fine-tuning, whose weights the trainer puts back, before."""
+    family = request.getfixturevalue(model)
+    prediction(family)  # transformers hangs hooks of its own into a text encoder when it is first used
+    before = anatomy(family)
+    attached = make(method, train_rare_token=rare, train_text_encoder=method not in ("full", "tlora"))
+    attached.attach(family)
+    if method != "full":
+        move(attached.trainable(family))
+        attached.training(family, True)
+        attached.begin_step(family, 0)
+        prediction(family)
+    attached.detach(family)
+    assert_same(before, anatomy(family))
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_adapters_begin_as_a_function_of_the_seed(family, make, method):
+    starts = []
+    for seed in (0, 0, 1):
+        attached = make(method, seed=seed)
+        attached.attach(family)
+        names = attached.trainable(family)
+        buffers = [value for name, value in family.denoiser.named_buffers() if "pvera_A" in name]
+        starts.append([weight.detach().clone() for weight in [*names.values(), *buffers]])
+        attached.detach(family)
+    assert all(torch.equal(*pair) for pair in zip(starts[0], starts[1], strict=True))
+    if method != "oft":  # whose rotations begin at the identity
+        assert not all(torch.equal(*pair) for pair in zip(starts[0], starts[2], strict=True))
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_only_what_is_named_gets_gradients(family, make, method):
+    attached = make(method)
+    attached.attach(family)
+    named = attached.trainable(family)
+    assert {id(p) for p in named.values()} == {id(p) for p in family.denoiser.parameters() if p.requires_grad}
+    assert all(weight.dtype == torch.float32 for weight in named.values())
+    attached.detach(family)
+
+
+@pytest.mark.parametrize("method", WITH_TEXT_ENCODER)
+@pytest.mark.parametrize("model", ["family", "xl"])
+def test_names_say_which_part_a_weight_belongs_to(request, make, method, model):
+    family = request.getfixturevalue(model)
+    attached = make(method, train_text_encoder=True)
+    attached.attach(family)
+    parts = {name.partition(".")[0] for name in attached.trainable(family)}
+    assert parts == {"denoiser", *family.text_encoders}
+    attached.detach(family)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", ["family", "xl"])
+@pytest.mark.parametrize("rare", [False, True])
+def test_what_was_exported_is_read_back(request, make, tmp_path, method, model, rare):
+    family = request.getfixturevalue(model)
+    attached = make(
+        method, train_rare_token=rare, train_text_encoder=method != "tlora" and not (method == "full" and rare)
+    )
+    attached.attach(family)
+    weights = attached.trainable(family)
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    move(weights)
+    attached.export(family, tmp_path)
+    assert (tmp_path / attached.result).is_file()
+    asked = prediction(family)
+    move(weights, seed=2)
+    assert not torch.equal(prediction(family), asked)
+    attached.load(family, tmp_path)
+    assert torch.equal(prediction(family), asked)
+    if method == "full":
+        for name, weight in weights.items():
+            weight.data.copy_(before[name])
+    attached.detach(family)
+    if method == "full" and rare:  # reading a pipeline reads its embeddings; the trainer never does
+        source = load_family(str(family.card.folder))
+        for name, encoder in family.text_encoders.items():
+            encoder.load_state_dict(source.text_encoders[name].state_dict())
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "oft"])
+def test_what_may_be_random_is_found_in_the_denoiser(family, make, method):
+    attached = make(method, bayes=True)
+    attached.attach(family)
+    module, where = attached.random(family, "norm")
+    names = [weight.name for weight in select(module, where)]
+    expected = {"full": "norm", "lora": "lora_B", "oft": "oft_R"}[method]
+    assert module is family.denoiser
+    assert all(expected in name for name in names)
+    attached.detach(family)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "oft", "pvera", "tlora"])
+def test_only_montecarlo_lora_has_a_penalty(family, make, method):
+    attached = make(method)
+    attached.attach(family)
+    attached.training(family, True)
+    assert attached.penalty(family) is None
+    attached.detach(family)
+
+
+def test_lora_for_two_text_encoders_loads_in_plain_diffusers(xl, make, sdxl_model, tmp_path):
+    attached = make("lora", train_text_encoder=True, rank=2, lora_alpha=3.0)
+    attached.attach(xl)
+    move(attached.trainable(xl))
+    attached.export(xl, tmp_path)
+    plain = StableDiffusionXLPipeline.from_pretrained(sdxl_model)
+    plain.load_lora_weights(tmp_path)
+    with torch.no_grad():
+        tokens, _, pooled, _ = plain.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+        ours = xl.encode_prompts(PROMPTS)
+        theirs = prediction_of(plain.unet, ours)
+    torch.testing.assert_close(tokens, ours.tokens, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pooled, ours.pooled, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(theirs, prediction_of(xl.denoiser, ours), atol=1e-6, rtol=1e-5)
+    attached.detach(xl)
+
+
+def prediction_of(unet, cond):
+    more = {"text_embeds": cond.pooled, "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2)}
+    return unet(XT, T, encoder_hidden_states=cond.tokens, added_cond_kwargs=more).sample
+
+
+# MonteCLoRA
+
+
+@pytest.fixture
+def montecarlo(family, make):
+    attached = make("monteclora")
+    attached.attach(family)
+    move(attached.trainable(family))
+    yield attached
+    attached.detach(family)
+
+
+@pytest.mark.parametrize("method", ["monteclora", "pvera"])
+def test_noise_is_a_function_of_the_step_and_only_there_in_training(family, make, method):
+    attached = make(method)
+    attached.attach(family)
+    move(attached.trainable(family))
+    still = prediction(family)
+    attached.training(family, True)
+    state = torch.get_rng_state()
+    drawn = []
+    for step in (3, 3, 4):
+        attached.begin_step(family, step)
+        drawn.append(prediction(family))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], still)
+    attached.training(family, False)
+    assert torch.equal(prediction(family), still)
+    attached.detach(family)
+
+
+@pytest.mark.parametrize("method", ["monteclora", "pvera"])
+def test_recomputing_activations_changes_no_gradient(family, make, method):
+    attached = make(method)
+    attached.attach(family)
+    weights = attached.trainable(family)
+    move(weights)
+    attached.training(family, True)
+    attached.begin_step(family, 5)
+    cond, gradients = family.encode_prompts(PROMPTS).detach(), []
+    for on in (False, True):
+        family.checkpoint_gradients(on)
+        family.predict(XT, T, cond).square().sum().backward()
+        gradients.append([weight.grad.clone() for weight in weights.values() if weight.grad is not None])
+        for weight in weights.values():
+            weight.grad = None
+    family.checkpoint_gradients(False)
+    attached.detach(family)
+    assert gradients[0]
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_the_penalty_trains_the_noise(family, montecarlo):
+    assert montecarlo.penalty(family) is None
+    montecarlo.training(family, True)
+    montecarlo.begin_step(family, 0)
+    family.predict(XT, T, family.encode_prompts(PROMPTS))
+    penalty = montecarlo.penalty(family)
+    assert penalty.isfinite()
+    penalty.backward()
+    noise = [weight for name, weight in montecarlo.trainable(family).items() if "prior" in name]
+    assert noise
+    assert all(weight.grad is not None and weight.grad.any() for weight in noise)
+    for weight in montecarlo.trainable(family).values():
+        weight.grad = None
+
+
+def test_the_penalty_is_that_of_peft(family, montecarlo):
+    from peft import LoraModel
+
+    montecarlo.training(family, True)
+    montecarlo.begin_step(family, 0)
+    prediction(family)
+    theirs = LoraModel._get_monteclora_loss(family.denoiser, "default")
+    torch.testing.assert_close(montecarlo.penalty(family), theirs)
+
+
+def test_the_mean_of_montecarlo_lora_is_a_plain_lora(family, montecarlo, eps_model, tmp_path):
+    montecarlo.export(family, tmp_path)
+    plain = StableDiffusionPipeline.from_pretrained(eps_model)
+    plain.load_lora_weights(tmp_path)
+    with torch.no_grad():
+        theirs = plain.unet(XT, T, encoder_hidden_states=family.encode_prompts(PROMPTS).tokens).sample
+    torch.testing.assert_close(theirs, prediction(family), atol=1e-6, rtol=1e-5)
+
+
+# PVeRA
+
+
+def test_plain_peft_loads_pvera_and_predicts_the_same(family, make, eps_model, tmp_path):
+    attached = make("pvera")
+    attached.attach(family)
+    move(attached.trainable(family))
+    attached.export(family, tmp_path)
+    plain = UNet2DConditionModel.from_pretrained(eps_model, subfolder="unet")
+    plain = PeftModel.from_pretrained(plain, tmp_path / "unet").eval()
+    with torch.no_grad():
+        theirs = plain(XT, T, encoder_hidden_states=family.encode_prompts(PROMPTS).tokens).sample
+    torch.testing.assert_close(theirs, prediction(family), atol=1e-6, rtol=1e-5)
+    attached.detach(family)
+
+
+# T-LoRA
+
+
+@pytest.fixture
+def tlora(family, make):
+    attached = make("tlora", rank=4)
+    attached.attach(family)
+    yield attached
+    attached.detach(family)
+
+
+def test_ranks_fall_from_all_to_half_with_the_noise():
+    t = torch.tensor([0, 1, 250, 499, 500, 999])
+    assert active_ranks(t, 8, 1000).tolist() == [8, 7, 7, 6, 6, 4]
+    assert active_ranks(t, 1, 1000).tolist() == [1] * 6
+
+
+def test_a_rank_that_is_masked_is_not_trained(family, tlora):
+    weights = tlora.trainable(family)
+    family.predict(XT, torch.tensor([999, 999]), family.encode_prompts(PROMPTS).detach()).square().sum().backward()
+    rows = torch.stack([w.grad.abs().amax(1) for name, w in weights.items() if name.endswith("lora_A")])
+    assert not rows[:, 2:].any()
+    assert rows[:, :2].all()
+    for weight in weights.values():
+        weight.grad = None
+
+
+def test_each_example_of_a_batch_has_the_ranks_of_its_own_timestep(family, tlora):
+    move(tlora.trainable(family))
+    with torch.no_grad():
+        cond = family.encode_prompts(PROMPTS)
+        together = family.predict(XT, T, cond)
+        alone = [family.predict(XT[i : i + 1], T[i : i + 1], cond[[i]]) for i in range(2)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_directions_are_orthonormal_at_the_start(family, tlora):
+    for name, weight in tlora.trainable(family).items():
+        if name.endswith(("lora_A", "lora_B")):
+            frame = weight if name.endswith("A") else weight.T
+            torch.testing.assert_close(frame @ frame.T, torch.eye(4), atol=1e-5, rtol=0)
+
+
+def test_the_mask_acts_in_sampling_too(family, tlora):
+    move(tlora.trainable(family), by=0.5)
+    masked = sample_images(family, PROMPTS[:1], [1], steps=3)[0]
+    family.denoiser.get_submodule(next(iter(layers_of(family)))).clock.steps = 10**9  # all ranks at every timestep
+    assert sample_images(family, PROMPTS[:1], [1], steps=3)[0].tobytes() != masked.tobytes()
+
+
+def layers_of(family):
+    return {name: layer for name, layer in family.denoiser.named_modules() if hasattr(layer, "clock")}
+
+
+def test_ranks_that_a_layer_does_not_have_are_refused(family, make):
+    with pytest.raises(ValueError, match="rank is 99"):
+        make("tlora", rank=99).attach(family)
+    assert not layers_of(family)
+
+
+def test_text_encoders_have_no_timestep(make):
+    with pytest.raises(ValueError, match="train_text_encoder"):
+        make("tlora", train_text_encoder=True)
+
+
+# the rare token
+
+
+@pytest.fixture
+def rare(family, make):
+    attached = make("lora", train_rare_token=True)
+    attached.attach(family)
+    yield attached
+    attached.detach(family)
+
+
+def step_on_text(family, weights):
+    """One step of gradient descent on something that depends on the words."""
+    family.encode_prompts(PROMPTS).tokens.square().sum().backward()
+    with torch.no_grad():
+        for weight in weights.values():
+            if weight.grad is not None:
+                weight -= 0.1 * weight.grad
+            weight.grad = None
+
+
+def test_training_changes_the_rare_tokens_row_and_nothing_else(family, rare):
+    weights = rare.trainable(family)
+    row = weights["rare_token.text_encoder"]
+    matrix = family.text_encoders["text_encoder"].get_input_embeddings().weight
+    before, first, words = matrix.clone(), row.detach().clone(), family.encode_prompts(PROMPTS).tokens.detach()
+    step_on_text(family, weights)
+    after = family.encode_prompts(PROMPTS).tokens.detach()
+    assert torch.equal(matrix, before)
+    assert matrix.grad is None
+    assert not torch.equal(row, first)
+    assert not torch.equal(after[0], words[0])
+    assert torch.equal(after[1], words[1])
+
+
+def test_the_rare_tokens_row_begins_as_the_models_own(family, rare):
+    token = family.tokenizers["tokenizer"]("<v>", add_special_tokens=False).input_ids
+    matrix = family.text_encoders["text_encoder"].get_input_embeddings().weight
+    assert torch.equal(rare.trainable(family)["rare_token.text_encoder"], matrix[token])
+
+
+def test_a_word_of_several_tokens_has_a_row_for_each(family, settings):
+    attached = make_method(settings(method="lora", train_rare_token=True, rare_token="dog"))
+    attached.attach(family)
+    assert attached.trainable(family)["rare_token.text_encoder"].shape[0] == 3
+    attached.detach(family)
+
+
+def test_plain_diffusers_loads_the_learned_embedding_of_a_new_word(family, settings, eps_model, tmp_path):
+    attached = make_method(settings(method="lora", train_rare_token=True, rare_token="dog"))
+    attached.attach(family)
+    move(attached.trainable(family))
+    attached.export(family, tmp_path)
+    plain = StableDiffusionPipeline.from_pretrained(eps_model)
+    plain.load_textual_inversion(tmp_path / "learned_embeds.safetensors")
+    prompt = plain.maybe_convert_prompt("a photo of dog", plain.tokenizer)
+    ids = plain.tokenizer([prompt], padding="max_length", max_length=16, return_tensors="pt").input_ids
+    with torch.no_grad():
+        ours = family.encode_prompts(["a photo of dog"]).tokens
+        torch.testing.assert_close(plain.text_encoder(ids)[0], ours, atol=1e-6, rtol=1e-5)
+    attached.detach(family)
+
+
+def test_a_word_that_the_tokenizer_knows_is_given_another_name(family, rare, eps_model, tmp_path):
+    move(rare.trainable(family))
+    rare.export(family, tmp_path)
+    assert list(load_file(tmp_path / "learned_embeds.safetensors")) == ["<v-learned>"]
+    plain = StableDiffusionPipeline.from_pretrained(eps_model)
+    plain.load_textual_inversion(tmp_path / "learned_embeds.safetensors")
+    ids = plain.tokenizer(["a photo of <v-learned> dog"], padding="max_length", max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        ours = family.encode_prompts(PROMPTS[:1]).tokens
+        torch.testing.assert_close(plain.text_encoder(ids.input_ids)[0], ours, atol=1e-6, rtol=1e-5)
+
+
+def test_full_fine_tuning_writes_the_row_into_the_text_encoder(family, make, tmp_path):
+    attached = make("full", train_rare_token=True)
+    attached.attach(family)
+    matrix = family.text_encoders["text_encoder"].get_input_embeddings().weight
+    before = matrix.clone()
+    move({"row": attached.trainable(family)["rare_token.text_encoder"]})
+    attached.export(family, tmp_path)
+    asked = family.encode_prompts(PROMPTS).tokens.detach()
+    ids = family.tokenizers["tokenizer"](PROMPTS, padding="max_length", return_tensors="pt").input_ids
+    plain = CLIPTextModel.from_pretrained(tmp_path, subfolder="text_encoder")
+    assert torch.equal(plain(ids)[0], asked)
+    assert torch.equal(matrix, before)
+    changed = (plain.get_input_embeddings().weight != before).any(1)
+    assert changed.nonzero().flatten().tolist() == family.tokenizers["tokenizer"]("<v>").input_ids[1:-1]
+    attached.detach(family)
+
+
+def test_each_text_encoder_of_two_has_its_own_row(xl, make, tmp_path):
+    attached = make("lora", train_rare_token=True)
+    attached.attach(xl)
+    names = {name for name in attached.trainable(xl) if name.startswith("rare_token.")}
+    assert names == {"rare_token.text_encoder", "rare_token.text_encoder_2"}
+    attached.export(xl, tmp_path)
+    assert set(load_file(tmp_path / "learned_embeds.safetensors")) == {"clip_l", "clip_g"}
+    attached.detach(xl)
+
+
+def test_the_rare_token_is_refused_where_every_embedding_is_trained(make):
+    with pytest.raises(ValueError, match="train_rare_token has nothing to add"):
+        make("full", train_rare_token=True, train_text_encoder=True)
+
+
+def test_adapters_of_the_text_encoder_and_the_rare_token_go_together(family, make):
+    before = prediction(family)
+    attached = make("oft", train_rare_token=True, train_text_encoder=True)
+    attached.attach(family)
+    assert torch.equal(prediction(family), before)
+    assert adapter_layers(family.text_encoders["text_encoder"])
+    attached.detach(family)

@@ -1,0 +1,281 @@
+"""The probes on constructed denoisers whose answers are known: pass-through, a perfect copy, an exact Gaussian."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from fewbayes.corruption import theory
+from fewbayes.corruption.probes import PROBES, Prober, ProbeSettings, adapters_off
+from fewbayes.corruption.readings import Reading
+from fewbayes.families import load_family
+from fewbayes.schedule import alpha_bar_of, betas, eps_from_x0, v_from_x0_eps
+
+ALPHA_BAR = alpha_bar_of(betas()).double()
+SHAPE = (4, 8, 8)
+IMAGES = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+OTHERS = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
+SETTINGS = ProbeSettings(timesteps=(20, 100, 400, 900))
+
+
+class Constructed:
+    """A denoiser given by its x0_hat(xt, alpha_bar, image), as a network of either prediction type.
+
+    Its prompts are numbers, and their embedding is the number: the image that the prompt stands for.
+    """
+
+    alpha_bar = ALPHA_BAR
+
+    def __init__(self, x0_hat, prediction_type: str = "epsilon"):
+        self.x0_hat, self.prediction_type, self.forwards = x0_hat, prediction_type, 0
+
+    def encode_prompts(self, prompts):
+        return torch.tensor([float(prompt) for prompt in prompts])
+
+    def predict(self, xt, t, cond):
+        assert len(xt) == len(t) == len(cond)
+        self.forwards += len(xt)
+        xt = xt.double()
+        images = IMAGES.double()[cond.long()]
+        x0 = self.x0_hat(xt, ALPHA_BAR[t].view(-1, 1, 1, 1), images)
+        eps = eps_from_x0(xt, x0, t, ALPHA_BAR)
+        return eps if self.prediction_type == "epsilon" else v_from_x0_eps(x0, eps, t, ALPHA_BAR)
+
+
+def passes_through(xt, alpha_bar, image):
+    return xt / alpha_bar.sqrt()
+
+
+def copies(xt, alpha_bar, image):
+    return image
+
+
+def gaussian(sigma_1: float):
+    """The exact posterior mean under N(image, sigma_1^2), by precision weighting."""
+
+    def x0_hat(xt, alpha_bar, image):
+        precision = alpha_bar / (1 - alpha_bar)
+        return (image / sigma_1**2 + precision * xt / alpha_bar.sqrt()) / (1 / sigma_1**2 + precision)
+
+    return x0_hat
+
+
+def prober(x0_hat, *, prediction: str = "epsilon", images: int = 1, others=None, settings=SETTINGS) -> Prober:
+    family = Constructed(x0_hat, prediction)
+    prompts = [str(i) for i in range(images)]
+    other_prompts = ["0"] * len(others) if others is not None else ()
+    return Prober(family, IMAGES[:images], prompts, others=others, other_prompts=other_prompts, settings=settings)
+
+
+either = pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+
+
+@either
+def test_pass_through_keeps_every_disturbance_and_all_noise(prediction):
+    reading = prober(passes_through, prediction=prediction).read()
+    assert reading.gain.relative == pytest.approx((1,) * 4)  # the gain is exactly 1 / alpha_bar
+    assert reading.gain.retention == pytest.approx((1,) * 4)
+    assert reading.gain.inside == pytest.approx((1,) * 4)
+    assert reading.sigma_1.retention == pytest.approx((1,) * 4)
+    assert reading.from_noise.retention == pytest.approx((1,) * 4)
+    assert reading.losses.loss == pytest.approx((1,) * 4)
+    assert reading.blank.scale == pytest.approx((0, 0))
+    assert reading.blank.contrast == pytest.approx((0, 0))
+    assert reading.scaled.slope == pytest.approx(1)
+    assert reading.scaled.at_zero == pytest.approx(0, abs=1e-6)
+
+
+@either
+def test_a_perfect_memoriser_forgets_disturbances_and_answers_blank_with_its_image(prediction):
+    reading = prober(copies, prediction=prediction).read()
+    assert reading.gain.relative == pytest.approx((0,) * 4, abs=1e-9)
+    assert reading.sigma_1.retention == pytest.approx((0,) * 4, abs=1e-5)
+    assert reading.from_noise.typical == pytest.approx(0, abs=1e-2)
+    assert reading.losses.loss == pytest.approx((0,) * 4, abs=1e-9)
+    assert reading.blank.narrowing == pytest.approx(1)
+    assert reading.blank.scale == pytest.approx((1, 1))
+    assert reading.blank.contrast == pytest.approx((1, 1))
+    assert reading.scaled.factor == pytest.approx((1, 1, 1))
+    assert reading.scaled.slope == pytest.approx(0, abs=1e-6)
+    assert reading.scaled.at_zero == pytest.approx(1)
+
+
+@either
+@pytest.mark.parametrize("sigma_1", [0.1, 1.0, 4.8])
+def test_an_exact_gaussian_is_recognised_by_every_probe(prediction, sigma_1):
+    reading = prober(gaussian(sigma_1), prediction=prediction).read()
+    levels = ALPHA_BAR[list(SETTINGS.timesteps)].numpy()
+    kept = theory.retention(levels, sigma_1)
+    assert reading.sigma_1.sigma_1 == pytest.approx((sigma_1,) * 4, rel=1e-3)
+    assert reading.from_noise.sigma_1 == pytest.approx((sigma_1,) * 4, rel=1e-3)
+    assert reading.gain.relative == pytest.approx(tuple(kept**2), rel=1e-4)
+    assert reading.gain.retention == pytest.approx(tuple(kept), rel=1e-4)
+    assert reading.losses.loss == pytest.approx(tuple(theory.training_loss(levels, sigma_1)), rel=1e-3)
+    assert reading.excess_error == pytest.approx((0,) * 4, abs=1e-5)
+    blank_kept = theory.retention(ALPHA_BAR[list(SETTINGS.blank_timesteps)].numpy(), sigma_1)
+    assert reading.blank.scale == pytest.approx(tuple(1 - blank_kept), rel=1e-3)
+    at = float(ALPHA_BAR[SETTINGS.scaled_timestep])
+    assert reading.scaled.factor == pytest.approx(tuple(theory.k_response(np.array(SETTINGS.ks), at, sigma_1)))
+    assert reading.scaled.slope == pytest.approx(float(theory.retention(at, sigma_1)))
+
+
+def test_the_noise_alone_is_compared_with_the_nearest_image():
+    def nearest(xt, alpha_bar, _):
+        images = IMAGES.double()
+        x_star = [theory.nearest(x.numpy(), images.numpy(), float(a)) for x, a in zip(xt, alpha_bar, strict=True)]
+        return gaussian(0.8)(xt, alpha_bar, images[x_star])
+
+    reading = prober(nearest, images=3, settings=ProbeSettings(examples=6)).read(["from_noise"])
+    assert reading.from_noise.sigma_1 == pytest.approx((0.8,) * 5, rel=1e-3)
+
+
+def test_the_blank_probe_names_the_image_that_it_brings_forth():
+    reading = prober(lambda xt, alpha_bar, image: IMAGES[2:3].double().expand_as(xt), images=3).read(["blank"])
+    assert reading.blank.nearest == (2, 2)
+    assert reading.blank.similarity[0][2] == pytest.approx(1)
+    assert max(abs(value) for value in reading.blank.similarity[0][:2]) < 0.3
+
+
+def test_colour_plates_are_no_likeness():
+    plate = IMAGES[0].double().mean((1, 2), keepdim=True).expand(SHAPE)
+    assert prober(lambda xt, alpha_bar, image: plate.expand_as(xt)).read(["blank"]).blank.narrowing == 0
+
+
+def test_the_disturbance_is_local_and_of_the_size_of_the_noise():
+    draws = prober(copies)._training
+    delta, timesteps = draws.disturbed - draws.noisy, torch.tensor(SETTINGS.timesteps)
+    assert float(draws.patch.mean()) == pytest.approx(1 / 16)
+    assert float((delta * (1 - draws.patch)).abs().max()) == 0
+    inside = delta[draws.patch.expand_as(delta) > 0].view(len(timesteps), -1)
+    expected = (1 - ALPHA_BAR[timesteps]).sqrt().float()
+    torch.testing.assert_close(inside.std(1) / expected, torch.ones(4), atol=0.35, rtol=0)
+
+
+def test_all_images_are_looked_at_in_turn_or_evenly_chosen():
+    few = prober(copies, images=2, settings=ProbeSettings(timesteps=(100,), examples=3))._training
+    assert torch.equal(few.x0, IMAGES[[0, 1, 0]])
+    many = prober(copies, images=3, settings=ProbeSettings(timesteps=(100,), examples=2))._training
+    assert torch.equal(many.x0, IMAGES[[0, 1]])
+
+
+@pytest.mark.parametrize("probes", [PROBES, *[[name] for name in PROBES], ["sigma_1", "losses"], ["gain", "blank"]])
+@pytest.mark.parametrize("others", [None, OTHERS])
+def test_the_cost_is_as_stated(probes, others):
+    asked = prober(gaussian(1.0), others=others)
+    reading = asked.read(probes)
+    assert asked.family.forwards == asked.forwards(probes) == reading.forwards
+
+
+def test_a_reading_is_a_function_of_the_seed():
+    first, again = (prober(gaussian(1.0), others=OTHERS).read() for _ in range(2))
+    assert first == again
+    other = prober(gaussian(1.0), settings=ProbeSettings(seed=1)).read()
+    assert other.losses != prober(gaussian(1.0), settings=ProbeSettings(seed=0)).read().losses
+
+
+def test_an_error_that_is_no_noise_left_over_shows_as_excess_and_not_as_retention():
+    error = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def wrong(xt, alpha_bar, image):
+        return gaussian(0.5)(xt, alpha_bar, image) + 0.3 * error * ((1 - alpha_bar) / alpha_bar).sqrt()
+
+    asked = [prober(x0_hat, settings=ProbeSettings(examples=8)).read() for x0_hat in (gaussian(0.5), wrong)]
+    right, off = (reading.excess_error for reading in asked)
+    assert right == pytest.approx((0,) * 5, abs=1e-5)
+    assert off == pytest.approx((0.09 * float((error**2).mean()),) * 5, rel=0.15)
+    assert asked[1].sigma_1.retention == pytest.approx(asked[0].sigma_1.retention, abs=0.02)
+
+
+def test_what_is_not_asked_is_none_and_alone_as_together():
+    together = prober(gaussian(1.0)).read()
+    for name in PROBES:
+        alone = prober(gaussian(1.0)).read([name])
+        assert getattr(alone, name) == getattr(together, name)
+        assert all(getattr(alone, other) is None for other in PROBES if other != name)
+
+
+def test_a_reading_outlives_its_model_as_json():
+    reading = prober(gaussian(1.0), others=OTHERS).read(["sigma_1", "gain", "losses", "blank", "scaled"])
+    assert Reading.from_dict(json.loads(json.dumps(reading.to_dict(), allow_nan=False))) == reading
+
+
+def test_a_narrower_model_has_learned_the_training_image_and_lost_the_others():
+    wide, narrow = (prober(gaussian(sigma_1), others=OTHERS).read() for sigma_1 in (2.0, 0.2))
+    assert max(narrow.losses.ratio(wide.losses)) < 1
+    assert min(narrow.others_losses.ratio(wide.others_losses)) > 0.9
+    numbers = narrow.numbers(wide)
+    assert numbers["loss_training_ratio"] < 0.5 < numbers["loss_others_ratio"]
+    assert set(wide.numbers()) == {name for name in numbers if not name.endswith("_ratio")}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"timesteps": (1000,)}, "timestep 1000"),
+        ({"blank_timesteps": (-1,)}, "timestep -1"),
+        ({"ks": (1.0, 1.0)}, "ks"),
+        ({"patch": 0.0}, "patch"),
+        ({"examples": 0}, "one example"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused(change, match):
+    with pytest.raises(ValueError, match=match):
+        prober(copies, settings=ProbeSettings(**change))
+
+
+def test_images_and_prompts_must_agree():
+    family = Constructed(copies)
+    with pytest.raises(ValueError, match="one prompt for each"):
+        Prober(family, IMAGES, ["0"])
+    with pytest.raises(ValueError, match="count, channels"):
+        Prober(family, IMAGES[0], ["0"])
+    with pytest.raises(ValueError, match="no probe"):
+        Prober(family, IMAGES[:1], ["0"]).read(["sigma"])  # pyright: ignore
+
+
+def test_a_schedule_that_ends_in_pure_noise_is_asked_blank_there_only_if_it_can_answer():
+    class Ends(Constructed):
+        alpha_bar = alpha_bar_of(betas(), zero_terminal_snr=True).double()
+
+    prober = Prober(Ends(copies, "v_prediction"), IMAGES[:1], ["0"])
+    assert prober.read(["blank"]).blank.narrowing == pytest.approx(1)
+    with pytest.raises(ValueError, match="pure noise"):
+        Prober(Ends(copies), IMAGES[:1], ["0"])
+
+
+@pytest.mark.parametrize("model", ["eps_model", "v_model"])
+def test_a_real_network_is_read_the_same_in_any_batch(model, request):
+    family = load_family(str(request.getfixturevalue(model)))
+    prompts = ["a photo of <v> dog", "a photo of <v> dog", "a photo of dog"]
+    one, eight = (Prober(family, IMAGES, prompts, settings=ProbeSettings(batch_size=size)).read() for size in (1, 8))
+    for name, value in one.numbers().items():
+        assert math.isfinite(value)
+        assert eight.numbers()[name] == pytest.approx(value, rel=1e-3, abs=1e-4)
+
+
+def test_adapters_off_is_the_base_model_and_leaves_the_adapters_as_they_were(eps_model):
+    from peft import LoraConfig
+
+    family = load_family(str(eps_model))
+    prober = Prober(family, IMAGES[:1], ["a photo"])
+    base = prober.read()
+    family.denoiser.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    adapted, asked = prober.read(), [p.requires_grad for p in family.denoiser.parameters()]
+    with adapters_off(family.denoiser):
+        off = prober.read()
+    assert off == base != adapted
+    assert prober.read() == adapted
+    assert [p.requires_grad for p in family.denoiser.parameters()] == asked
+    with pytest.raises(RuntimeError), adapters_off(family.denoiser):
+        raise RuntimeError
+    assert prober.read() == adapted
+
+
+def test_the_residual_gain_grows_with_what_the_model_knows():
+    readings = [prober(gaussian(sigma_1)).read(["gain"]).gain.typical for sigma_1 in (0.1, 0.3, 1.0, 3.0)]
+    assert all(low < high for low, high in pairwise(readings))

@@ -1,0 +1,166 @@
+"""What is sampled is what was trained: results and checkpoints of every method, and adapters of any trainer."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model
+from peft.functional import inject_adapter_in_model
+from safetensors.torch import load_file, save_file
+
+from fewbayes.families import load_family
+from fewbayes.sample import load_for_sampling, sample_images, write_samples
+from fewbayes.train import train
+
+HOW = {"steps": 2, "guidance": 3.0}
+
+
+def pictures(family):
+    return np.stack([np.asarray(p).astype(int) for p in sample_images(family, ["a photo", "of"], [1, 2], **HOW)])
+
+
+def shaken(family, std=0.3):
+    """The adapters of a family away from where they do nothing."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in (family.denoiser, *family.text_encoders.values()):
+            for name, weight in module.named_parameters():
+                if ".lora_" in name or ".oft_" in name:
+                    weight.copy_(std * torch.randn(weight.shape, generator=draw))
+    return family
+
+
+@pytest.fixture(params=["eps_model", "sdxl_model"])
+def model(request):
+    return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def lora(model, tmp_path):
+    """A LoRA file with an alpha of its own, as the scripts of diffusers write it, and the pictures it should give."""
+    family = load_family(model)
+    layers, header = {}, {}
+    targets = {"unet": ["to_q", "attn2.to_k"], "text_encoder": ["q_proj"], "text_encoder_2": ["v_proj"]}
+    for name, module in {"unet": family.denoiser, **family.text_encoders}.items():
+        inject_adapter_in_model(LoraConfig(r=2, lora_alpha=5, target_modules=targets[name]), module)
+    for name, module in {"unet": shaken(family).denoiser, **family.text_encoders}.items():
+        state = {key: value for key, value in module.state_dict().items() if ".lora_" in key}
+        layers[f"{name}_lora_layers"] = {key.replace(".default", ""): value for key, value in state.items()}
+        header[f"{name}_lora_adapter_metadata"] = module.peft_config["default"].to_dict()
+    header = json.loads(json.dumps(header, default=list))
+    family.pipeline().save_lora_weights(tmp_path / "lora", **layers, **header)
+    return tmp_path / "lora/pytorch_lora_weights.safetensors", pictures(family)
+
+
+def test_a_lora_file_of_another_trainer_is_sampled_as_it_was_trained(lora, model):
+    file, expected = lora
+    by_file, by_folder = load_for_sampling(str(file), base=model), load_for_sampling(str(file.parent), base=model)
+    assert by_file[1] == "<v>"
+    np.testing.assert_array_equal(pictures(by_file[0]), expected)
+    np.testing.assert_array_equal(pictures(by_folder[0]), expected)
+    assert (expected != pictures(load_family(model))).any()
+
+
+def test_a_peft_folder_is_sampled_as_it_was_trained(eps_model, tmp_path):
+    family = load_family(str(eps_model))
+    adapted = get_peft_model(family.denoiser, LoraConfig(r=2, lora_alpha=5, target_modules=["to_k"]))
+    expected = pictures(shaken(family))
+    adapted.save_pretrained(tmp_path / "adapter")
+    again, _ = load_for_sampling(str(tmp_path / "adapter"), base=str(eps_model))
+    np.testing.assert_array_equal(pictures(again), expected)
+    weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    weights.pop(next(iter(weights)))
+    save_file(weights, tmp_path / "adapter/adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"does not fit.*differ"):
+        load_for_sampling(str(tmp_path / "adapter"), base=str(eps_model))
+
+
+# PEFT says first that the file's header speaks of layers that the file has not
+@pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters:RuntimeWarning")
+def test_a_lora_of_another_model_is_refused(lora, model, eps_model, sdxl_model):
+    other = str(sdxl_model if model == str(eps_model) else eps_model)
+    with pytest.raises(ValueError, match="does not fit"):
+        load_for_sampling(str(lora[0]), base=other)
+
+
+def test_a_file_with_nothing_of_ours_in_it_is_refused(eps_model, tmp_path):
+    save_file({"transformer.x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other.safetensors"):
+        load_for_sampling(str(tmp_path / "other.safetensors"), base=str(eps_model))
+
+
+def test_a_lora_with_layers_that_the_model_has_not_is_refused(lora, model):
+    file, _ = lora
+    tensors = load_file(file)
+    extra = {f"unet.nowhere.{end}.weight": torch.ones(2, 2) for end in ("lora_A", "lora_B")}
+    save_file(tensors | extra, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"2 of its {len(tensors) + 2} tensors"):
+        load_for_sampling(str(file), base=model)
+
+
+def test_an_adapter_alone_asks_for_its_base(lora):
+    with pytest.raises(ValueError, match="base"):
+        load_for_sampling(str(lora[0]))
+
+
+def test_what_is_no_adapter_is_refused_as_one(eps_model):
+    with pytest.raises(ValueError, match="no adapter"):
+        load_for_sampling(str(eps_model), base=str(eps_model))
+
+
+@pytest.mark.parametrize(("model", "method"), [("eps_model", "lora"), ("eps_model", "oft"), ("sdxl_model", "lora")])
+def test_a_finished_run_its_checkpoint_and_the_trained_weights_are_one_model(request, settings, model, method):
+    model = request.getfixturevalue(model)
+    config = settings(model=str(model), method=method, train_text_encoder=True, learning_rate=0.3)
+    run = train(config, progress=False).folder
+    finished, token = load_for_sampling(str(run))
+    checkpoint, _ = load_for_sampling(str(run / "checkpoint-4"))
+    assert token == "<v>"
+    np.testing.assert_array_equal(pictures(finished), pictures(checkpoint))
+    assert (pictures(finished) != pictures(load_family(str(model)))).any()
+    if method == "lora":  # what plain diffusers makes of the run's folder
+        family = load_family(str(model))
+        family.pipeline().load_lora_weights(run, weight_name="pytorch_lora_weights.safetensors")
+        np.testing.assert_array_equal(pictures(family), pictures(finished))
+
+
+def test_averages_of_an_adapter_run_are_sampled_from_its_checkpoint(settings):
+    run = train(settings(method="lora", use_ema=True, learning_rate=0.3), progress=False).folder
+    raw, ema = (pictures(load_for_sampling(str(run), weights)[0]) for weights in ("raw", "ema"))
+    assert (raw != ema).any()
+
+
+def test_a_run_of_full_fine_tuning_is_sampled_as_plain_diffusers_does(settings):
+    run = train(settings(learning_rate=0.01), progress=False).folder
+    family, _ = load_for_sampling(str(run))
+    plain = StableDiffusionPipeline.from_pretrained(run)
+    assert all(torch.equal(a, b) for a, b in zip(plain.unet.parameters(), family.denoiser.parameters(), strict=True))
+
+
+def test_a_run_without_its_result_is_refused(settings, eps_model):
+    run = train(settings(method="lora"), progress=False).folder
+    (run / "pytorch_lora_weights.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"pytorch_lora_weights.*checkpoint"):
+        load_for_sampling(str(run))
+    with pytest.raises(ValueError, match="leave base out"):
+        load_for_sampling(str(run), base=str(eps_model))
+
+
+def test_an_adapter_run_needs_the_very_model_it_began_from(settings, eps_model, v_model, tmp_path):
+    copy = shutil.copytree(eps_model, tmp_path / "model")
+    run = train(settings(model=str(copy), method="lora"), progress=False).folder
+    shutil.rmtree(copy)
+    shutil.copytree(v_model, copy)
+    with pytest.raises(ValueError, match="not the one"):
+        load_for_sampling(str(run))
+
+
+def test_written_samples_say_what_they_are_of(lora, model, tmp_path):
+    how = {"num_images": 2, "steps": 1}
+    folder = write_samples(str(lora[0]), ["a <v>"], tmp_path / "out", base=model, **how)
+    rows = json.loads((folder / "samples.json").read_text())
+    assert [(row["file"], row["seed"], row["base"]) for row in rows] == [("00.png", 0, model), ("01.png", 1, model)]
+    assert all((folder / row["file"]).is_file() for row in rows)

@@ -1,0 +1,191 @@
+"""Intervals cover what they promise, tests agree with textbooks, and no order of the numbers changes anything."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewbayes.statistics import (
+    FEWEST_SUBJECTS,
+    bootstrap,
+    compare,
+    differences,
+    finite,
+    holm,
+    macro_mean,
+    reading,
+    signed_rank,
+    subject_means,
+    win_rate,
+)
+
+UNITS = {("cat", 0): 1.0, ("cat", 1): 3.0, ("mug", 0): 10.0}
+
+
+def drawn(subjects: int, seeds: int, rng: np.random.Generator, between: float = 1.0, within: float = 1.0):
+    centre = rng.normal(0, between, subjects)
+    return {(f"s{i}", k): float(centre[i] + rng.normal(0, within)) for i in range(subjects) for k in range(seeds)}
+
+
+def test_a_subject_with_more_seeds_counts_no_more_than_another():
+    assert subject_means(UNITS) == {"cat": 2.0, "mug": 10.0}
+    assert macro_mean(UNITS) == 6.0
+    assert macro_mean({}) is None
+
+
+def test_numbers_that_are_not_there_are_left_out_and_counted():
+    units = UNITS | {("mug", 1): None, ("mug", 2): math.nan, ("mug", 3): math.inf}
+    assert list(finite(units)) == list(UNITS)
+    found = bootstrap(units)
+    assert (found.mean, found.units, found.missing, found.subjects) == (6.0, 3, 3, 2)
+
+
+def test_pairs_share_subject_and_seed():
+    control = {("cat", 0): 0.5, ("cat", 2): 9.0, ("mug", 0): None}
+    assert differences(UNITS, control) == {("cat", 0): 0.5, ("mug", 0): None}
+
+
+def test_equal_numbers_have_an_interval_of_no_width():
+    found = bootstrap({(s, k): 0.7 for s in "abc" for k in range(3)})
+    assert found.low == found.high == pytest.approx(0.7)
+
+
+def test_one_training_has_a_mean_and_no_interval():
+    found = bootstrap({("cat", 0): 0.7})
+    assert (found.mean, found.low, found.high) == (0.7, None, None)
+    assert bootstrap({}).mean is None
+
+
+def test_two_seeds_of_one_subject_give_the_quartiles_that_four_resamples_have():
+    found = bootstrap({("cat", 0): 0.0, ("cat", 1): 1.0}, level=0.4)  # means 0, 1/2, 1/2, 1, a quarter each at the ends
+    assert (found.low, found.high) == (0.5, 0.5)
+    found = bootstrap({("cat", 0): 0.0, ("cat", 1): 1.0}, level=0.6)
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
+def test_the_spread_of_resamples_is_that_of_the_two_stages_in_closed_form():
+    """S subjects of K seeds: (variance of the subjects' means + mean variance within a subject / K) / S."""
+    units = drawn(40, 4, np.random.default_rng(0))
+    values = np.array([units[f"s{i}", k] for i in range(40) for k in range(4)]).reshape(40, 4)
+    variance = (values.mean(1).var() + values.var(1).mean() / 4) / 40
+    found = bootstrap(units, draws=40_000, level=0.6826895)
+    assert (found.high - found.low) / 2 == pytest.approx(math.sqrt(variance), rel=0.03)
+
+
+def test_intervals_are_reproducible_and_do_not_depend_on_the_order():
+    units = drawn(5, 3, np.random.default_rng(1))
+    turned = dict(sorted(units.items(), reverse=True))
+    assert bootstrap(units) == bootstrap(turned)
+    assert bootstrap(units, seed=1) != bootstrap(units, seed=2)
+    control = drawn(5, 3, np.random.default_rng(2))
+    assert compare(units, control) == compare(turned, dict(sorted(control.items(), reverse=True)))
+
+
+@pytest.mark.parametrize(("subjects", "seeds", "least"), [(12, 3, 0.86), (30, 2, 0.90)])
+def test_the_interval_covers_the_mean_of_all_subjects(subjects, seeds, least):
+    rng = np.random.default_rng(3)
+    found = [bootstrap(drawn(subjects, seeds, rng), draws=400) for _ in range(400)]
+    covered = np.mean([e.low <= 0 <= e.high for e in found if e.low is not None and e.high is not None])
+    assert least <= covered <= 0.99
+
+
+def test_one_subject_covers_its_own_mean_and_not_that_of_all_subjects():
+    """What `reading` warns of: seeds alone cannot speak for subjects."""
+    rng = np.random.default_rng(4)
+    own, everyone = [], []
+    for _ in range(300):
+        centre = rng.normal(0, 3)
+        found = bootstrap({("one", k): float(centre + rng.normal()) for k in range(12)}, draws=400)
+        assert found.low is not None
+        assert found.high is not None
+        own.append(found.low <= centre <= found.high)
+        everyone.append(found.low <= 0 <= found.high)
+    assert np.mean(own) > 0.85
+    assert np.mean(everyone) < 0.5
+    assert "nothing about other subjects" in reading(1, 12)
+
+
+def test_reading_says_less_for_fewer_subjects():
+    assert "no interval" in reading(1, 1)
+    assert "2 subjects" in reading(2, 6)
+    assert "p = 0.5" in reading(2, 6)
+    assert "no seeds are resampled" in reading(3, 3)
+    assert reading(30, 150).startswith("30 subjects, 150 trainings")
+
+
+def test_ties_count_half_in_the_win_rate_and_less_can_be_better():
+    means = {"a": 1.0, "b": 2.0, "c": -1.0, "d": 0.0}
+    assert win_rate(means) == pytest.approx(2.5 / 4)
+    assert win_rate(means, better=-1) == pytest.approx(1.5 / 4)
+    assert win_rate({}) is None
+
+
+def test_signed_rank_agrees_with_a_count_by_hand():
+    assert signed_rank([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)
+    assert signed_rank([-1.0, 2.0, 3.0]) == pytest.approx(4 / 8)
+    assert signed_rank([5.0]) == 1.0
+    assert signed_rank([0.0, 0.0]) == 1.0
+    assert signed_rank([]) is None
+
+
+def test_signed_rank_with_ties_counts_every_sign_pattern():
+    assert signed_rank([1.0, 1.0, 1.0]) == pytest.approx(2 / 8)
+    assert signed_rank([0.0, 1.0, 1.0, 2.0]) == pytest.approx(2 / 8)  # a zero is left out
+
+
+def test_signed_rank_of_darwins_plants():
+    """Height differences in eighths of an inch of 15 pairs of plants (Darwin 1876; Fisher 1935); exact p is 0.0413."""
+    plants = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+    assert signed_rank([float(value) for value in plants]) == pytest.approx(0.0413, abs=5e-5)
+
+
+def test_holm_adjusts_as_the_textbook_does():
+    adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert adjusted == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+    assert holm({"a": 0.6, "b": None, "c": 0.9}) == {"a": 1.0, "b": None, "c": 1.0}
+    assert holm({}) == {}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_never_lowers_a_p_value_and_keeps_their_order(values):
+    names = [f"m{i}" for i in range(len(values))]
+    adjusted = holm(dict(zip(names, values, strict=True)))
+    for name, value in zip(names, values, strict=True):
+        found = adjusted[name]
+        assert found is not None
+        assert value <= found <= 1
+    ordered = sorted(names, key=lambda name: values[int(name[1:])])
+    assert [adjusted[name] for name in ordered] == sorted(v for v in adjusted.values() if v is not None)
+
+
+def test_few_subjects_are_tested_by_units_and_many_by_subjects():
+    rng = np.random.default_rng(5)
+    few, many = drawn(2, 3, rng), drawn(FEWEST_SUBJECTS, 3, rng)
+    zero = dict.fromkeys(few, 0.0), dict.fromkeys(many, 0.0)
+    shifted = {key: abs(value) + 1 for key, value in few.items()}
+    found = compare(shifted, zero[0])
+    assert (found.p_over, found.p, found.win_rate) == ("units", pytest.approx(2 / 64), 1.0)
+    assert found.smallest_p == 2 / 64
+    assert compare(many, zero[1]).p_over == "subjects"
+    assert compare(many, zero[1]).smallest_p == 2 / 64
+
+
+def test_pairing_removes_what_the_arms_share():
+    rng = np.random.default_rng(6)
+    control = drawn(10, 3, rng, between=10, within=5)
+    treated = {key: value + 0.1 for key, value in control.items()}
+    found = compare(treated, control)
+    assert found.difference.mean == pytest.approx(0.1)
+    assert found.difference.low == pytest.approx(0.1)
+    alone = bootstrap(treated)
+    assert alone.high is not None
+    assert alone.low is not None
+    assert alone.high - alone.low > 1
+
+
+def test_a_level_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"level is 95; it must lie between 0 and 1"):
+        bootstrap(UNITS, level=95)
