@@ -21,6 +21,7 @@ from PIL import Image
 
 from fewbayes.metrics.evaluate import evaluate_folder
 from fewbayes.metrics.features import FeatureStore  # noqa: F401  imports everything that an evaluation needs
+from fewbayes.runs import atomic_write
 from fewbayes.world.scenes import draw_scene, render
 
 PROMPTS = 25
@@ -76,7 +77,7 @@ def main() -> None:
     }
     print(json.dumps(facts, indent=2))
     if asked.output:
-        asked.output.write_text(json.dumps(facts, indent=2) + "\n")
+        atomic_write(asked.output, json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Whether every metric orders what it should: real pictures, copies, the base model, pure noise, other subjects.
 
-Of each subject there is a set of pictures per row of the table, scored against the same references (the photographs of
-the subject but one) and the same prompts: another photograph of it (real), the references themselves (copies), one
-reference many times (one copy), what the base model makes of the prompt without the rare token (base), the same with
+Of each subject there is a set of pictures per row of the table, scored against the same references (every second of its
+photographs) and the same prompts: its other photographs (real), the references themselves (copies), one reference many
+times (one copy), what the base model makes of the prompt without the rare token (base), the same with
 noise on it (noisy base), photographs of other subjects (other subjects), and uniform noise (noise). Then each metric is
-asked for the orders that its definition promises, and what fails is said.
+asked for the orders that its definition promises; what fails is said, and so is what has no values.
 
     python benchmarks/sanity.py --output docs/results/sanity.md
     python benchmarks/sanity.py --photographs ../shared/data/dreambooth --encoders paper --output sanity_paper.md
@@ -23,10 +23,12 @@ from PIL import Image
 from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.evaluate import evaluate_folder
 from fewbayes.metrics.scores import without_token
+from fewbayes.runs import atomic_write
 
 PICTURES = 8
 NOISE = 20.0  # grey levels on the noisy pictures of the base model
 SETS = ("real", "copies", "one copy", "base", "noisy base", "other subjects", "noise")
+PAIRED = ("base", "noisy base", "noise")
 METRICS = {
     "clip_t": "prompt (Clip-T)",
     "clip_i": "subject (Clip-I)",
@@ -111,8 +113,8 @@ def sets_of(name: str, subjects: Mapping[str, tuple[Pictures, str]], base: Pictu
     others = [picture for other, (pictures, _) in subjects.items() if other != name for picture in pictures]
     spread = [others[i * len(others) // PICTURES] for i in range(PICTURES)]
     return {
-        "real": photographs[:1],
-        "copies": photographs[1:],
+        "real": photographs[0::2],
+        "copies": photographs[1::2],
         "one copy": photographs[1:2] * PICTURES,
         "base": base,
         "noisy base": [_noisy(picture, i) for i, picture in enumerate(base)],
@@ -121,12 +123,15 @@ def sets_of(name: str, subjects: Mapping[str, tuple[Pictures, str]], base: Pictu
     }
 
 
-def write(folder: Path, pictures: Pictures, prompt: str) -> Path:
+def write(folder: Path, pictures: Pictures, prompt: str, kinds: Sequence[str] = ("subject",)) -> Path:
+    """The pictures once for each kind: as of the subject they are scored, as unrelated their drift is measured."""
     folder.mkdir(parents=True)
     rows = []
-    for i, picture in enumerate(pictures):
-        picture.save(folder / f"{i:02d}.png")
-        rows.append({"file": f"{i:02d}.png", "prompt": prompt, "seed": i})
+    for kind in kinds:
+        for i, picture in enumerate(pictures):
+            file = f"{kind}-{i:02d}.png"
+            picture.save(folder / file)
+            rows.append({"file": file, "prompt": prompt, "seed": i, "kind": kind})
     (folder / "samples.json").write_text(json.dumps(rows))
     return folder
 
@@ -136,16 +141,19 @@ def scored(
 ) -> dict[str, dict[str, float | None]]:
     """Values by set and metric, the ceiling under "real against real"."""
     plain = without_token(f"a photo of a <v> {subjects[name][1]}", "<v>")
-    reference = write(root / name / "reference", subjects[name][0][1:], plain)
+    reference = write(root / name / "reference", subjects[name][0][1::2], plain)
     (reference / "samples.json").unlink()
     values: dict[str, dict[str, float | None]] = {}
-    made = {key: write(root / name / key, pictures, plain) for key, pictures in sets_of(name, subjects, base).items()}
+    made = {}
+    for key, pictures in sets_of(name, subjects, base).items():
+        made[key] = write(
+            root / name / key, pictures, plain, ("subject", "unrelated") if key in PAIRED else ("subject",)
+        )
     for key, folder in made.items():
-        paired = key in ("base", "noisy base", "noise")
         result = evaluate_folder(
             folder,
             reference_dir=reference,
-            base_dir=made["base"] if paired else None,
+            base_dir=made["base"] if key in PAIRED else None,
             encoders=encoders,
             cache=root / "features.sqlite",
         )
@@ -159,16 +167,22 @@ def _value(rows: Sequence[dict], metric: str, row: str) -> float | None:
 
 
 def sanity(by_subject: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> list[dict]:
-    """Each promised order: the means over subjects, and in how many subjects it holds."""
+    """Each promised order: the means over subjects, and in how many it holds; None for what has no values."""
     found = []
     for metric, high, low in ORDERS:
         pairs = [(values[high][metric], values[low][metric]) for values in by_subject.values()]
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
-        if known:
-            means = [fmean(side) for side in zip(*known, strict=True)]
-            holds = sum(a > b for a, b in known)
-            order = {"metric": metric, "higher": high, "lower": low, "values": means}
-            found.append({**order, "holds": holds, "of": len(known), "as it should": means[0] > means[1]})
+        means = [fmean(side) for side in zip(*known, strict=True)] if known else None
+        holds = sum(a > b for a, b in known)
+        order = {
+            "metric": metric,
+            "higher": high,
+            "lower": low,
+            "values": means,
+            "without a value": len(pairs) - len(known),
+        }
+        verdict = means[0] > means[1] if means else None
+        found.append({**order, "holds": holds, "of": len(known), "as it should": verdict})
     return found
 
 
@@ -181,14 +195,17 @@ def table(by_subject: Mapping[str, Mapping[str, Mapping[str, float | None]]], or
         cells = []
         for metric in shown:
             known = [value for v in by_subject.values() if (value := v[row][metric]) is not None]
-            cells.append(f"{fmean(known):.3f}" if known else "")
+            cells.append(f"{round(fmean(known), 3) + 0.0:.3f}" if known else "")
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    broken = [order for order in orders if not order["as it should"]]
-    partly = [order for order in orders if order["as it should"] and order["holds"] < order["of"]]
-    whole = len(orders) - len(broken) - len(partly)
+    unknown = [order for order in orders if order["values"] is None]
+    broken = [order for order in orders if order["as it should"] is False]
+    partly = [o for o in orders if o["as it should"] and (o["holds"] < o["of"] or o["without a value"])]
+    whole = len(orders) - len(broken) - len(partly) - len(unknown)
     lines += [
         "",
-        f"Means over {len(by_subject)} subjects. Of {len(orders)} promised orders {whole} hold in every subject.",
+        f"Means over {len(by_subject)} subjects. Of {len(orders)} promised orders {whole} hold in every subject, "
+        f"{len(partly)} on average, {len(broken)} fail, and {len(unknown)} have no values"
+        + (f" ({', '.join(dict.fromkeys(METRICS[order['metric']] for order in unknown))})." if unknown else "."),
     ]
     lines += [
         "",
@@ -201,7 +218,8 @@ def table(by_subject: Mapping[str, Mapping[str, Mapping[str, float | None]]], or
 def _said(order: Mapping, verdict: str) -> str:
     high, low = order["values"]
     said = f"{order['higher']} ({high:.3f}) over {order['lower']} ({low:.3f})"
-    return f"- {METRICS[order['metric']]}: {said} {verdict}, in {order['holds']} of {order['of']} subjects"
+    lacking = f", {order['without a value']} without a value" if order["without a value"] else ""
+    return f"- {METRICS[order['metric']]}: {said} {verdict}, in {order['holds']} of {order['of']} subjects{lacking}"
 
 
 def main() -> None:
@@ -230,8 +248,9 @@ def main() -> None:
     orders = sanity(by_subject)
     names = {key: e.name if isinstance(e, Missing) else e.identity.name for key, e in encoders.items()}
     facts = {"encoders": names, "model": asked.model, "orders": orders, "values": by_subject}
-    asked.output.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
-    asked.output.write_text(f"# Sanity of the metrics\n\n{table(by_subject, orders)}")
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(asked.output.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
+    atomic_write(asked.output, f"# Sanity of the metrics\n\n{table(by_subject, orders)}")
     print(table(by_subject, orders))
 
 

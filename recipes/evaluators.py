@@ -188,8 +188,10 @@ def main() -> None:
     for name in ("clip", "dino"):
         print((out / name / "README.md").read_text())
         if options.export:
+            staged = WEIGHTS / f".tmp-{name}"  # a reader meets the old weights or the new ones, never a part
+            shutil.copytree(out / name, staged, dirs_exist_ok=True)
             shutil.rmtree(WEIGHTS / name, ignore_errors=True)
-            shutil.copytree(out / name, WEIGHTS / name)
+            staged.rename(WEIGHTS / name)
 
 
 if __name__ == "__main__":

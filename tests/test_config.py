@@ -204,6 +204,11 @@ def test_names_of_the_papers_script_are_accepted():
         ({"export_weights": "ema"}, "add use_ema"),
         ({"validation_prompt": " | "}, "validation_prompt is ' | ', which holds no prompt"),
         ({"bayes": True, "weight_std_mode": "relative"}, r"needs weight_std.* 0\.3 is a sensible one"),
+        ({"bayes": True, "weight_std_mode": "relative", "method": "lora"}, "lora begin at zero .* or method full"),
+        (
+            {"bayes": True, "weight_std_mode": "relative", "weight_std": 0.3, "method": "oft"},
+            "oft begin at zero .* weight_std_mode absolute",
+        ),
         ({"bayes": True, "weight_std_tolerance": 0.05, "weight_std": 0.01}, "give one of them"),
         ({"bayes": True, "weight_std_tolerance": 0}, "greater than 0"),
         ({"checkpointing_steps": -1}, "0 or more"),

@@ -20,6 +20,8 @@ ARMS = {
     "full-bayes": {"bayes": True},
     "lora": {"method": "lora", "rank": 2},
     "lora-bayes": {"method": "lora", "rank": 2, "bayes": True},
+    "oft-average": {"method": "oft", "use_ema": True},
+    "text-encoder": {"method": "lora", "rank": 2, "train_text_encoder": True},
 }
 TRAIN_ALL = """
 import sys
@@ -28,6 +30,10 @@ from fewbayes.config import load_config
 from fewbayes.train import train
 for path in sys.argv[1:]:
     train(load_config(path, {}), progress=False)
+try:
+    train(load_config(sys.argv[-1], {"seed": 1}), progress=False)  # which the main process alone finds out
+except ValueError as error:
+    print(f"refused: {error}", flush=True)
 PartialState().destroy_process_group()
 """
 
@@ -58,6 +64,7 @@ def trained_by_two(eps_model, photos, tmp_path_factory) -> Path:
         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
+    (folder / "said").write_text(ended.stdout)
     return folder
 
 
@@ -81,3 +88,7 @@ def test_two_processes_are_one_with_a_double_batch(settings, family, trained_by_
     assert max(float((two[key] - value).abs().max()) for key, value in trained(one).items()) < 1e-5
     assert max(float((two[key] - value).abs().max()) for key, value in half.items()) > 1e-4
     assert losses(trained_by_two / name) == pytest.approx(losses(one), rel=1e-4)
+
+
+def test_what_the_main_process_refuses_is_refused_by_all(trained_by_two):
+    assert (trained_by_two / "said").read_text().count("holds another run (seed: 0 there, 1 now)") == 2

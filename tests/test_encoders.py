@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import threading
 import warnings
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -428,11 +431,46 @@ def test_every_encoder_but_sscd_loads_from_a_folder_and_none_takes_a_name_that_i
 
 
 def test_the_published_name_belongs_to_the_published_weights(collection):
-    folder = collection / HUB_MODELS["clip"].folder
-    listed = HUB_MODELS["clip"].listed()[0]
-    true = replace(listed, sha256=file_sha256(folder / "model.safetensors"))
-    assert loading._name(folder, "openai/clip-vit-large-patch14", true) == "openai/clip-vit-large-patch14"
-    assert loading._name(folder, "openai/clip-vit-large-patch14", listed).startswith("clip-vit-large-patch14@")
+    model, folder = HUB_MODELS["clip"], collection / HUB_MODELS["clip"].folder
+    there = {file: file_sha256(folder / file) for file in ("model.safetensors", "config.json", "tokenizer.json")}
+    own = f"clip-vit-large-patch14@{there['model.safetensors'][:12]}"
+    assert loading._name(folder, replace(model, files=there)) == model.repository
+    other = replace(model, files=there | {"config.json": "0" * 64, "vocab.json": "1" * 64})
+    assert loading._name(folder, other) == f"{own} with another config.json, vocab.json"
+    assert loading._name(folder, replace(model, files=there | {"model.safetensors": "0" * 64})) == own
+    assert loading._name(folder, replace(model, files=there | {"tokenizer.json": None})) == f"{own} (unverified)"
+
+
+def test_a_copy_whose_published_hash_is_not_known_says_so_wherever_it_came_from(collection, tmp_path):
+    dino = loading.load_encoders(str(collection))["dino"].identity
+    assert dino.name == f"dino-vits16@{dino.sha256[:12]} (unverified)"
+    elsewhere = (tmp_path / "snapshots" / "0123").resolve()  # a folder of the hub's cache is called by its revision
+    shutil.copytree(collection / "dino-vits16", elsewhere)
+    assert loading._name(elsewhere, HUB_MODELS["dino"]) == dino.name
+    quality = loading.load_encoders(str(collection))["clip_iqa"].identity.name
+    assert "clipiqa_tokens@" in quality
+    assert quality.endswith("(unverified)")
+
+
+def test_features_are_kept_apart_by_the_configuration_beside_the_weights(tmp_path):
+    folder = build_clip(tmp_path / "clip")
+    before = loading.Clip(folder, "clip").identity.fingerprint
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "gelu"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert loading.Clip(folder, "clip").identity.fingerprint != before
+
+
+def test_a_download_from_the_hub_that_was_cut_off_is_not_taken_for_whole(monkeypatch, tmp_path):
+    place = tmp_path / "models--facebook--dino-vits16"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0" * 40)
+    whole = build_dino(place / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert loading._from_hub(HUB_MODELS["dino"], True).resolve() == whole.resolve()
+    (whole / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="is not in the cache of the hub"):
+        loading._from_hub(HUB_MODELS["dino"], True)
 
 
 def test_what_is_absent_or_damaged_is_missing_with_its_reason(collection):
@@ -497,6 +535,27 @@ def test_fetching_fills_a_folder_once_and_refuses_another_file(tmp_path):
     with pytest.raises(ValueError, match="it was changed or cut off on the way"):
         fetch_weights(tmp_path / "another", weights=[weight], say=said.append)
     assert [file for file in (tmp_path / "another").rglob("*") if file.is_file()] == []
+
+
+def test_a_download_that_ends_early_is_refused_even_where_no_hash_is_known(tmp_path):
+    class Cut(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"tokens")
+
+        def log_message(self, format, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Cut) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        weight = replace(TOKENS, url=f"http://127.0.0.1:{server.server_port}/tokens")
+        with pytest.raises(ValueError, match="6 of 100 bytes"):
+            fetch_weights(tmp_path, weights=[weight], say=lambda line: None)
+        thread.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_fetching_what_cannot_be_reached_says_so(tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ def small(tmp_path_factory):
     return embedded_encoders("cpu", build_embedded(tmp_path_factory.mktemp("encoders")))
 
 
-def write(folder: Path, pictures: list[tuple[Image.Image, str]], listing: str = "samples.json") -> Path:
+def write(folder: Path, pictures: Sequence[tuple[Image.Image, str | None]], listing: str = "samples.json") -> Path:
     """Pictures with prompts and seeds, as `fewbayes sample` leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -125,6 +127,13 @@ def test_thumbnails_in_a_mirror_are_those_of_mirrored_pictures():
     np.testing.assert_allclose(mirrored(store.images([image])), seen, atol=1e-12)
 
 
+def test_the_ceiling_of_copying_sees_mirrors_as_the_samples_do(tmp_path, samples, small):
+    image = picture(30)
+    twins = [(image, ""), (image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "")]
+    result = evaluate_folder(samples, reference_dir=write(tmp_path / "twins", twins), encoders=small)
+    assert result.value("nearest_ncc", row="real") == pytest.approx(1)
+
+
 def test_one_reference_has_no_ceiling_and_the_row_says_why(tmp_path, samples, small):
     lone = write(tmp_path / "lone", [(picture(9), "")])
     result = evaluate_folder(samples, reference_dir=lone, encoders=small)
@@ -202,8 +211,68 @@ def test_pictures_of_unrelated_prompts_say_nothing_of_the_subject(tmp_path, refe
     whole, part = (evaluate_folder(folder, reference_dir=reference, encoders=small) for folder in (everything, only))
     for metric in ("dino", "clip_t", "lpips", "clip_iqa"):
         assert whole.value(metric) == pytest.approx(part.value(metric), abs=1e-9)
-    assert whole.value("pres") is not None
-    assert all(row["metric"] != "pres" for row in part.rows)
+    for result in (whole, part):  # a cat on the moon is not of the class
+        [row] = [row for row in result.rows if row["metric"] == "pres"]
+        assert "the class alone" in row["reason"]
+
+
+def test_pres_is_of_the_class_prompt_alone_and_drift_of_the_unrelated_ones(tmp_path, reference, small):
+    words = [PROMPTS[0], "a photo of a dog", UNRELATED, "a photo of a bowl"]
+    pictures = [(picture(seed), words[seed % 4]) for seed in range(8)]
+    tuned, base = write(tmp_path / "tuned", pictures), write(tmp_path / "base", pictures)
+    of_class = write(tmp_path / "class", [(image, PROMPTS[0]) for image, prompt in pictures if prompt == words[1]])
+    result = evaluate_folder(tuned, reference_dir=reference, base_dir=base, encoders=small)
+    expected = evaluate_folder(of_class, reference_dir=reference, encoders=small).value("dino")
+    assert result.value("pres") == pytest.approx(expected)
+    counts = {row["metric"]: row["n"] for row in result.rows if row["row"] == "samples"}
+    assert (counts["pres"], counts["drift"], counts["noise_ratio"], counts["clip_t"]) == (2 * 3, 4, 8, 2)
+    listed = json.loads((tuned / "samples.json").read_text())
+    kinds = ["subject", "unrelated", "class", "unrelated"]
+    (tuned / "samples.json").write_text(json.dumps([row | {"kind": kinds[i % 4]} for i, row in enumerate(listed)]))
+    told = evaluate_folder(tuned, reference_dir=reference, base_dir=base, encoders=small)
+    assert told.value("pres") != pytest.approx(expected)  # what the listing says goes before what the prompts say
+
+
+def test_a_rare_token_that_no_prompt_holds_gives_nulls_that_say_so(tmp_path, reference, small):
+    tuned, base = with_unrelated(tmp_path / "tuned"), with_unrelated(tmp_path / "base")
+    result = evaluate_folder(tuned, reference_dir=reference, base_dir=base, encoders=small, rare_token="qwe")
+    rows = {row["metric"]: row for row in result.rows if row["row"] == "samples"}
+    for metric in ("clip_t_class", "drift", "pres"):
+        assert rows[metric]["value"] is None
+        assert rows[metric]["reason"] == "no prompt holds the rare token 'qwe'; give --rare_token"
+
+
+def test_black_pictures_of_the_subject_do_not_hide_the_rare_token(tmp_path, reference, small):
+    folder = write(tmp_path / "dark", [(black(), PROMPTS[0]), (picture(1), "a photo of a dog")])
+    result = evaluate_folder(folder, reference_dir=reference, encoders=small)
+    assert result.value("pres") is not None
+    assert result.value("dino") is None
+
+
+def test_a_picture_without_a_prompt_is_never_unrelated(tmp_path, reference, small):
+    folder = write(tmp_path / "some", [(picture(0), PROMPTS[0]), (picture(1), None), (picture(2), UNRELATED)])
+    result = evaluate_folder(folder, reference_dir=reference, encoders=small)
+    assert {row["n"] for row in result.rows if row["metric"] == "clip_iqa" and row["row"] == "samples"} == {2}
+
+
+def test_pictures_without_a_partner_of_the_base_model_are_said(tmp_path, reference, small):
+    tuned = with_unrelated(tmp_path / "tuned")
+    base = write(tmp_path / "base", [(picture(seed), [*PROMPTS, UNRELATED][seed % 3]) for seed in (0, 1, 2, 3)])
+    rows = json.loads((base / "samples.json").read_text())
+    (base / "samples.json").write_text(json.dumps([*rows[:3], rows[3] | {"seed": 0}]))
+    result = evaluate_folder(tuned, reference_dir=reference, base_dir=base, encoders=small)
+    notes = {row["metric"]: row.get("note") for row in result.rows if row["row"] == "samples"}
+    assert notes["noise_ratio"] == "3 of 6 pictures have a partner of the base model"
+    assert notes["drift"] == "1 of 2 pictures have a partner"
+    assert any("prompt and seed of an earlier one" in note for note in result.facts["notes"])
+
+
+def test_prompts_with_one_picture_have_no_say_in_diversity_and_the_row_says_so(tmp_path, small):
+    folder = write(tmp_path / "few", [(picture(seed), PROMPTS[seed == 2]) for seed in range(3)])
+    result = evaluate_folder(folder, encoders=small)
+    for metric in ("lpips", "vendi"):
+        [row] = [r for r in result.rows if (r["metric"], r["row"]) == (metric, "samples")]
+        assert row["note"] == "1 of 2 prompts have two pictures"
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
@@ -225,7 +294,66 @@ def test_unreadable_and_black_pictures_are_counted_said_and_not_scored(samples, 
         "black",
         "unreadable",
     }
-    assert all((row["black"], row["unreadable"]) == (1, 1) for row in result.rows)
+    counts = {row["row"]: (row["black"], row["unreadable"]) for row in result.rows}
+    assert counts == {"samples": (1, 1), "real": (0, 0)}  # the references are all there
+
+
+def test_a_subject_of_whom_nothing_can_be_read_stays_in_the_mean_and_keeps_its_losses(tmp_path, small):
+    for start, name in enumerate(("cat-1", "dog-1", "dog_toy-1")):
+        write(tmp_path / "images" / name, [(picture(10 * start + i), PROMPTS[0]) for i in range(2)])
+        write(tmp_path / "data" / name[:-2], [(picture(50 + i), "") for i in range(2)])
+    for file in (tmp_path / "images" / "dog-1").glob("*.png"):
+        file.write_bytes(b"torn")
+    result = evaluate_folder(tmp_path / "images", reference_dir=tmp_path / "data", encoders=small)
+    assert result.value("dino", subject="dog") is None
+    [row] = [r for r in result.rows if (r["metric"], r["row"], r["subject"]) == ("dino", "samples", None)]
+    assert row["reason"].startswith("no value for dog: there are no pictures that are readable")
+    losses = {r["subject"]: r["unreadable"] for r in result.rows if (r["metric"], r["row"]) == ("dino", "samples")}
+    assert losses == {"cat": 0, "dog": 2, "dog_toy": 0, None: 2}
+    assert {row["subject"] for row in result.images if row["metric"] == "unreadable"} == {"dog"}
+
+
+def test_a_folder_of_which_nothing_can_be_read_gives_rows_of_nulls_in_both_modes(samples, reference, small):
+    for file in samples.glob("*.png"):
+        file.write_bytes(b"torn")
+    result = evaluate_folder(samples, reference_dir=reference, encoders=small, mode="both")
+    for mode in ("sound", "paper"):
+        for metric in ("clip_t", "dino", "lpips", "clip_iqa"):
+            assert result.value(metric, mode=mode) is None
+    assert result.value("dino", row="real") is not None
+
+
+def test_what_is_wrong_with_a_picture_is_said_under_its_name_and_no_address_in_memory(samples, reference, small):
+    (samples / "00.png").write_bytes(b"torn")
+    Image.new("RGB", (1, 1), "red").save(samples / "01.png")
+    (reference / "00.png").write_bytes(b"torn")
+    (samples / "02.png").unlink()
+    facts = evaluate_folder(samples, reference_dir=reference, encoders=small).facts
+    assert facts["unreadable"] == {
+        "00.png": "no picture in a format that is known here",
+        "01.png": "1 x 1 pixels; 2 x 2 at least",
+        "02.png": "No such file or directory",
+    }
+    assert list(facts["unreadable_references"]) == ["00.png"]
+
+
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [
+        (5, "holds no list of rows"),
+        ({"file": "00.png"}, "holds no list of rows"),
+        ([{"file": "00.png"}, 5], "row 2 is 5"),
+        ([{"file": "00.png", "prompt": 5}], "row 1 has the prompt 5"),
+        ([{"file": "00.png", "seed": {}}], "row 1 has the seed {}"),
+        ([{"file": ["00.png"]}], "row 1 has the file"),
+        ([{"file": "00.png", "kind": "other"}], "row 1 has the kind 'other'"),
+        ([{"file": "00.png"}, {"file": "./00.png"}], "names 00.png more than once"),
+    ],
+)
+def test_a_listing_that_cannot_be_meant_is_refused_with_its_file_and_row(samples, listing, message):
+    (samples / "samples.json").write_text(json.dumps(listing))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_samples(samples)
 
 
 def test_pictures_that_the_listing_does_not_name_are_left_out_and_said(samples):
@@ -306,6 +434,17 @@ def test_a_run_is_not_overwritten_by_its_evaluation(run, small):
         evaluate_folder(run, encoders=small, output_dir=run)
 
 
+def test_the_folders_that_are_read_and_folders_of_other_things_are_not_written_into(samples, reference, small):
+    for output in (samples, reference):
+        with pytest.raises(ValueError, match="output_dir"):
+            evaluate_folder(samples, reference_dir=reference, encoders=small, output_dir=output)
+        assert not (output / METRICS).exists()
+    empty = samples.parent / "empty"
+    empty.mkdir()
+    evaluate_folder(samples, encoders=small, output_dir=empty)
+    assert (empty / FACTS).is_file()
+
+
 def test_several_subjects_need_a_folder_of_references_each(reference):
     with pytest.raises(ValueError, match="holds pictures of one subject"):
         read_references(reference, ["cat", "dog"])
@@ -351,12 +490,14 @@ def test_a_memory_that_cannot_be_used_is_done_without(tmp_path, samples, small):
     assert store.encoded == 16
 
 
-def test_a_prompt_with_very_many_pictures_is_compared_by_an_even_choice_and_the_row_says_so(tmp_path, small):
+def test_all_pictures_of_a_prompt_are_compared_however_many(tmp_path, small):
     folder = write(tmp_path / "many", [(picture(seed, 8, 8), PROMPTS[0]) for seed in range(70)])
     result = evaluate_folder(folder, encoders=small)
     [row] = [r for r in result.rows if (r["metric"], r["row"]) == ("lpips", "samples")]
-    assert row["n"] == 64 * 63 // 2
-    assert row["note"] == "64 of at most 70 pictures a prompt"
+    assert row["n"] == 70 * 69 // 2
+    images = [Image.open(folder / f"{i:02d}.png") for i in (3, 67)]
+    whole = small["lpips"].distances([Image.open(folder / f"{i:02d}.png") for i in range(70)])
+    assert whole[3, 67] == whole[67, 3] == pytest.approx(small["lpips"].distances(images)[0, 1], rel=1e-5)
 
 
 def test_progress_is_said_every_two_seconds_and_not_before():

@@ -6,14 +6,17 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fewbayes.metrics.features import _Thumbnails, mirrored
 from fewbayes.report import write_report
 from fewbayes.report.cases import choose, kept
+from fewbayes.report.dots import dot_plots
 from fewbayes.report.evaluation import FIVE, Picture, caption, is_evaluation, make_table, read_evaluation, verdict
 from fewbayes.report.gallery import make_gallery
 from fewbayes.report.nearest import nearest
@@ -120,10 +123,11 @@ def test_differences_are_paired_and_say_what_was_put_in(study):
     row = table.differences[1]
     assert row.cells["dino"] == compare(units["lora-bayes"], units["lora"])
     assert row.cells["dino"].win_rate == 1
-    assert row.holm["dino"] == pytest.approx(5 * 2 / 64)  # five metrics, the least p that 6 pairs can have
+    assert (row.cells["dino"].p_over, row.cells["dino"].p) == ("subjects", 0.5)  # the least that two can have
     said = verdict(table)[0]
     assert "interval above zero in Clip-T, Dino, Clip-I, Clip-IQA; interval across zero in Lpips" in said
-    assert "in none of them" in said  # six pairs are too few for five metrics
+    assert "this speaks of these 2 subjects, over which no p can fall below 0.5" in said
+    assert "2 of them can give no p below 0.50, whatever the data" in markdown(table)
 
 
 def test_per_subject_differences_resample_their_own_seeds(study):
@@ -157,7 +161,7 @@ def test_the_tables_agree_with_the_page_and_with_one_another(study, page):
     assert float(found["mean"]) == mean
     assert found["encoder"] == "fewbayes-clip"
     (tested,) = [r for r in rows if (r["line"], r["metric"], r["kind"]) == ("full-bayes", "clip_i", "difference")]
-    assert (tested["against"], tested["p_over"]) == ("full", "units")
+    assert (tested["against"], tested["p_over"]) == ("full", "subjects")
     kept_numbers = json.loads((study / "table.json").read_text())
     assert len(kept_numbers["rows"]) == len(rows)
 
@@ -292,6 +296,98 @@ def test_an_evaluation_without_a_study_names_arms_by_their_rows(tmp_path):
     assert "quirks included" in page
     assert "no published table" not in page
     assert "One training has no interval" in page
+
+
+def _evaluation(folder: Path, rows: list[dict], images: Sequence[dict] = (), **facts) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    common = {"metric": "dino", "mode": "sound", "encoder": "fewbayes-dino", "row": "samples", "value": 0.5}
+    for name, found in (("metrics", rows), ("images", images)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(common | row) + "\n" for row in found))
+    (folder / "evaluation.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_numbers_of_two_encoders_under_one_name_are_not_compared_in_silence(tmp_path):
+    rows = [{"subject": "cat", "seed": i, "encoder_sha256": sha * 64} for i, sha in enumerate("ab")]
+    notes = read_evaluation(_evaluation(tmp_path, rows)).notes
+    assert "DO NOT COMPARE the numbers of dino (sound mode): they come from 2 encoders" in notes[0]
+    assert not read_evaluation(_evaluation(tmp_path, rows[:1])).notes
+
+
+def test_numbers_over_all_pictures_are_a_line_of_their_own_and_no_subject(tmp_path):
+    rows = [{"subject": name, "value": value} for name, value in (("cat", 0.4), ("mug", 0.6))]
+    rows += [{"mode": "paper", "subject": None, "average": "micro", "row": row} for row in ("samples", "real")]
+    evaluation = read_evaluation(_evaluation(tmp_path, rows))
+    assert evaluation.subjects == ("cat", "mug")
+    table = make_table(evaluation, "paper")
+    assert [line.label for line in table.lines] == [
+        "Real against real, pooled over 2 subjects",
+        "Samples, pooled over 2 subjects",
+    ]
+    assert "One number over the pictures of 2 subjects together." in table.caption
+    assert "the authors' averaging within each subject" not in table.caption
+
+
+def test_a_study_in_paper_mode_says_how_it_averages(tmp_path):
+    rows = [{"mode": "paper", "subject": name} for name in ("cat", "mug")]
+    said = make_table(read_evaluation(_evaluation(tmp_path, rows)), "paper").caption
+    assert "the authors' averaging within each subject, quirks included; macro over subjects" in said
+
+
+def test_rows_without_a_subject_are_those_of_the_only_one(tmp_path):
+    evaluation = read_evaluation(_evaluation(tmp_path, [{"subject": "cat"}, {"metric": "black", "value": 0.0}]))
+    assert evaluation.subjects == ("cat",)
+    rows = [{"subject": "cat"}, {"subject": "mug"}, {"subject": None, "value": 0.1}]
+    evaluation = read_evaluation(_evaluation(tmp_path / "several", rows))
+    assert evaluation.subjects == ("cat", "mug")
+    assert "1 rows that name no subject" in evaluation.notes[0]
+
+
+def test_pictures_are_found_from_wherever_the_report_is_made(tmp_path, monkeypatch):
+    _draw(tmp_path / "work" / "pictures" / "0.png", 0)
+    images = [{"file": file, "subject": "cat"} for file in ("0.png", "1.png")]
+    folder = _evaluation(tmp_path / "work" / "scores", [{"subject": "cat"}], images, pictures="pictures")
+    monkeypatch.chdir(tmp_path / "work")
+    there = read_evaluation(Path("scores"))
+    monkeypatch.chdir("/")
+    for evaluation in (there, read_evaluation(folder)):
+        assert evaluation.notes[0].startswith("1 of 2 pictures could not be opened")
+    assert read_evaluation(folder).pictures[0].file.is_file()
+
+
+def test_the_ceiling_is_one_of_likeness_alone(study):
+    said = make_table(read_evaluation(study), "sound").caption
+    assert "Real against real is a ceiling in Dino, Clip-I, and none in other columns." in said
+
+
+def test_the_caption_sees_our_encoders_among_others(tmp_path):
+    rows = [{"subject": "cat", "seed": i, "encoder": name} for i, name in enumerate(("facebook/dino", "fewbayes-dino"))]
+    assert "no published table" in make_table(read_evaluation(_evaluation(tmp_path, rows)), "sound").caption
+
+
+def test_one_pair_of_trainings_has_neither_wins_nor_p(tmp_path):
+    rows = [{"subject": "cat", "seed": 0, "arm": arm, "value": v} for arm, v in (("oft", 0.5), ("oft-bayes", 0.501))]
+    table = make_table(read_evaluation(_evaluation(tmp_path, rows)), "sound")
+    assert "wins" not in markdown(table).split("difference")[-1]
+    assert "; p " not in markdown(table)
+    figure = dot_plots(table)[0]
+    assert "0.010" in figure  # however small the difference, the axis goes that far
+
+
+def test_so_few_pictures_that_all_cases_are_the_same_is_said(tmp_path):
+    few = write_study(tmp_path / "few", seeds=(0,), subjects=SUBJECTS[:1], per_run=3)
+    assert "all cases show the same ones" in write_report(few).read_text("utf-8")
+
+
+def test_the_nearest_image_is_seen_as_the_metric_sees_it(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 255, (48, 96, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    pictures = {name: Image.open(tmp_path / f"{name}.png") for name in ("a", "b")}
+    store = _Thumbnails().images(list(pictures.values()))
+    found = nearest(tmp_path / "a.png", [tmp_path / "b.png"])
+    assert found is not None
+    assert found[1] == pytest.approx(max(store[0] @ store[1], store[0] @ mirrored(store[1:])[0]), abs=1e-6)
 
 
 def test_arms_without_a_study_are_compared_by_their_suffix(tmp_path):

@@ -89,7 +89,7 @@ def theirs(folder, base, *, word: str = "<v>") -> np.ndarray:
     foreign.sample({**job, "prompts": [PROMPT.replace("<v>", word)], "seeds": [0], "output": str(output)})
     from PIL import Image
 
-    return np.asarray(Image.open(output / "00.png")).astype(int)
+    return np.asarray(Image.open(output / "0.png")).astype(int)
 
 
 # --- every format loads elsewhere and gives the same pictures ---------------------------------------------------------
@@ -115,6 +115,18 @@ def test_a_foreign_loader_gives_the_pictures_of_the_run(model, method, format, r
     before, after = ours(load_family(str(base))), ours(run.family)
     assert np.abs(after - before).max() > 4  # the run has an effect, or this would show nothing
     assert np.abs(theirs(exported(run, format), base) - after).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("model", "format"), [("eps", "diffusers"), ("eps", "peft"), ("eps", "merged"), ("sdxl", "diffusers")]
+)
+def test_dora_keeps_its_magnitudes_in_the_denoiser_and_in_text_encoders(model, format, request, trained, exported):
+    """Without the text encoder's magnitudes the file loads just as well, and gives other pictures."""
+    base = request.getfixturevalue(f"{model}_model")
+    run = trained(base, "lora", use_dora=True, train_text_encoder=True)
+    after = ours(run.family)
+    folder = exported(run, format)
+    assert np.abs(theirs(folder, base) - after).max() <= 1
 
 
 @pytest.mark.parametrize("model", ["eps", "sdxl"])
@@ -401,6 +413,29 @@ def test_a_card_shows_the_pictures_of_the_run(settings, tmp_path):
     assert {"text-to-image", "diffusers", "lora"} <= set(front["tags"])
     assert all((tmp_path / "export" / row["output"]["url"]).is_file() for row in front["widget"])
     assert "| rank | 4 |" in text
+
+
+@pytest.mark.parametrize("model", ["eps", "sdxl"])
+def test_the_code_of_a_card_loads_all_of_the_export(model, request, trained, exported, monkeypatch):
+    base = request.getfixturevalue(f"{model}_model")
+    run = trained(base, "lora", train_text_encoder=True, train_rare_token=True)
+    folder = exported(run, "peft")
+    monkeypatch.chdir(folder)
+    loaded: dict = {}
+    exec((folder / "README.md").read_text().split("```python")[1].split("```")[0], loaded)
+    pipeline = loaded["pipeline"]
+    for name in ("unet", *run.family.text_encoders):
+        assert any("lora_" in key for key in getattr(pipeline, name).state_dict()), name
+    word = _header(folder / "learned_embeds.safetensors")["token"]
+    expected = run.family.encode_prompts([PROMPT]).tokens
+    how = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    found = pipeline.encode_prompt(PROMPT.replace("<v>", word), **how)[0]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_rank_beyond_every_layer_is_that_of_the_widest(eps_model, trained, exported):
+    folder = exported(trained(eps_model, "full"), "kohya", rank=100_000)
+    assert read_record(folder)["rank"] == 32  # of 100000: the time embedding has the widest layers, 32 x 32
 
 
 def test_every_pair_of_kind_and_format_is_written_or_refused_with_a_reason():

@@ -1,6 +1,7 @@
 """The study of methods: one protocol for all arms, nothing done twice, and every score in one place."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from fewbayes.experiments.methods import (
     Cell,
     Protocol,
     StudySubject,
+    dataset_subjects,
     drawn_subject,
     gather,
     listing,
     photographed_subject,
     run_methods,
     sample_cell,
+    score_cell,
     study_arms,
 )
 from fewbayes.report.evaluation import make_table, read_evaluation
@@ -109,8 +112,7 @@ def test_gathered_rows_name_their_arm_and_the_ceiling_is_taken_once(cell):
         image = {"file": "00-0.png", "metric": "dino", "value": value, "subject": "things", "arm": one.arm}
         (one.scores / "images.jsonl").write_text(json.dumps({**image, "seed": one.seed}) + "\n")
     arms = [{"name": "lora", "label": "LoRA"}]
-    (cell.folder / "study.json").write_text(json.dumps({"arms": arms, "subjects": [{"name": "things"}]}))
-    gather(cell.folder, [cell, tuned], ["things/lora-seed4"])
+    gather(cell.folder, [cell, tuned], ["things/lora-seed4"], {"arms": arms, "subjects": [{"name": "things"}]})
 
     rows = [json.loads(line) for line in (cell.folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["row"], row["arm"], row["value"]) for row in rows] == [
@@ -151,6 +153,68 @@ def test_a_small_study_ends_in_a_table_and_repeats_nothing(eps_model, photos, tm
     cell = next(line for line in table.lines if line.name == "full-bayes").cells["clip_t"]
     assert cell.mean is not None
     assert np.isfinite(cell.mean)
-    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    dear = ["*.png", "scores/*/evaluation.json"]
+    written = {path: path.stat().st_mtime_ns for kind in dear for path in folder.rglob(kind)}
     run_methods(arguments)
-    assert written == {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    assert written == {path: path.stat().st_mtime_ns for kind in dear for path in folder.rglob(kind)}
+
+    said = (folder / "study.json").read_bytes()
+    for wrong in (["--num_inference_steps", "3", "--guidance_scale", "2"], ["--encoders", str(tmp_path / "nowhere")]):
+        with pytest.raises(ValueError, match=r"samples of other settings|neither 'embedded'"):
+            run_methods([*arguments, *wrong])
+    assert (folder / "study.json").read_bytes() == said  # a refused call changes nothing
+
+    run_methods([*arguments, "--encoders", str(_encoders_of_their_own(tmp_path / "encoders"))])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "fewbayes-clip" not in {row["encoder"] for row in rows}
+    assert written.keys() == {path for kind in dear for path in folder.rglob(kind)}
+
+
+def _encoders_of_their_own(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_scores_are_made_again_when_what_they_were_made_from_has_changed(cell):
+    sample_cell(cell)
+    listed = cell.pictures / "samples.json"
+    old = [{key: value for key, value in row.items() if key != "kind"} for row in json.loads(listed.read_text())]
+    listed.write_text(json.dumps(old))
+    picture = (cell.pictures / "00-0.png").read_bytes()
+    sample_cell(cell)  # kinds are added, nothing is sampled
+    assert {row["kind"] for row in json.loads(listed.read_text())} == {"subject", "class", "unrelated"}
+    assert (cell.pictures / "00-0.png").read_bytes() == picture
+
+    def modes() -> set[str]:
+        return {json.loads(line)["mode"] for line in (cell.scores / "metrics.jsonl").read_text().splitlines()}
+
+    def age() -> int:
+        return (cell.scores / "metrics.jsonl").stat().st_mtime_ns
+
+    score_cell(cell)
+    first = age()
+    score_cell(cell)
+    assert (age(), modes()) == (first, {"sound"})
+    score_cell(replace(cell, mode="both"))
+    assert modes() == {"sound", "paper"}
+    score_cell(cell)
+    facts = json.loads((cell.scores / "scored_from.json").read_text())
+    (cell.scores / "scored_from.json").write_text(json.dumps(facts | {"encoders": {"clip": "another"}}))
+    second = age()
+    score_cell(cell)
+    assert age() != second
+    assert (cell.folder / "features.sqlite").is_file()
+
+
+def test_a_data_set_gives_its_subjects_and_must_say_what_they_are(photos, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(photos, root / "rex")
+    with pytest.raises(ValueError, match="does not say what rex shows"):
+        dataset_subjects(root, tmp_path / "study", 16, world=True)
+    (root / "prompts_and_classes.txt").write_text("subject_name,class\nrex,dog\n")
+    (found,) = dataset_subjects(root, tmp_path / "study", 16, world=True)
+    assert (found.name, found.class_word, found.prompt_set) == ("rex", "dog", "world-object")
+    assert found.photographs == tmp_path / "study" / "rex" / "photographs"
+    assert len(list(found.photographs.iterdir())) == len(
+        list(Path(photos).glob("*.png")) or list(Path(photos).iterdir())
+    )

@@ -117,6 +117,22 @@ class PlainLoop:
                         values.append(float(torch.cosine_similarity(feature(a), feature(b))))
         return float(np.mean(values))
 
+    def real_pairs(self, feature) -> float:
+        values = []
+        for subject in self.subjects:
+            for a in self.real(subject):
+                values += [float(torch.cosine_similarity(feature(a), feature(b))) for b in self.real(subject) if b != a]
+        return float(np.mean(values))
+
+    def real_lpips(self) -> float:
+        values = []
+        for subject in self.subjects:
+            shown = [path for path in self.real(subject) if not self.is_black(path)]
+            values += [self.distance(a, b) for a in shown for b in shown]
+        while 0 in values:
+            values.remove(0)
+        return float(np.mean(values))
+
     def clip_i(self) -> float:
         return self.pairs(self.clip_feature)
 
@@ -206,6 +222,10 @@ def _agrees(folder, scene, evaluation) -> None:
     assert evaluation.value("clip_i", mode="paper") == pytest.approx(loop.clip_i(), abs=CLOSE)
     assert evaluation.value("dino", mode="paper") == pytest.approx(loop.dino_i(), abs=CLOSE)
     assert evaluation.value("lpips", mode="paper") == pytest.approx(loop.lpips(), abs=CLOSE)
+    for metric, feature in (("clip_i", loop.clip_feature), ("dino", loop.dino_feature)):
+        value = evaluation.value(metric, mode="paper", row="real")
+        assert value == pytest.approx(loop.real_pairs(feature), abs=CLOSE)
+    assert evaluation.value("lpips", mode="paper", row="real") == pytest.approx(loop.real_lpips(), abs=CLOSE)
     generated, real = loop.clip_iqa()
     assert evaluation.value("clip_iqa", mode="paper") == pytest.approx(generated, abs=CLOSE)
     assert evaluation.value("clip_iqa", mode="paper", row="real") == pytest.approx(real, abs=CLOSE)
@@ -271,6 +291,11 @@ def test_only_the_first_four_png_and_jpg_of_a_folder_count():
         "dog-1", ("0.png", "1.webp", "2.jpg", "3.PNG", "4.png", "5.png", "6.png"), tuple(range(7))
     )
     assert mixed.first() == [0, 2, 4, 5]
+
+
+def test_the_first_four_are_so_by_name_whatever_order_a_listing_has():
+    listed = paper.PromptFolder("dog-1", ("4.png", "3.png", "2.png", "1.png", "0.png"), (10, 11, 12, 13, 14))
+    assert listed.first() == [14, 13, 12, 11]
 
 
 def test_a_subject_with_more_references_weighs_more():

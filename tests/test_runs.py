@@ -600,6 +600,50 @@ def test_a_folder_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path):
     assert names(tmp_path / "samples") == {"step-000001"}
 
 
+def test_a_new_folder_is_refused_where_it_would_replace_something(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine").write_text("x")
+    for path, said in (
+        (".", "in use"),
+        ("..", "in use"),
+        ("full", "not an empty folder"),
+        ("full/mine", "not an empty"),
+    ):
+        with pytest.raises(RunError, match=said), atomic_folder(path, new=True):
+            pytest.fail("the work was begun")
+    with pytest.raises(RunError, match="not an empty folder"), atomic_folder("late/run", new=True):
+        (tmp_path / "late/run").write_text("x")  # it has come while we were at work
+    assert names(tmp_path / "late") == {"run"}
+
+
+def test_a_link_stays_a_link_and_what_it_leads_to_is_filled(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with atomic_folder(tmp_path / "link", new=True) as staging:
+        (staging / "file").write_text("x")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "disk") == {"file"}
+
+
+def test_the_part_with_the_result_goes_first_and_comes_last(run, monkeypatch):
+    def writer(folder):
+        for part in ("text_encoder", "unet"):
+            (folder / part).mkdir()
+            (folder / part / "adapter_config.json").write_text("{}")
+
+    run.write_pipeline(writer, "unet/adapter_config.json")
+    moved = []
+
+    def stopped(part):
+        assert not (run.path / "unet").exists()  # what says that all is there is away before anything moves
+        moved.append(part.name)
+
+    monkeypatch.setattr(run, "_move_in", stopped)
+    run.write_pipeline(writer, "unet/adapter_config.json")
+    assert moved == ["text_encoder", "unet"]
+
+
 def test_a_pipeline_moves_in_beside_the_run_and_again_over_itself(run):
     def pipeline(text):
         def writer(folder):

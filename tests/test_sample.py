@@ -1,5 +1,6 @@
 """What is sampled is what was trained: results and checkpoints of every method, and adapters of any trainer."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,9 +10,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model
 from peft.functional import inject_adapter_in_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fewbayes.families import load_family
+from fewbayes.runs import RunFolder
 from fewbayes.sample import load_for_sampling, sample_images, write_samples
 from fewbayes.train import train
 
@@ -92,6 +95,43 @@ def test_a_file_with_nothing_of_ours_in_it_is_refused(eps_model, tmp_path):
         load_for_sampling(str(tmp_path / "other.safetensors"), base=str(eps_model))
 
 
+@pytest.mark.parametrize("ends", [("lora_A",), ("lora_B",)])
+def test_half_a_lora_is_refused_in_one_line(eps_model, tmp_path, ends):
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file({f"{name}.{end}.weight": torch.ones(4, 16) for end in ends}, tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match=r"half.safetensors does not fit"):
+        load_for_sampling(str(tmp_path / "half.safetensors"), base=str(eps_model))
+
+
+def test_a_damaged_file_is_said_by_its_name(settings, eps_model, tmp_path):
+    run = train(settings(method="lora", max_train_steps=1), progress=False).folder
+    file = run / "pytorch_lora_weights.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"pytorch_lora_weights.safetensors is damaged"):
+        load_for_sampling(str(run))
+    shutil.copyfile(file, tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match=r"cut.safetensors cannot be read"):
+        load_for_sampling(str(tmp_path / "cut.safetensors"), base=str(eps_model))
+
+
+def test_the_old_result_of_a_run_that_went_on_is_said_to_be_old(settings, caplog, monkeypatch):
+    config = settings(method="lora", max_train_steps=2, checkpointing_steps=1)
+    run = train(config, progress=False).folder
+    load_for_sampling(str(run))
+    assert not caplog.records
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "write_pipeline", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(dataclasses.replace(config, max_train_steps=3), progress=False)
+    caplog.clear()
+    load_for_sampling(str(run))
+    assert "that of 2 steps" in caplog.text
+    assert "checkpoint-3" in caplog.text
+
+
 def test_a_lora_with_layers_that_the_model_has_not_is_refused(lora, model):
     file, _ = lora
     tensors = load_file(file)
@@ -164,3 +204,18 @@ def test_written_samples_say_what_they_are_of(lora, model, tmp_path):
     rows = json.loads((folder / "samples.json").read_text())
     assert [(row["file"], row["seed"], row["base"]) for row in rows] == [("00.png", 0, model), ("01.png", 1, model)]
     assert all((folder / row["file"]).is_file() for row in rows)
+
+
+def test_files_have_as_many_digits_as_the_last(eps_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "fewbayes.sample.sample_images", lambda _, words, *__, **___: [Image.new("RGB", (1, 1))] * len(words)
+    )
+    folder = write_samples(str(eps_model), ["a <v>"], tmp_path / "out", num_images=101)
+    names = [row["file"] for row in json.loads((folder / "samples.json").read_text())]
+    assert (names[0], names[-1]) == ("000.png", "100.png")
+    assert names == sorted(names)
+
+
+def test_a_seed_that_no_generator_takes_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(ValueError, match="seed is"):
+        write_samples("/nowhere", ["a"], tmp_path / "out", seed=2**70)

@@ -161,16 +161,25 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(values):
     assert [adjusted[name] for name in ordered] == sorted(v for v in adjusted.values() if v is not None)
 
 
-def test_few_subjects_are_tested_by_units_and_many_by_subjects():
+@pytest.mark.parametrize("subjects", [2, 3, 5, 6, 10])
+def test_the_test_errs_in_no_more_than_five_of_a_hundred_studies_of_nothing(subjects):
+    """The true mean difference is nought, but each subject has one of its own that its seeds share."""
     rng = np.random.default_rng(5)
-    few, many = drawn(2, 3, rng), drawn(FEWEST_SUBJECTS, 3, rng)
-    zero = dict.fromkeys(few, 0.0), dict.fromkeys(many, 0.0)
-    shifted = {key: abs(value) + 1 for key, value in few.items()}
-    found = compare(shifted, zero[0])
-    assert (found.p_over, found.p, found.win_rate) == ("units", pytest.approx(2 / 64), 1.0)
-    assert found.smallest_p == 2 / 64
-    assert compare(many, zero[1]).p_over == "subjects"
-    assert compare(many, zero[1]).smallest_p == 2 / 64
+    null = [drawn(subjects, 3, rng, between=1.0, within=0.5) for _ in range(400)]
+    p = [compare(units, dict.fromkeys(units, 0.0), draws=2).p for units in null]
+    assert np.mean([value is not None and value < 0.05 for value in p]) <= 0.07
+
+
+def test_subjects_are_tested_wherever_there_are_two_and_seeds_for_one_alone():
+    for subjects, over, smallest in (
+        (1, "units", 1 / 4),
+        (2, "subjects", 1 / 2),
+        (FEWEST_SUBJECTS, "subjects", 1 / 32),
+    ):
+        units = {(f"s{i}", k): 1 + i + k / 10 for i in range(subjects) for k in range(3)}
+        found = compare(units, dict.fromkeys(units, 0.0), draws=2)
+        assert (found.p_over, found.smallest_p, found.win_rate) == (over, smallest, 1.0)
+        assert found.p == pytest.approx(smallest)
 
 
 def test_pairing_removes_what_the_arms_share():

@@ -19,7 +19,7 @@ from fewbayes.batches import Share, draw, image_indices
 from fewbayes.class_images import ClassImageSettings, ensure_class_images, present
 from fewbayes.families import load_family
 from fewbayes.metrics.pixels import image_similarity
-from fewbayes.runs import read_manifest, read_metrics
+from fewbayes.runs import RunFolder, read_manifest, read_metrics
 from fewbayes.train import SCORED_SIDE, NonFiniteError, _at_scored_size, _scores, rate_factor, train
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -312,6 +312,7 @@ def test_a_bayesian_run_leaves_a_row_per_random_layer(run, family):
     names = {name for name, _ in family.denoiser.named_parameters()}
     assert len(layers) > 5
     assert {layer["name"] for layer in layers} <= names
+    assert {layer["weights"] for layer in layers} == {"raw"}
     assert all(layer["weight_std_mean"] > 0 and layer["kl"] >= 0 for layer in layers)
     assert not (run("plain") / "posterior.json").exists()
 
@@ -511,3 +512,21 @@ def test_rates_are_those_of_diffusers(name):
         assert math.isclose(rate_factor(name, step, warmup, 10), theirs.get_last_lr()[0], abs_tol=1e-12)
         optimizer.step()
         theirs.step()
+
+
+def test_a_run_of_another_method_is_refused_for_that_alone(run, tmp_path):
+    run("run", method="lora")
+    with pytest.raises(ValueError, match="holds a run of method lora, and method is oft now; give another") as no:
+        run("run", method="oft")
+    assert "rank" not in str(no.value)
+
+
+def test_a_strange_folder_among_the_samples_is_left_alone(run, tmp_path):
+    arm = {"validation_steps": 2, "checkpointing_steps": 2}
+    folder = run("run", **arm)
+    shutil.rmtree(folder / "checkpoint-4")
+    (folder / "samples/step-old").mkdir()
+    RunFolder(folder).manifest_update(status="running")
+    run("run", **arm)
+    assert (folder / "samples/step-old").is_dir()
+    assert rows(folder, "loss")[-1][0] == 4

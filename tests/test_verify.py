@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from fewbayes.cli import main
 from fewbayes.export import foreign, run_export, verify
 from fewbayes.export.verify import compare, read_record, run_verify
 from fewbayes.train import train
@@ -61,15 +62,20 @@ def test_an_export_agrees_and_a_spoilt_one_does_not(run, tmp_path, capsys):
     assert "DIFFERENT" in capsys.readouterr().out
 
 
-def test_a_file_that_does_not_load_elsewhere_is_said_with_the_words_of_the_loader(run, tmp_path, eps_model):
+def test_a_file_that_does_not_load_elsewhere_is_said_with_the_words_of_the_loader(run, tmp_path, eps_model, capsys):
     export = tmp_path / "export"
     run_export([str(run), "--format", "kohya", "--output_dir", str(export)])
     record = read_record(export)
     path = export / record["file"]
     save_file({f"{name}.odd": weight for name, weight in load_file(path).items()}, path)
     how = {"steps": 1, "guidance": 1.0, "resolution": 32}
-    with pytest.raises(RuntimeError, match="does not load where it is meant to"):
+    with pytest.raises(ValueError, match=r"does not load where it is meant to[\s\S]*ValueError in _convert"):
         verify.sample_foreign(export, record, eps_model, "a dog", [0], how)
+    path.write_bytes(path.read_bytes()[:100])
+    (export / "verify.json").write_text("{}")
+    assert main(["verify", str(export), "--num_images", "1", "--num_inference_steps", "1"]) == 2
+    assert str(export) in capsys.readouterr().err
+    assert not (export / "verify.json").exists()  # no verdict on files that are no more
 
 
 def test_small_differences_agree_and_large_ones_do_not():
@@ -87,8 +93,16 @@ def test_an_approximation_has_to_be_nearer_than_the_base_model():
 
 
 def test_agreement_with_a_run_that_changed_nothing_is_said_to_show_nothing():
-    assert "cannot show" in compare(flat(100), flat(100), flat(100), EXACT).verdict
-    assert "cannot show" not in compare(flat(100), flat(100), flat(50), EXACT).verdict
+    nothing = compare(flat(100), flat(100), flat(100), EXACT)
+    assert "cannot show" in nothing.verdict
+    assert not nothing.agrees
+    assert compare(flat(100), flat(100), flat(50), EXACT).agrees
+
+
+def test_half_precision_has_to_be_much_nearer_than_the_base_model():
+    half = EXACT | {"dtype": "fp16"}
+    assert compare(flat(101), flat(100), flat(104), half).agrees
+    assert not compare(flat(101), flat(100), flat(103), half).agrees
 
 
 def test_what_is_no_export_is_refused(tmp_path):

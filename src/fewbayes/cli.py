@@ -54,7 +54,10 @@ def _train(arguments: list[str]) -> int:
 
 def _sample(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("fewbayes sample", description="Pictures from a run, a checkpoint or a pipeline.")
-    parser.add_argument("source", help="run folder, its checkpoint-N, pipeline folder, hub id, or tiny")
+    parser.add_argument(
+        "source",
+        help="run folder, its checkpoint-N, pipeline folder, hub id, or tiny; with --base a LoRA file or a PEFT folder",
+    )
     parser.add_argument("--prompt", action="append", required=True, help="with <v> for the rare token; may be repeated")
     parser.add_argument("--output_dir", "--output-dir", required=True, help="a new or empty folder")
     parser.add_argument("--num_images", "--num-images", type=_positive, default=4, help="per prompt [4]")
@@ -66,7 +69,7 @@ def _sample(arguments: list[str]) -> int:
     parser.add_argument("--resolution", type=_positive, metavar="N", help="side in pixels [the model's own]")
     parser.add_argument("--sample_batch_size", "--sample-batch-size", type=_positive, default=4, metavar="N")
     parser.add_argument("--weights", choices=("raw", "ema"), help="of a run or checkpoint [what a run exported]")
-    parser.add_argument("--base", metavar="MODEL", help="the model that a LoRA file of any trainer belongs to")
+    parser.add_argument("--base", metavar="MODEL", help="the model under a LoRA file or a PEFT folder of any trainer")
     asked = parser.parse_args(arguments)
     from fewbayes.sample import write_samples
 
@@ -212,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments[1:])
     except KeyboardInterrupt:
-        return _refuse("interrupted; the same command continues from the newest checkpoint", 130)
+        continues = "; the same command continues from the newest checkpoint" if arguments[0] == "train" else ""
+        return _refuse(f"interrupted{continues}", 130)
     except Exception as error:
         code = _exit_code(error)
         if code is None or os.environ.get("FEWBAYES_TRACEBACK"):
@@ -225,7 +229,7 @@ def _exit_code(error: Exception) -> int | None:
     if isinstance(error, ValueError):
         return 2
     # Named, not imported: a wrong flag should not wait for torch.
-    if isinstance(error, (OSError, ArithmeticError)) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, (OSError, ArithmeticError)) or type(error).__name__ in ("OutOfMemoryError", "SafetensorError"):
         return 1
     return None
 

@@ -246,7 +246,8 @@ class TrainConfig:
         """What must agree for a run to be continued, by name.
 
         Left out: where the run is written, how often it is saved and sampled and by which sampler, which weights are
-        exported, and what trades memory for time; none of them changes the trained weights. The number of steps is
+        exported, memory_limit and gradient_checkpointing; none of them changes the trained weights. cache_latents is
+        not left out: latents made in other batches can differ in their last bits. The number of steps is
         left out while the learning rate does not depend on it, so that a run can be made longer. So is what belongs to
         other methods, and what is not used where not using it is the default: a run is not begun anew because a later
         version can do more.
@@ -534,6 +535,11 @@ def _check_weight_std(config: TrainConfig) -> None:
         raise ConfigError(
             f"weight_std_tolerance is {config.weight_std_tolerance:g}, which finds weight_std, and weight_std is "
             f"{config.weight_std:g} already; give one of them"
+        )
+    if config.bayes and config.weight_std_mode == "relative" and config.method != "full":
+        raise ConfigError(
+            "weight_std_mode is relative, in multiples of each weight's spread, but the random weights of method "
+            f"{config.method} begin at zero and have none; take weight_std_mode absolute, or method full"
         )
     open_ = config.weight_std is None and config.weight_std_tolerance is None
     if config.weight_std_mode == "relative" and open_:

@@ -80,20 +80,32 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
+def new_folder(path: str | os.PathLike[str]) -> Path:
+    """The path of a folder that `atomic_folder` can make, links followed; RunError for what is in use or not empty."""
+    found = Path(os.path.realpath(path))
+    if found in (here := Path.cwd().resolve(), *here.parents) or os.path.ismount(found):
+        raise RunError(f"output_dir {path} is in use and cannot be replaced as a whole; give a new folder inside it")
+    if found.exists() and (not found.is_dir() or any(found.iterdir())):
+        raise RunError(f"output_dir {path} is not an empty folder; give a new one")
+    return found
+
+
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], *, new: bool = False) -> Iterator[Path]:
     """Yields an empty folder to fill, which becomes `path` when the block ends well and vanishes when it does not.
 
-    A folder that stood at `path` is replaced: between two renames neither stands there, then the new one does.
+    A folder that stood at `path` is replaced: between two renames neither stands there, then the new one does. A link
+    at `path` stays, and the folder that it leads to is replaced. new: whatever `new_folder` refuses is refused, at the
+    beginning and, as it may have come since, at the end.
     """
-    path = Path(path)
+    path = new_folder(path) if new else Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = _staging(path)
     staging.mkdir()
     try:
         yield staging
         _sync_tree(staging)
-        _replace_folder(staging, path)
+        _replace_folder(staging, new_folder(path) if new else path)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -119,7 +131,7 @@ def _remove(path: Path) -> None:
 
 
 def _retire(path: Path) -> None:
-    """Removes a folder in two moves, so that a kill in between leaves litter to be swept and no half folder."""
+    """Removes a folder (or file) in two moves, so that a kill in between leaves litter to be swept, no half folder."""
     litter = _staging(path)
     os.replace(path, litter)
     _sync_folder(path.parent)
@@ -611,12 +623,13 @@ class RunFolder:
 
     # the final pipeline
 
-    def write_pipeline(self, writer: Callable[[Path], object]) -> None:
+    def write_pipeline(self, writer: Callable[[Path], object], result: str = "model_index.json") -> None:
         """Has `writer(folder)` save a pipeline into a staging folder, then moves its parts into the run folder.
 
-        `model_index.json` goes first and comes last, so a folder that has it has all parts from one writing.
+        result: the file whose presence says that the pipeline is there. The part that is or holds it goes first and
+        comes last, so a folder that has it has all parts from one writing.
         """
-        index = "model_index.json"
+        index = Path(result).parts[0]
         staging = _staging(self.path / "pipeline")
         try:
             with _explaining_full_disk(f"could not write the pipeline to {self.path}; checkpoints are untouched"):
@@ -626,7 +639,8 @@ class RunFolder:
                 parts = sorted(staging.iterdir(), key=lambda part: part.name == index)
                 clashes = [part.name for part in parts if part.name in _OURS or _step_of(part) is not None]
                 assert not clashes, clashes
-                (self.path / index).unlink(missing_ok=True)
+                if (self.path / index).exists():
+                    _retire(self.path / index)
                 for part in parts:
                     self._move_in(part)
         finally:

@@ -7,19 +7,32 @@ pipeline folder into a folder of PNGs. Knows nothing of training beyond where a 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fewbayes.config import TrainConfig, load_config
 from fewbayes.families import Family, ModelCard, inspect_model, load_family
 from fewbayes.families.adapters import is_adapter, load_adapter
 from fewbayes.methods import make_method
-from fewbayes.runs import CONFIG, MANIFEST, Checkpoint, RunFolder, atomic_folder, read_manifest, verify_checkpoint
+from fewbayes.runs import (
+    CONFIG,
+    MANIFEST,
+    Checkpoint,
+    RunFolder,
+    atomic_folder,
+    new_folder,
+    read_manifest,
+    verify_checkpoint,
+)
+
+log = logging.getLogger(__name__)
 
 
 def sample_images(
@@ -113,12 +126,32 @@ def _load_run(run: Path, config: TrainConfig, weights: str | None) -> tuple[Fami
             f"{run} is a run without its result, {method.result}: give its training command again to finish it, or "
             "sample from one of its checkpoint-N folders"
         )
+    _warn_if_older(run, manifest)
     if method.result == "model_index.json":
         return load_family(str(run)), config.rare_token
     family = load_family(_base_model(run, config.model))
     method.attach(family)
-    method.load(family, run)
+    try:
+        method.load(family, run)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{run / method.result} is damaged ({error}); remove it and give the training command again, which writes "
+            "it from the last checkpoint"
+        ) from error
     return family, config.rare_token
+
+
+def _warn_if_older(run: Path, manifest: dict[str, Any]) -> None:
+    """A finished run that was being trained further when it was stopped still holds its first result."""
+    steps, newest = manifest.get("steps"), RunFolder(run).newest_step()
+    if manifest.get("status") != "done" and steps is not None and newest is not None and newest > steps:
+        log.warning(
+            "the result in %s is that of %d steps; training went on and was not finished: give its command again, or "
+            "sample from %s",
+            run,
+            steps,
+            run / f"checkpoint-{newest}",
+        )
 
 
 def _run_config(folder: Path) -> TrainConfig | None:
@@ -187,23 +220,27 @@ def write_samples(
 ) -> Path:
     """`num_images` pictures of each prompt, image i from seed + i; returns the folder, which must be new or empty.
 
-    source, weights, base: as in `load_for_sampling`. The folder holds 00.png, 01.png, ... and samples.json, which says
+    source, weights, base: as in `load_for_sampling`. The folder holds 00.png, 01.png, ... (with as
+    many digits as the last one has) and samples.json, which says
     how each was made.
     """
     output = Path(output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"output_dir {output} is not an empty folder; give a new one")
+    new_folder(output)
+    if not -(2**63) <= seed < 2**64 - num_images:
+        raise ValueError(f"seed is {seed}; it must be from 0 to 2**64 - 1 with the number of images added")
     family, rare_token = load_for_sampling(source, weights, base=base)
     family.to("cuda" if torch.cuda.is_available() else "cpu")
     words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts for _ in range(num_images)]
     seeds = [seed + i for _ in prompts for i in range(num_images)]
     how = {"sampler": sampler, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
     pictures = sample_images(family, words, seeds, **how, resolution=resolution, batch_size=batch_size)
-    with atomic_folder(output) as folder:
+    digits = max(2, len(str(len(pictures) - 1)))
+    with atomic_folder(output, new=True) as folder:
         made_of = {"source": source} | ({"base": base} if base else {})
         rows = []
         for i, picture in enumerate(pictures):
-            picture.save(folder / f"{i:02d}.png")
-            rows.append({"file": f"{i:02d}.png", **made_of, "prompt": words[i], "seed": seeds[i], **how})
+            file = f"{i:0{digits}d}.png"
+            picture.save(folder / file)
+            rows.append({"file": file, **made_of, "prompt": words[i], "seed": seeds[i], **how})
         (folder / "samples.json").write_text(json.dumps(rows, indent=2) + "\n")
     return output

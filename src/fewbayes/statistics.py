@@ -47,8 +47,9 @@ class Comparison:
     """Treated less control over shared (subject, seed) pairs.
 
     win_rate: share of subjects whose mean difference points the better way, a tie counting half. p: two-sided
-    signed-rank test over `p_over`, "subjects" or "units"; with few subjects the units are tested, which take
-    the seeds of one subject for independent and speak of these subjects alone. smallest_p: the least so many can give.
+    signed-rank test over `p_over`: "subjects", their mean differences, wherever there are two or more, since seeds of
+    one subject share what is special in it; "units", the single pairs of trainings, for one subject, of which alone
+    it then speaks. smallest_p: the least that so many can give, whatever the data. A single pair has none of the three.
     """
 
     difference: Estimate
@@ -123,11 +124,12 @@ def compare(
     assert better in (1, -1), better
     paired = differences(treated, control)
     means = subject_means(paired)
-    over = "subjects" if len(means) >= FEWEST_SUBJECTS else "units"
-    tested = list(means.values()) if over == "subjects" else list(finite(paired).values())
+    over = "subjects" if len(means) > 1 else "units"
+    pairs = list(finite(paired).values())
+    tested = (list(means.values()) if over == "subjects" else pairs) if len(pairs) > 1 else []
     return Comparison(
         difference=bootstrap(paired, level=level, draws=draws, seed=seed),
-        win_rate=win_rate(means, better),
+        win_rate=win_rate(means, better) if tested else None,
         p=signed_rank(tested),
         p_over=over,
         smallest_p=2.0 ** (1 - len(tested)) if tested else None,
@@ -180,8 +182,9 @@ def reading(subjects: int, units: int) -> str:
         return "One training has no interval: repeat it with other seeds."
     if subjects == 1:
         return (
-            "One subject: the interval resamples training seeds alone. It says how far other seeds on the same "
-            "photographs would move the mean, and nothing about other subjects."
+            "One subject: the interval resamples training seeds alone, and a test is over single pairs of trainings. "
+            "They say how far other seeds on the same photographs would move the mean, and nothing about other "
+            "subjects."
         )
     if subjects < FEWEST_SUBJECTS:
         within = "no seeds are resampled within them" if units == subjects else "seeds are resampled within them"

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from PIL import Image
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.noise import stream_seed
 from fewbayes.objective import diffusion_loss, preserved_loss
 from fewbayes.progress import progress as shown_progress
-from fewbayes.runs import Checkpoint, RunFolder, atomic_folder, environment
+from fewbayes.runs import MANIFEST, Checkpoint, RunError, RunFolder, atomic_folder, environment, read_manifest
 from fewbayes.sample import sample_images
 from fewbayes.variational import GaussianPosterior, calibrate_weight_std
 from fewbayes.where import select
@@ -53,6 +54,7 @@ LOOK_EVERY_ON_GPU = 20  # steps between looks at losses and norms: each look wai
 POSTERIOR_EVERY = 25  # steps between rows of "kl" and "weight_std_mean", each a pass over all random weights
 PROBE = 16  # draws of the training images on which weight_std is calibrated
 SCORED_SIDE = 128  # pixels: larger pictures are averaged down to it before they are correlated with every reference
+PATIENCE = timedelta(hours=6)  # that processes wait while the main one draws samples or writes
 SKIPPED_STEPS_ALLOWED = 25  # consecutive overflows that float16's loss scale may take to settle
 
 
@@ -169,7 +171,6 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             done = step + 1
             due = _due(done, config)
             _set_rates(adamw, _factor(config, step))
-            method.begin_step(family, step)
             draws = [source.draw(config.seed, step, share.total) for source in sources]
             loss = torch.zeros((), device=accelerator.device)
 
@@ -177,6 +178,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             with posterior.sample(step) if posterior else nullcontext():
                 for micro_batch in range(share.micro_batches):
                     rows = share.rows(micro_batch)
+                    method.begin_step(family, step, rows.start)
                     with _dropout_draws(config.seed, step, rows.start, accelerator.device), accelerator.autocast():
                         batches = [source.batch(drawn, rows) for source, drawn in zip(sources, draws, strict=True)]
                         if config.with_prior_preservation:
@@ -197,11 +199,12 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             watch.add(done, loss, norm, _new_rate(config, step), draws[0].indices)
             if due.look or accelerator.device.type == "cpu":
                 watch.look()  # raises before a number that is not finite reaches a checkpoint
-            if pull:
+            taken = accelerator.scaler is None or bool(norm.isfinite())  # float16 skips the step after an overflow
+            if pull and taken:
                 pull.towards_start(adamw, config.l2_init_weight)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if average:
+            if average and taken:
                 average.update()
             bar(done, watch.smooth_loss)
 
@@ -215,9 +218,10 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
 
         if accelerator.is_main_process:
             if posterior:
-                run.write_json("posterior.json", posterior.diagnostics())
+                layers = [{**layer, "weights": "raw"} for layer in posterior.diagnostics()]
+                run.write_json("posterior.json", layers)
             with average.swapped() if average and config.export_weights == "ema" else nullcontext(), mode.resting():
-                run.write_pipeline(lambda folder: method.export(family, folder))
+                run.write_pipeline(lambda folder: method.export(family, folder), method.result)
             run.finish("done", steps=config.max_train_steps, exported=config.export_weights)
         accelerator.wait_for_everyone()
     return RunResult(run.path, config.max_train_steps, start or None, time.monotonic() - began)
@@ -232,7 +236,8 @@ def _accelerator(mixed_precision: str) -> Accelerator:
     # accelerate keeps its precision for the life of the process; a second run may want another.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[patience])
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ValueError(
             f"accelerate is set up for {accelerator.distributed_type.value}; whole models on each device are trained "
@@ -250,15 +255,29 @@ def _check_packages(config: TrainConfig) -> None:
 
 
 def _from_main(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
-    """What the main process computes, in all of them."""
-    told: list[Any] = [compute() if accelerator.is_main_process else None]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(told)
-    return told[0]
+    """What the main process computes, in all of them; where it raises, all of them raise and none is left waiting."""
+    if accelerator.num_processes == 1:
+        return compute()
+    value = raised = None
+    if accelerator.is_main_process:
+        try:
+            value = compute()
+        except Exception as error:
+            raised = error
+    told = [value, raised and (isinstance(raised, ValueError), f"{raised}")]
+    broadcast_object_list(told)
+    if raised:
+        raise raised
+    value, error = told
+    if error:
+        theirs, text = error
+        raise ValueError(text) if theirs else RuntimeError(f"the main process failed: {text}")
+    return value
 
 
 def _look(run: RunFolder, config: TrainConfig, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of the run so far, {} for none; refuses what cannot be continued and touches nothing."""
+    _check_same_method(run, config)
     manifest = run.inspect(fingerprint)
     done = manifest.get("steps", 0) if manifest.get("status") == "done" else 0
     reached = max(run.newest_step() or 0, done)
@@ -269,6 +288,17 @@ def _look(run: RunFolder, config: TrainConfig, fingerprint: Mapping[str, Any]) -
             "give more steps or another output_dir"
         )
     return manifest
+
+
+def _check_same_method(run: RunFolder, config: TrainConfig) -> None:
+    """Said first and alone: another method brings other settings and other defaults with it."""
+    manifest = read_manifest(run.path) if (run.path / MANIFEST).is_file() else {}
+    found = manifest.get("fingerprint", {}).get("method", config.method)
+    if found != config.method:
+        raise RunError(
+            f"output_dir {run.path} holds a run of method {found}, and method is {config.method} now; give another "
+            f"output_dir, or method {found} to continue that run"
+        )
 
 
 def _as_asked(manifest: Mapping[str, Any], config: TrainConfig, method: Method) -> bool:
@@ -309,7 +339,8 @@ def _drop_after(run: RunFolder, step: int) -> None:
     """Rows and samples of later steps go; these steps will be taken again."""
     run.resume_from(step)
     for folder in (run.path / "samples").glob("step-*"):
-        if int(folder.name.removeprefix("step-")) > step:
+        number = folder.name.removeprefix("step-")
+        if number.isdecimal() and int(number) > step:
             shutil.rmtree(folder)
 
 
@@ -552,8 +583,8 @@ def _say_what_runs(
     """The settings that matter most, as they were resolved."""
     trained = sum(weight.numel() for weight in weights.values())
     log.info(
-        "%s, method %s, on %d image%s of %d pixels, %d steps at rate %g (%s), %s weights, rare token %s; about %s "
-        "of memory",
+        "%s, method %s, on %d image%s of %d pixels, %d steps at rate %g (%s), %s weights, rare token %s; at least "
+        "%s of memory",
         config.model,
         config.method,
         images,
@@ -564,7 +595,7 @@ def _say_what_runs(
         config.lr_scheduler,
         f"{trained:,}",
         config.rare_token,
-        memory.shown(need.peak),
+        memory.shown(need.peak) if need.parts else "an unknown amount",
     )
     if posterior:
         weight_std = config.weight_std if calibration is None else calibration["weight_std"]

@@ -2,24 +2,30 @@
 
 Every arm of a subject and seed sees the same pictures, timesteps, noise and weight noise streams, and is sampled with
 the same prompts and seeds as the base model, so that what differs is the method. What is done is not done again: runs
-resume, whole folders of samples and of scores are kept, and metrics.jsonl is gathered anew from them each time.
+resume, whole folders of samples are kept, and so are scores as long as all that they were made from is the same; else
+they are made again. metrics.jsonl is gathered anew each time, and study.json written last.
 
     OUT/study.json, metrics.jsonl, images.jsonl   what is compared; all scores; scores of single pictures
     OUT/<subject>/photographs/                    the training images, as the model sees them
     OUT/<subject>/runs/<arm>-seed<k>/             the trainings
     OUT/<subject>/pictures/<arm>-seed<k>/, base/  the samples
-    OUT/<subject>/scores/<arm>-seed<k>/, base/    their scores
+    OUT/<subject>/scores/<arm>-seed<k>/, base/    their scores, and in scored_from.json what they were made from
+    OUT/features.sqlite                           features of pictures, to be deleted at will
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import shlex
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +36,9 @@ from fewbayes.config import RARE_TOKEN_MARK, USUAL_RARE_TOKEN, TrainConfig
 from fewbayes.data import load_images
 from fewbayes.experiments.runner import Arm, Experiment, in_parallel, run_experiment
 from fewbayes.families import inspect_model
+from fewbayes.layouts import Subject, draw_identities, read_subjects
 from fewbayes.prompts import IMAGES_PER_PROMPT, PROMPT_SETS, class_prompt, drift_prompts, prompts, samples, set_for
-from fewbayes.runs import atomic_folder, atomic_write, environment
+from fewbayes.runs import atomic_folder, atomic_write, environment, file_sha256
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
 
 LABELS = {
@@ -46,6 +53,7 @@ TAKES_BAYES = ("full", "lora", "oft")
 BASE = "base"
 Mode = Literal["sound", "paper", "both"]
 STUDY, METRICS, IMAGES, LISTING = "study.json", "metrics.jsonl", "images.jsonl", "samples.json"
+FACTS, MADE_FROM, FEATURES = "evaluation.json", "scored_from.json", "features.sqlite"
 QUESTION = (
     "Does a Gaussian over the weights improve few-shot fine-tuning, method by method, in the five metrics of the paper?"
 )
@@ -142,6 +150,31 @@ def photographed_subject(given: str, folder: Path, resolution: int, *, world: bo
     return StudySubject(name, word.strip(), set_for(word.strip(), world=world), into)
 
 
+def dataset_subjects(
+    root: Path, folder: Path, resolution: int, *, world: bool, identities: Path | None = None, people: int = 30
+) -> list[StudySubject]:
+    """Every subject of a data set, by whichever layout it has; with a file of identities, `people` drawn from it."""
+    found = draw_identities(root, identities, identities=people) if identities else read_subjects(root)
+    nameless = [subject.name for subject in found if not subject.class_word]
+    if nameless:
+        raise ValueError(
+            f"{root} does not say what {', '.join(nameless[:5])} shows; name its class in prompts_and_classes.txt or "
+            "metadata.jsonl, or give the folder as --photographs DIR:CLASS"
+        )
+    return [_dataset_subject(subject, folder, resolution, world) for subject in found]
+
+
+def _dataset_subject(subject: Subject, folder: Path, resolution: int, world: bool) -> StudySubject:
+    word = subject.class_word
+    assert word is not None
+    with tempfile.TemporaryDirectory() as place:  # its pictures and no others, checked as any folder is
+        for number, path in enumerate(subject.paths):
+            shutil.copyfile(path, Path(place) / f"{number:03d}{path.suffix}")
+        images = load_images(place, resolution=resolution, center_crop=True)
+    into = _kept(folder / subject.name / "photographs", [image.pixels for image in images])
+    return StudySubject(subject.name, word, set_for(word, world=world), into)
+
+
 def _kept(folder: Path, pictures: Sequence[np.ndarray]) -> Path:
     """The folder with these pictures and no others; one that holds others belongs to another study."""
     encoded = {f"{i:02d}.png": _png(pixels) for i, pixels in enumerate(pictures)}
@@ -171,17 +204,20 @@ def _token(model: str) -> str:
 
 
 def listing(cell: Cell, token: str) -> list[dict[str, Any]]:
-    """The rows of samples.json: what each picture is made from, known before any is."""
+    """The rows of samples.json: what each picture is made from, known before any is. kind: what its prompt asks for,
+    the "subject", its "class" without the rare token, or what is "unrelated" to it."""
     p, word = cell.protocol, cell.subject.class_word
-    texts = prompts(cell.subject.prompt_set, token, word)[: p.most_prompts]
+    texts = dict.fromkeys(prompts(cell.subject.prompt_set, token, word)[: p.most_prompts], "subject")
     if p.unrelated:
         others = drift_prompts(word, world=cell.subject.prompt_set.startswith("world"))
-        texts += [class_prompt(word), *others][: p.most_prompts]
+        kinds = {class_prompt(word): "class"} | dict.fromkeys(others, "unrelated")
+        texts |= dict(list(kinds.items())[: p.most_prompts])
     how = {"sampler": p.sampler, "steps": p.steps, "guidance": p.guidance, "negative_prompt": ""}
     return [
         {
             "file": f"{sample.prompt_id:02d}-{sample.sample}.png",
             **asdict(sample),
+            "kind": texts[sample.prompt],
             **how,
             "safety_filter": "off",
             "source": cell.name,
@@ -190,13 +226,26 @@ def listing(cell: Cell, token: str) -> list[dict[str, Any]]:
     ]
 
 
+def check_pictures(cell: Cell) -> bool:
+    """Whether the samples are there; those of other settings are refused."""
+    if not cell.pictures.is_dir():
+        return False
+
+    def without_kind(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if key != "kind"} for row in rows]
+
+    found = json.loads((cell.pictures / LISTING).read_text())
+    if without_kind(found) != without_kind(listing(cell, _token(cell.model))):
+        raise ValueError(f"{cell.pictures} holds samples of other settings; give another output_dir")
+    return True
+
+
 def sample_cell(cell: Cell) -> Path:
     """The pictures of one model; a whole folder of the same settings is kept, one of others is refused."""
     rows = listing(cell, _token(cell.model))
-    if cell.pictures.is_dir():
-        found = json.loads((cell.pictures / LISTING).read_text())
-        if found != rows:
-            raise ValueError(f"{cell.pictures} holds samples of other settings; give another output_dir")
+    if check_pictures(cell):
+        if json.loads((cell.pictures / LISTING).read_text()) != rows:  # made before kinds were written
+            atomic_write(cell.pictures / LISTING, json.dumps(rows, indent=1) + "\n")
         return cell.pictures
     import torch
 
@@ -217,39 +266,98 @@ def sample_cell(cell: Cell) -> Path:
 
 
 def score_cell(cell: Cell) -> Path:
-    """The scores of one folder of samples, as `fewbayes evaluate` writes them; a whole folder is kept."""
-    if (cell.scores / METRICS).is_file():
+    """The scores of one folder of samples, as `fewbayes evaluate` writes them; kept if made from the same things."""
+    wanted = made_from(cell)
+    if (cell.scores / FACTS).is_file() and _read(cell.scores / MADE_FROM) == wanted:
         return cell.scores
     from fewbayes.metrics.evaluate import evaluate_folder
 
-    base = None if cell.arm == BASE else cell.pictures.parent / BASE
     with atomic_folder(cell.scores) as staging:
         evaluate_folder(
             cell.pictures,
             reference_dir=cell.subject.photographs,
             mode=cell.mode,
-            encoders=cell.encoders,
-            base_dir=base,
+            encoders=_encoders(cell.encoders),
+            base_dir=None if cell.arm == BASE else _base(cell),
             rare_token=_token(cell.model),
             subject=cell.subject.name,
             arm=cell.arm,
             seed=cell.seed,
             output_dir=staging,
+            cache=cell.folder / FEATURES,
         )
+        atomic_write(staging / MADE_FROM, json.dumps(wanted, indent=1) + "\n")
     return cell.scores
 
 
-def gather(folder: Path, cells: Sequence[Cell], missing: Sequence[str]) -> None:
-    """metrics.jsonl and images.jsonl of the study from those of its cells, in their order; what was used, and which
-    trainings did not come to their end, into study.json."""
+def made_from(cell: Cell) -> dict[str, Any]:
+    """All that the scores of a cell depend on: pictures of three kinds, encoders, settings and the metrics' code."""
+    return {
+        "mode": cell.mode,
+        "rare_token": _token(cell.model),
+        "encoders": {key: _identity(encoder) for key, encoder in sorted(_encoders(cell.encoders).items())},
+        "metrics": _metrics_code(),
+        "pictures": _content(cell.pictures),
+        "references": _content(cell.subject.photographs),
+        "base": None if cell.arm == BASE else _content(_base(cell)),
+    }
+
+
+def _base(cell: Cell) -> Path:
+    return cell.pictures.parent / BASE
+
+
+@cache
+def _encoders(which: str) -> dict[str, Any]:
+    """Loaded once a process."""
+    from fewbayes.metrics.encoders import load_encoders
+
+    return load_encoders(which)
+
+
+def _identity(encoder: Any) -> str:
+    """Its name and fingerprint; of one that is missing, its name."""
+    identity = getattr(encoder, "identity", None)
+    return f"{identity.name} {identity.fingerprint}" if identity else f"{encoder.name} is missing"
+
+
+@cache
+def _metrics_code() -> str:
+    """Changes with every edit of a metric: scores of two versions never meet in one table."""
+    import fewbayes.metrics
+
+    return _digest(Path(place) for place in fewbayes.metrics.__path__)
+
+
+def _content(folder: Path) -> str:
+    """Changes with any file of the folder."""
+    return _digest([folder])
+
+
+def _digest(folders: Iterable[Path]) -> str:
+    files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
+    return hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in files).encode()).hexdigest()
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def gather(folder: Path, cells: Sequence[Cell], missing: Sequence[str], described: Mapping[str, Any]) -> None:
+    """metrics.jsonl and images.jsonl of the study from those of its cells, in their order; study.json last, with what
+    was used and which trainings did not come to their end."""
+    encoders = {json.dumps(_read(cell.scores / FACTS)["encoders"], sort_keys=True) for cell in cells}
+    if len(encoders) > 1:
+        raise ValueError(f"{folder} was scored by encoders that changed meanwhile; give the same command again")
     metrics = [row for cell in cells for row in _metric_rows(cell)]
     images = [row for cell in cells for row in _image_rows(folder, cell)]
     for name, rows in ((METRICS, metrics), (IMAGES, images)):
         atomic_write(folder / name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-    described = json.loads((folder / STUDY).read_text())
-    evaluated = json.loads((cells[0].scores / "evaluation.json").read_text())
-    described |= {"encoders": evaluated["encoders"], "evaluated": len(cells), "missing": missing}
-    atomic_write(folder / STUDY, json.dumps(described, indent=1) + "\n")
+    counted = {"encoders": json.loads(encoders.pop()), "evaluated": len(cells), "missing": list(missing)}
+    atomic_write(folder / STUDY, json.dumps({**described, **counted}, indent=1, default=str) + "\n")
 
 
 def _metric_rows(cell: Cell) -> Iterable[dict[str, Any]]:
@@ -288,22 +396,33 @@ def study(
     mode: Mode = "sound",
     workers: int | None = None,
 ) -> Path:
-    """Train, sample and score whatever is not there yet, then gather all of it; the study's folder."""
-    _describe(folder, subjects, arms, seeds, model, protocol)
-    trained = [run_experiment(_experiment(s, arms, seeds, model), _runs(folder, s), workers) for s in subjects]
-    assert len(trained) == len(subjects)
-    cells = [
-        Cell(folder, subject, arm, seed, source, model, protocol, encoders, mode)
-        for subject in subjects
-        for arm, seed, source in _models(_runs(folder, subject), arms, seeds, model)
-    ]
+    """Train, sample and score whatever is not there yet, then gather all of it; the study's folder.
+
+    What can be refused is refused first, and what the folder says of itself changes last.
+    """
+
+    def cells_of(ended_alone: bool) -> list[Cell]:
+        return [
+            Cell(folder, subject, arm, seed, source, model, protocol, encoders, mode)
+            for subject in subjects
+            for arm, seed, source in _models(_runs(folder, subject), arms, seeds, model, ended_alone)
+        ]
+
+    _encoders(encoders)
+    for cell in cells_of(ended_alone=False):
+        check_pictures(cell)
+    described = _described(folder, subjects, arms, seeds, model, protocol)
+    described |= {"encoders_from": encoders, "mode": mode}
+    for subject in subjects:
+        run_experiment(_experiment(subject, arms, seeds, model), _runs(folder, subject), workers)
+    cells = cells_of(ended_alone=True)
     bases = [cell for cell in cells if cell.arm == BASE]
     in_parallel(sample_cell, bases, workers)
     in_parallel(sample_cell, cells, workers)
     in_parallel(score_cell, cells, workers)
     found = {(cell.subject.name, cell.name) for cell in cells}
     wanted = [(s.name, f"{arm.name}-seed{seed}") for s in subjects for arm in arms for seed in seeds]
-    gather(folder, cells, ["/".join(run) for run in wanted if run not in found])
+    gather(folder, cells, ["/".join(run) for run in wanted if run not in found], described)
     return folder
 
 
@@ -332,13 +451,15 @@ def _experiment(subject: StudySubject, arms: Sequence[Arm], seeds: Sequence[int]
     )
 
 
-def _models(runs: Path, arms: Sequence[Arm], seeds: Sequence[int], model: str) -> Iterable[tuple[str, int | None, str]]:
-    """(arm, seed, where it lies): the base model, then every run that came to its end."""
+def _models(
+    runs: Path, arms: Sequence[Arm], seeds: Sequence[int], model: str, ended_alone: bool
+) -> Iterable[tuple[str, int | None, str]]:
+    """(arm, seed, where it lies): the base model, then every run, or every one that came to its end."""
     yield BASE, None, model
     for arm in arms:
         for seed in seeds:
             run = runs / f"{arm.name}-seed{seed}"
-            if _ended(run):
+            if _ended(run) or not ended_alone:
                 yield arm.name, seed, str(run)
 
 
@@ -347,18 +468,18 @@ def _ended(run: Path) -> bool:
     return manifest.is_file() and json.loads(manifest.read_text()).get("status") == "done"
 
 
-def _describe(
+def _described(
     folder: Path,
     subjects: Sequence[StudySubject],
     arms: Sequence[Arm],
     seeds: Sequence[int],
     model: str,
     protocol: Protocol,
-) -> None:
+) -> dict[str, Any]:
     """study.json: what is compared with what, and all that the pictures depend on."""
     names = {arm.name for arm in arms}
     texts = {s.prompt_set: PROMPT_SETS[s.prompt_set][: protocol.most_prompts] for s in subjects}
-    described = {
+    return {
         "title": f"{', '.join(s.name for s in subjects)}: methods, plain and Bayesian",
         "question": QUESTION,
         "arms": [{"name": a.name, "label": a.label, "note": a.note, "against": _against(a.name, names)} for a in arms],
@@ -376,8 +497,6 @@ def _describe(
         "sampling": {**asdict(protocol), "safety_filter": "off: none is loaded", "prompts": texts},
         "provenance": {"command": shlex.join(["fewbayes", *sys.argv[1:]]), **environment(None)},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / STUDY, json.dumps(described, indent=1, default=str) + "\n")
 
 
 def _against(arm: str, names: set[str]) -> str | None:
@@ -389,12 +508,14 @@ def _against(arm: str, names: set[str]) -> str | None:
 def run_methods(arguments: Sequence[str]) -> Path:
     """`fewbayes experiment methods`: the study's folder, to be made into tables and a page."""
     asked = _parser().parse_args(arguments)
-    for name in ("seeds", "images_per_prompt", "num_inference_steps", "steps", "prompts"):
+    for name in ("seeds", "images_per_prompt", "num_inference_steps", "steps", "prompts", "people"):
         value = getattr(asked, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be 1 or more")
-    if not asked.subjects and not asked.photographs:
-        raise ValueError("name at least one of --subjects and --photographs")
+    if not asked.subjects and not asked.photographs and not asked.dataset:
+        raise ValueError("name at least one of --subjects, --photographs and --dataset")
+    if asked.identities and not asked.dataset:
+        raise ValueError("--identities says who is in the pictures of --dataset; give the folder of the pictures too")
     if asked.quick:
         _make_quick(asked)
     card = inspect_model(asked.model)
@@ -404,6 +525,9 @@ def run_methods(arguments: Sequence[str]) -> Path:
     subjects = [drawn_subject(name, folder, card.resolution) for name in asked.subjects]
     world = asked.model == "tiny"
     subjects += [photographed_subject(given, folder, card.resolution, world=world) for given in asked.photographs]
+    if asked.dataset:
+        people = {"identities": asked.identities, "people": asked.people}
+        subjects += dataset_subjects(asked.dataset, folder, card.resolution, world=world, **people)
     names = [subject.name for subject in subjects]
     if len(set(names)) < len(names):
         raise ValueError(f"two subjects have one name among {', '.join(names)}; rename a folder")
@@ -434,6 +558,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(SUBJECTS)}")
     parser.add_argument("--photographs", nargs="*", default=[], metavar="DIR:CLASS", help="all images of a folder")
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="all subjects of a data set, by its own layout")
+    parser.add_argument("--identities", type=Path, metavar="FILE", help="of a CelebA-HQ as --dataset: who is who")
+    parser.add_argument("--people", type=int, default=30, help="drawn from --identities, 5 pictures each [30]")
     parser.add_argument(
         "--methods", nargs="+", default=["full", "lora", "oft"], metavar="METHOD", help=", ".join(LABELS)
     )

@@ -11,6 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
+from fewbayes.runs import new_folder
+
 FORMATS = ("diffusers", "peft", "kohya", "comfyui", "merged", "svd-lora", "original")
 DTYPES = ("fp32", "fp16", "bf16")
 DEFAULT_RANK = 16
@@ -63,8 +65,7 @@ def write_export(
     dtype: what the weights are stored in, one of DTYPES.
     """
     output = Path(output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"output_dir {output} is not an empty folder; give a new one")
+    new_folder(output)
     if rank is not None and rank < 1:
         raise ValueError(f"rank is {rank}; it must be at least 1")
     from fewbayes.export.trained import read_run

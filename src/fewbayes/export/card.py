@@ -29,6 +29,12 @@ OF_METHOD = {"full": ["where"], "oft": ["oft_blocks", "oft_block_size", "adapter
 OF_LORAS = ["rank", "use_dora", "use_rslora", "adapter_targets"]
 OF_SWITCH = {"bayes": ["weight_std", "kl_weight"], "with_prior_preservation": ["prior_loss_weight"]}
 
+WORD = """pipeline.load_textual_inversion(folder, weight_name="learned_embeds.safetensors", token="{word}")"""
+WORDS = """words = load_file(f"{{folder}}/learned_embeds.safetensors")
+for key, end in (("clip_l", ""), ("clip_g", "_2")):
+    encoder, tokenizer = getattr(pipeline, f"text_encoder{{end}}"), getattr(pipeline, f"tokenizer{{end}}")
+    pipeline.load_textual_inversion(words[key], token="{word}", text_encoder=encoder, tokenizer=tokenizer)"""
+
 # what is typed after `folder` and, where the export is an addition to it, `base` have been given
 LOADING = {
     "pipeline": """from diffusers import DiffusionPipeline
@@ -42,7 +48,8 @@ pipeline.load_lora_weights(folder, weight_name="{file}")""",
 from peft import PeftModel
 
 pipeline = DiffusionPipeline.from_pretrained(base)
-PeftModel.from_pretrained(pipeline.unet, f"{{folder}}/unet")  # changes the U-Net in place""",
+# each changes its part of the pipeline in place
+{parts}""",
     "original": """from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_single_file(f"{{folder}}/{file}", config=base)""",
@@ -58,6 +65,8 @@ class CardFacts:
     """ "pipeline", "lora", "peft" or "original": a key of LOADING."""
     file: str | None
     notes: Sequence[str]
+    word: str | None = None
+    """What is typed for the learned word of learned_embeds.safetensors, where there is one."""
 
 
 def write_card(folder: Path, trained: Trained, facts: CardFacts) -> None:
@@ -72,7 +81,7 @@ def write_card(folder: Path, trained: Trained, facts: CardFacts) -> None:
         f"# {run.name}",
         f"{about} ({run.config['method']}{bayes}; {trained.weights} weights).",
         "## Loading it",
-        f"```python\n{_loading(facts, trained)}\n```",
+        f"```python\n{_loading(folder, facts, trained)}\n```",
         *(["\n".join(f"- {note}" for note in facts.notes)] if facts.notes else []),
         "## How it was made",
         _settings(run.config),
@@ -95,9 +104,16 @@ def _front_matter(
     return front
 
 
-def _loading(facts: CardFacts, trained: Trained) -> str:
+def _loading(folder: Path, facts: CardFacts, trained: Trained) -> str:
+    """Code that loads all of what stands in the folder."""
     pipeline = "StableDiffusionXLPipeline" if trained.base.family == "sdxl" else "StableDiffusionPipeline"
-    code = LOADING[facts.loader].format(file=facts.file, pipeline=pipeline)
+    parts = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
+    lines = [f'PeftModel.from_pretrained(pipeline.{part}, f"{{folder}}/{part}")' for part in parts]
+    code = LOADING[facts.loader].format(file=facts.file, pipeline=pipeline, parts="\n".join(lines))
+    if facts.word:
+        code += "\n" + (WORDS if trained.base.family == "sdxl" else WORD).format(word=facts.word)
+        if trained.base.family == "sdxl":
+            code = code.replace("\n\n", "\nfrom safetensors.torch import load_file\n\n", 1)
     given = ['folder = "."']
     if facts.loader != "pipeline":
         embedded = trained.base.model == "tiny"  # a name that only this package knows

@@ -1,11 +1,13 @@
 """Loads an export as a stranger would, with diffusers and PEFT alone, and samples from it.
 
-Run as a program in a process of its own: `python foreign.py JOB`, JOB a JSON file. It must not import fewbayes, and
-says at its end whether anything has. The only file of this package that nothing else imports.
+Run as a program in a process of its own: `python foreign.py JOB...`, each a JSON file. It must not import fewbayes,
+and says at its end whether anything has. A job that fails leaves `error.txt` in place of its pictures, and the others
+go on. The only file of this package that nothing else imports.
 """
 
 import json
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 
@@ -59,8 +61,6 @@ def sample(job):
     pipeline.scheduler = import_module("diffusers").DDIMScheduler.from_config(settings)
     pipeline.set_progress_bar_config(disable=True)
     for i, (prompt, seed) in enumerate(zip(job["prompts"], job["seeds"], strict=True)):
-        if hasattr(pipeline, "maybe_convert_prompt"):
-            prompt = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
         picture = pipeline(
             prompt,
             generator=torch.Generator().manual_seed(seed),
@@ -69,9 +69,16 @@ def sample(job):
             height=job["resolution"],
             width=job["resolution"],
         ).images[0]
-        picture.save(Path(job["output"]) / f"{i:02d}.png")
+        picture.save(Path(job["output"]) / f"{i}.png")
 
 
 if __name__ == "__main__":
-    sample(json.loads(Path(sys.argv[1]).read_text()))
+    for path in sys.argv[1:]:
+        asked = json.loads(Path(path).read_text())
+        try:
+            sample(asked)
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            said = f"{type(error).__name__} in {frame.name}: {str(error)[:1000]}"
+            (Path(asked["output"]) / "error.txt").write_text(said)
     print(json.dumps({"fewbayes_imported": any(name.partition(".")[0] == "fewbayes" for name in sys.modules)}))

@@ -29,7 +29,7 @@ def diffusers_keys(layers: Layers) -> dict[str, Tensor]:
     Newer loaders strip that part and older ones want it.
     """
     return {
-        f"{part}.{_spelled(part, name)}.{end}": weight
+        f"{part}.{_spelled(part, name)}.{end}{_full(part, end)}": weight
         for part, named in layers.items()
         for name, layer in named.items()
         for end, weight in _ends(layer).items()
@@ -82,6 +82,11 @@ def kohya_keys(layers: Layers, family: str, unet_config: Mapping[str, Any]) -> d
 def _ends(layer: LowRank) -> dict[str, Tensor]:
     ends = {"lora_A.weight": layer.down, "lora_B.weight": layer.up}
     return ends if layer.magnitude is None else ends | {"lora_magnitude_vector": layer.magnitude}
+
+
+def _full(part: str, end: str) -> str:
+    """Of DoRA's vector the loader of text encoders knows only the full name, where PEFT leaves the end away."""
+    return ".weight" if part != "unet" and end.endswith("magnitude_vector") else ""
 
 
 def _spelled(part: str, name: str) -> str:

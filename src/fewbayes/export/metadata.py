@@ -37,17 +37,18 @@ def model_spec(trained: Trained, *, lora: bool) -> dict[str, str]:
     predicts_v = card.prediction_type == "v_prediction"
     architecture = _architecture(trained)[1 if predicts_v else 0]
     side = config.get("resolution") or card.resolution
+    prompt = with_rare_token(config["instance_prompt"], trained.rare_token)
     fields = {
         "sai_model_spec": "1.0.1",
         "architecture": architecture + ("/lora" if lora else ""),
         "implementation": "https://github.com/Stability-AI/generative-models",
         "title": trained.facts.name,
-        "description": f"{config['instance_prompt']}; fine-tuned from {card.model} with fewbayes {version('fewbayes')}",
+        "description": f"{prompt}; fine-tuned from {card.model} with fewbayes {version('fewbayes')}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hash_sha256": NO_HASH,
         "resolution": f"{side}x{side}",
         "prediction_type": "v" if predicts_v else "epsilon",
-        "trigger_phrase": with_rare_token(config["instance_prompt"], trained.rare_token),
+        "trigger_phrase": prompt,
         "tags": "dreambooth, " + ("bayesian" if config.get("bayes") else "few-shot"),
     }
     return {f"modelspec.{key}": value for key, value in fields.items()}

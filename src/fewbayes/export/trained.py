@@ -209,12 +209,10 @@ def _layers_of(module: nn.Module) -> dict[str, LowRank]:
         (adapter,) = layer.active_adapters
         up, down = cast("Any", layer.lora_B[adapter]), cast("Any", layer.lora_A[adapter])
         assert up.bias is None, f"{name}: a LoRA with biases"
-        magnitude = (
-            cast("Any", layer.lora_magnitude_vector[adapter]) if adapter in layer.lora_magnitude_vector else None
-        )
+        dora = cast("Any", layer.lora_magnitude_vector)
         found[name] = LowRank(
             down.weight.detach().clone(),
             up.weight.detach() * layer.scaling[adapter],
-            magnitude,
+            dora[adapter].weight.detach().clone() if adapter in dora else None,
         )
     return found

@@ -20,9 +20,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fewbayes.runs import atomic_write
+
 FOREIGN = Path(__file__).with_name("foreign.py")
 SAME_MAX, SAME_MEAN = 2, 1.0
 """8-bit levels: float32 files may differ in rounding; half precision files in every pixel, a little."""
+NEARER = 4
+"""How many times nearer to the run than the base model an exact export is on average, or nothing is shown."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def verify(
     asked = prompt or record["instance_prompt"]
     how = {"steps": steps, "guidance": 7.5, "resolution": record["resolution"]}
     seeds = list(range(num_images))
+    (export / "verify.json").unlink(missing_ok=True)  # what it says is of files that may have changed since
     theirs = sample_foreign(export, record, base.folder, asked, seeds, how)
     trained = load_trained(facts, record["weights"])
     ours = _sample(trained.family, [_worded(asked, trained.rare_token)] * num_images, seeds, how)
@@ -66,7 +71,7 @@ def verify(
     before = _sample(load_family(base), [_worded(asked, record["rare_token"])] * num_images, seeds, how)
     result = compare(theirs, ours, before, record)
     written = {**asdict(result), "prompt": asked, "seeds": seeds, **how, "versions": _versions()}
-    (export / "verify.json").write_text(json.dumps(written, indent=2) + "\n")
+    atomic_write(export / "verify.json", json.dumps(written, indent=2) + "\n")
     return result
 
 
@@ -81,55 +86,101 @@ def read_record(export: Path) -> dict[str, Any]:
 def compare(
     theirs: Sequence[np.ndarray], ours: Sequence[np.ndarray], before: Sequence[np.ndarray], record: dict[str, Any]
 ) -> Comparison:
-    """The verdict. An exact format has to agree; an approximation has to be nearer to the run than the base model."""
+    """The verdict. An exact format has to agree; an approximation has to be nearer to the run than the base model.
+
+    Where the base model gives the run's pictures, agreement is no evidence, and is not called so.
+    """
     difference = np.abs(np.stack(theirs).astype(int) - np.stack(ours).astype(int))
     base_mean = float(np.abs(np.stack(before).astype(int) - np.stack(ours).astype(int)).mean())
     most, mean = int(difference.max()), float(difference.mean())
     if record["residual"]:
-        agrees = mean < base_mean
-        kept = 1 - mean / base_mean if base_mean else 0.0
-        verdict = (
-            f"an approximation that is {kept:.0%} of the way from the base model's pictures to the run's"
-            if agrees
-            else "an approximation that is no nearer to the run than the base model is: give a higher rank"
-        )
+        agrees, verdict = _approximates(mean, base_mean)
     else:
-        limit = f"max {SAME_MAX}" if record["dtype"] == "fp32" else f"mean {SAME_MEAN}"
-        agrees = most <= SAME_MAX if record["dtype"] == "fp32" else mean <= SAME_MEAN
-        verdict = f"{'the same pictures' if agrees else 'DIFFERENT pictures'} (limit: {limit} levels of 255)"
-    if base_mean <= 2 * mean and agrees and not record["residual"]:
-        verdict += "; but the base model gives them too, so this cannot show that the export has an effect"
+        agrees, verdict = _is_the_same(most, mean, base_mean, exact=record["dtype"] == "fp32")
     return Comparison(most, mean, base_mean, agrees, verdict)
+
+
+def _approximates(mean: float, base_mean: float) -> tuple[bool, str]:
+    if mean >= base_mean:
+        return False, "an approximation that is no nearer to the run than the base model is: give a higher rank"
+    kept = 1 - mean / base_mean
+    return True, f"an approximation that is {kept:.0%} of the way from the base model's pictures to the run's"
+
+
+def _is_the_same(most: int, mean: float, base_mean: float, *, exact: bool) -> tuple[bool, str]:
+    """exact: stored in float32."""
+    limit = f"max {SAME_MAX}" if exact else f"mean {min(SAME_MEAN, base_mean / NEARER):.2g}"
+    if not (most <= SAME_MAX if exact else mean <= SAME_MEAN):
+        return False, f"DIFFERENT pictures (limit: {limit} levels of 255)"
+    if mean > base_mean / NEARER or not base_mean:
+        return False, (
+            "NOTHING SHOWN: the base model gives nearly the same pictures as the run, so this cannot show that the "
+            "export has an effect; give a prompt with <v> that the run has changed, or more images"
+        )
+    return True, f"the same pictures (limit: {limit} levels of 255)"
 
 
 def sample_foreign(
     export: Path, record: dict[str, Any], base: Path, prompt: str, seeds: Sequence[int], how: dict[str, Any]
 ) -> list[np.ndarray]:
-    """Pictures from the export, loaded by others in another process; RuntimeError with what it said if it failed."""
+    """Pictures from the export, loaded by others in another process; ValueError with what it said if it failed."""
     with tempfile.TemporaryDirectory() as temporary:
-        output = Path(temporary)
-        job = {
-            **how,
-            "export": str(export.resolve()),
-            "loader": record["loader"],
-            "file": record["file"],
-            "family": record["family"],
-            "base": str(base.resolve()),
-            "scheduler": json.loads((base / "scheduler/scheduler_config.json").read_text()),
-            "prompts": [_worded(prompt, _word(export, record))] * len(seeds),
-            "seeds": list(seeds),
-            "device": _device(),
-            "output": str(output),
-        }
-        (output / "job.json").write_text(json.dumps(job))
-        # -P: the folder of the program, with our modules in it, is not searched for theirs
-        command = [sys.executable, "-P", str(FOREIGN), str(output / "job.json")]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{export} does not load where it is meant to:\n{done.stderr.strip()[-2000:]}")
-        assert json.loads(done.stdout.splitlines()[-1]) == {"fewbayes_imported": False}, done.stdout
-        return [np.asarray(Image.open(path)) for path in sorted(output.glob("*.png"))]
+        job = foreign_job(export, record, base, prompt, seeds, how, Path(temporary))
+        (pictures,) = run_foreign([job])
+    if isinstance(pictures, str):
+        raise ValueError(
+            f"{export / (record['file'] or '')} does not load where it is meant to: it is damaged, or the libraries "
+            f"are of other versions; export the run again into a new folder. Said by them:\n{pictures}"
+        )
+    return pictures
+
+
+def foreign_job(
+    export: Path,
+    record: dict[str, Any],
+    base: Path,
+    prompt: str,
+    seeds: Sequence[int],
+    how: dict[str, Any],
+    output: Path,
+) -> dict[str, Any]:
+    """What `foreign.py` has to know to sample an export into an empty folder of its own."""
+    return {
+        **how,
+        "export": str(export.resolve()),
+        "loader": record["loader"],
+        "file": record["file"],
+        "family": record["family"],
+        "base": str(base.resolve()),
+        "scheduler": json.loads((base / "scheduler/scheduler_config.json").read_text()),
+        "prompts": [_worded(prompt, _word(export, record))] * len(seeds),
+        "seeds": list(seeds),
+        "device": _device(),
+        "output": str(output),
+    }
+
+
+def run_foreign(jobs: Sequence[dict[str, Any]]) -> list[list[np.ndarray] | str]:
+    """The pictures of each job, all from one process that never sees this package, or the end of what it said."""
+    paths = []
+    for job in jobs:
+        paths.append(Path(job["output"]) / "job.json")
+        paths[-1].write_text(json.dumps(job))
+    # -P: the folder of the program, with our modules in it, is not searched for theirs
+    command = [sys.executable, "-P", str(FOREIGN), *map(str, paths)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the process that samples exports has failed:\n{done.stderr.strip()[-2000:]}")
+    assert json.loads(done.stdout.splitlines()[-1]) == {"fewbayes_imported": False}, done.stdout
+    return [_pictures(Path(job["output"]), len(job["seeds"])) for job in jobs]
+
+
+def _pictures(folder: Path, count: int) -> list[np.ndarray] | str:
+    error = folder / "error.txt"
+    if error.is_file():
+        return error.read_text().strip()
+    return [np.asarray(Image.open(folder / f"{i}.png")) for i in range(count)]
 
 
 def _word(export: Path, record: dict[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -51,13 +51,17 @@ class Written:
 def write(trained: Trained, format: str, route: str, output: Path, *, rank: int, dtype: str) -> Path:
     """See `fewbayes.export.write_export`; route is one of its ROUTES, and what can be refused has been."""
     asked = Asked(format, rank, DTYPE[dtype])
-    with atomic_folder(output) as folder:
-        notes = [] if route in ("pipeline", "original") else _embedding(trained, asked, folder)
+    with atomic_folder(output, new=True) as folder:
+        word = None if route in ("pipeline", "original") else _embedding(trained, asked, folder)
         written = WAYS[route](trained, asked, folder)
-        written.notes += notes
+        if word:
+            written.notes.append(
+                f"{EMBEDDING_FILE} is the rare token's learned embedding: load_textual_inversion(..., token={word!r}), "
+                "or rename the file to the word that you type in ComfyUI and A1111; without it the subject is not meant"
+            )
         record = _record(trained, asked, written, output, dtype)
         (folder / "export.json").write_text(json.dumps(record, indent=2) + "\n")
-        write_card(folder, trained, CardFacts(format, written.loader, written.file, written.notes))
+        write_card(folder, trained, CardFacts(format, written.loader, written.file, written.notes, word))
     return output
 
 
@@ -141,21 +145,29 @@ def _peft_as_it_is(trained: Trained, asked: Asked, folder: Path) -> None:
         (file.parent / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def _embedding(trained: Trained, asked: Asked, folder: Path) -> list[str]:
-    """The rare token's learned embedding beside an adapter, where there is one; what is to be said of it."""
+def _new_word(word: str, tokenizers: list[Any]) -> str:
+    """The word, or one made of it where a tokenizer knows it already: loaders refuse to overwrite a known word.
+
+    A special token inside it (SDXL's second tokenizer pads with "!") would tear the new word apart.
+    """
+    if not any(word in tokenizer.get_vocab() for tokenizer in tokenizers):
+        return word
+    special = {token for tokenizer in tokenizers for token in tokenizer.all_special_tokens}
+    names = [f"<{word.strip('<>')}-{end}>" for end in ("learned", "new", "own")]
+    return next((name for name in names if not any(token in name for token in special)), names[0])
+
+
+def _embedding(trained: Trained, asked: Asked, folder: Path) -> str | None:
+    """Writes the rare token's learned embedding beside an adapter, where there is one; what is typed for it."""
     rows = trained.rare_rows()
     if not rows:
-        return []
+        return None
     word = trained.rare_token or "<v>"
-    known = any(word in tokenizer.get_vocab() for tokenizer in trained.family.tokenizers.values())
-    name = f"<{word.strip('<>')}-learned>" if known else word  # loaders refuse to overwrite a word that they know
+    name = _new_word(word, list(trained.family.tokenizers.values()))
     keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"} if len(rows) > 1 else {"text_encoder": name}
     tensors = {keys[encoder]: vectors.to(asked.dtype) for encoder, vectors in rows.items()}
     write_safetensors(folder / EMBEDDING_FILE, tensors, {"token": name, "stands_for": word})
-    return [
-        f"{EMBEDDING_FILE} is the rare token's learned embedding: load_textual_inversion(..., token={name!r}), or "
-        "rename the file to the word that you type in ComfyUI and A1111; without it the subject is not meant"
-    ]
+    return name
 
 
 def _lora(trained: Trained, asked: Asked, folder: Path) -> Written:
@@ -167,6 +179,7 @@ def _svd(trained: Trained, asked: Asked, folder: Path) -> Written:
     changes = weight_changes(trained)
     if not changes:
         raise ValueError(f"{trained.facts.folder} has the weights of its base model: there is nothing to export")
+    asked.rank = min(asked.rank, _highest_rank(changes))
     layers, losses = as_lora(changes, trained.parts, asked.rank, asked.dtype)
     if not layers:
         raise ValueError(
@@ -178,6 +191,12 @@ def _svd(trained: Trained, asked: Asked, folder: Path) -> Written:
     lost = written.residual[-1]["residual"]
     written.notes.append(f"an approximation by SVD at rank {asked.rank}: |change - kept| / |change| = {lost:.4f}")
     return written
+
+
+def _highest_rank(changes: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
+    """The smaller side of the widest layer: beyond it a LoRA holds nothing but zeros."""
+    sides = [min(delta.flatten(1).shape) for named in changes.values() for delta in named.values() if delta.dim() > 1]
+    return max(sides, default=1)
 
 
 def _lora_file(trained: Trained, asked: Asked, folder: Path, layers: Layers) -> Written:

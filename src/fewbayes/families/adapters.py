@@ -5,6 +5,8 @@ What `fewbayes` trains is loaded by its own methods; this is for what comes with
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +34,12 @@ def load_adapter(family: Family, source: Path) -> None:
 
     ValueError where nothing of it, or not all of it, fits the model.
     """
+    from safetensors import SafetensorError
+
     folders = _peft_folders(source)
     try:
-        with quiet():
+        # transformers says at length on stderr what we say in a line
+        with quiet(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             if folders:
                 for part, folder in folders.items():
                     _load_peft(_part(family, part), folder)
@@ -42,7 +47,9 @@ def load_adapter(family: Family, source: Path) -> None:
                 file = source if source.is_file() else source / LORA_FILE
                 family.pipeline("ddim").load_lora_weights(file.parent, weight_name=file.name)
                 _check_all_used(family, file)
-    except (ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:  # all that the libraries raise here
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{source} cannot be read, it is damaged or no safetensors file: {error}") from error
+    except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:  # all they raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{source} does not fit {family.card.model}: {' '.join(lines[:2]).strip()}") from error
     if not any(hasattr(module, "peft_config") for module in (family.denoiser, *family.text_encoders.values())):

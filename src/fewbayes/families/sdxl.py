@@ -2,6 +2,7 @@
 
 The rest is `latent.py`, shared with 1.x and 2.x. A picture is said to be of its own size and uncropped
 (original = target = the size of xt in pixels, crop 0, 0), as diffusers' pipeline says it when nothing else is asked.
+Training says the same, also of photographs that were cropped at random: what was cut off is not known here.
 """
 
 from __future__ import annotations

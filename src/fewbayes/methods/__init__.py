@@ -54,8 +54,11 @@ class Method(Protocol):
         """The method's own regulariser after a forward pass, to be added to the loss; None if it has none."""
         ...
 
-    def begin_step(self, family: Any, step: int) -> None:
-        """Told before the forward passes of optimizer step `step`: a method's own noise is a function of it."""
+    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
+        """Told before each forward pass of optimizer step `step`, on the images of its batch from `row` on.
+
+        A method's own noise is a function of both: micro-batches and processes draw each their own.
+        """
         ...
 
     def training(self, family: Any, on: bool) -> None:

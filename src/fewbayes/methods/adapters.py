@@ -146,7 +146,7 @@ class PeftMethod:
     def penalty(self, family: Any) -> Tensor | None:
         return None
 
-    def begin_step(self, family: Any, step: int) -> None:
+    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
         pass
 
     def training(self, family: Any, on: bool) -> None:

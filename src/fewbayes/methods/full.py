@@ -39,7 +39,7 @@ class Full:
     def penalty(self, family: Any) -> Tensor | None:
         return None
 
-    def begin_step(self, family: Any, step: int) -> None:
+    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
         pass
 
     def training(self, family: Any, on: bool) -> None:

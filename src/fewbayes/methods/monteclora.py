@@ -1,8 +1,9 @@
 """MonteCLoRA, a comparison arm: LoRA whose down matrix is perturbed by a learned mixture of Gaussians while training.
 
 The layers are PEFT's (PR 2943 there), and so is the mean that is exported, a plain LoRA. Ours is the noise: a function
-of (seed, layer, step) where PEFT's comes from the global generator, so that runs can be resumed and activations
-recomputed; and the way to its loss, which PEFT's own trainer collects and diffusers' users never see.
+of (seed, layer, step, first image of the pass) where PEFT's comes from the global generator, so that runs can be
+resumed and activations recomputed; and the way to its loss, which PEFT's own trainer collects and diffusers' users
+never see.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class MonteClora(Lora):
         terms = [torch.as_tensor(sum(sampler.get_variational_loss())) for sampler in samplers]
         return torch.stack(terms).mean() if terms else None
 
-    def begin_step(self, family: Any, step: int) -> None:
+    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
         for sampler in self._samplers(family).values():
-            sampler.sampler.step = step
+            sampler.sampler.pass_ = step, row
 
     def _samplers(self, family: Any) -> dict[str, Any]:
         return {
@@ -50,13 +51,13 @@ def _draws_by_step(sampler: Any, seed: int, layer: str) -> Any:
     from peft.tuners.lora.monteclora import BufferedMontecloraSampler
 
     class DrawsByStep(BufferedMontecloraSampler):
-        """PEFT's draws on the CPU, made anew from (seed, layer, step) whenever they are asked for."""
+        """PEFT's draws on the CPU, made anew from (seed, layer, step, row) whenever they are asked for."""
 
-        step: int | None = None
+        pass_: tuple[int, int] | None = None
 
         def get(self) -> dict[str, Tensor]:
-            assert self.step is not None, "begin_step() comes before the forward pass"
-            with seeded(seed, f"monteclora {layer}", self.step):
+            assert self.pass_ is not None, "begin_step() comes before the forward pass"
+            with seeded(seed, f"monteclora {layer}", *self.pass_):
                 self._refill_buffer()
             return self.buffer[0]
 

@@ -1,7 +1,7 @@
 """PVeRA, a comparison arm: layers share two fixed random projections and learn scales, and a variance, of their own.
 
 The layers are PEFT's (arXiv 2512.07703); at inference the learned mean is used. Ours is the noise: a function of
-(seed, layer, step), so that runs can be resumed and activations recomputed.
+(seed, layer, step, first image of the pass), so that runs can be resumed and activations recomputed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fewbayes.noise import stream_seed
 class Pvera(PeftFolders):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self._step: int | None = None
+        self._pass: tuple[int, int] | None = None
 
     def tuner(self) -> Any:
         from peft import PveraModel
@@ -44,13 +44,13 @@ class Pvera(PeftFolders):
     def _seed_noise(self, layer: Any, path: str) -> None:
         def seed(*_: Any) -> None:
             if layer.training:
-                assert self._step is not None, "begin_step() comes before the forward pass"
-                layer.pvera_generator[ADAPTER].manual_seed(stream_seed(self.config.seed, f"pvera {path}", self._step))
+                assert self._pass is not None, "begin_step() comes before the forward pass"
+                layer.pvera_generator[ADAPTER].manual_seed(stream_seed(self.config.seed, f"pvera {path}", *self._pass))
 
         layer.register_forward_pre_hook(seed)
 
-    def begin_step(self, family: Any, step: int) -> None:
-        self._step = step
+    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
+        self._pass = step, row
 
     def state(self, module: nn.Module) -> dict[str, Tensor]:
         state = module.state_dict()

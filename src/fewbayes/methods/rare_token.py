@@ -1,7 +1,8 @@
 """Textual inversion of the rare token, beside any method: its embedding in each text encoder is trained too.
 
-A hook puts trained rows in place of the rare token's; the embedding matrix itself, and with it every other word, is
-not touched. Wraps a method and speaks its verbs. Knows text encoders by `get_input_embeddings`, and nothing of losses.
+A hook puts a trained row in place of the rare token's; the embedding matrix itself, and with it every other word, is
+not touched. The word has to be one token: the pieces of a longer one stand in other words too. Wraps a method and
+speaks its verbs. Knows text encoders by `get_input_embeddings`, and nothing of losses.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class RareToken:
         assert config.rare_token, "the rare token is resolved before the method is made"
         self.method, self.config, self.word = method, config, config.rare_token
         self._rows: dict[str, nn.Parameter] = {}
-        self._ids: dict[str, list[int]] = {}
+        self._ids: dict[str, int] = {}
         self._hooks: list[Any] = []
 
     @property
@@ -43,13 +44,12 @@ class RareToken:
         return self.method.result
 
     def attach(self, family: Any) -> None:
+        self._ids = {name: _token_id(family, name, self.word) for name in family.text_encoders}  # may refuse: first
         self.method.attach(family)
         for name, encoder in family.text_encoders.items():
-            embedding = encoder.get_input_embeddings()
-            ids = _token_ids(family, name, self.word)
-            self._ids[name] = ids
-            self._rows[name] = nn.Parameter(embedding.weight.detach()[ids].float().clone())
-            self._hooks.append(embedding.register_forward_hook(_substitute(ids, self._rows[name])))
+            embedding, token = encoder.get_input_embeddings(), self._ids[name]
+            self._rows[name] = nn.Parameter(embedding.weight.detach()[[token]].float().clone())
+            self._hooks.append(embedding.register_forward_hook(_substitute(token, self._rows[name])))
 
     def trainable(self, family: Any) -> dict[str, nn.Parameter]:
         return self.method.trainable(family) | {f"rare_token.{name}": rows for name, rows in self._rows.items()}
@@ -60,8 +60,8 @@ class RareToken:
     def penalty(self, family: Any) -> Tensor | None:
         return self.method.penalty(family)
 
-    def begin_step(self, family: Any, step: int) -> None:
-        self.method.begin_step(family, step)
+    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
+        self.method.begin_step(family, step, row)
 
     def training(self, family: Any, on: bool) -> None:
         self.method.training(family, on)
@@ -83,7 +83,7 @@ class RareToken:
         self.method.load(family, folder)
         if self.config.method == "full":
             for name, encoder in family.text_encoders.items():
-                self._rows[name].data.copy_(encoder.get_input_embeddings().weight[self._ids[name]])
+                self._rows[name].data.copy_(encoder.get_input_embeddings().weight[[self._ids[name]]])
             return
         from safetensors.torch import load_file
 
@@ -99,14 +99,14 @@ class RareToken:
     def _baked(self, family: Any) -> Iterator[None]:
         """The trained rows stand in the embedding matrices inside, the old ones outside, bit for bit."""
         weights = {name: encoder.get_input_embeddings().weight for name, encoder in family.text_encoders.items()}
-        before = {name: weight.detach()[self._ids[name]].clone() for name, weight in weights.items()}
+        before = {name: weight.detach()[[self._ids[name]]].clone() for name, weight in weights.items()}
         try:
             for name, weight in weights.items():
-                weight.data[self._ids[name]] = self._rows[name].detach().to(weight)
+                weight.data[[self._ids[name]]] = self._rows[name].detach().to(weight)
             yield
         finally:
             for name, weight in weights.items():
-                weight.data[self._ids[name]] = before[name]
+                weight.data[[self._ids[name]]] = before[name]
 
     def _file_state(self, name: str) -> dict[str, nn.Parameter]:
         if len(self._rows) == 1:
@@ -119,18 +119,21 @@ class RareToken:
         return f"<{self.word.strip('<>')}-learned>" if known else self.word
 
 
-def _token_ids(family: Any, encoder: str, word: str) -> list[int]:
+def _token_id(family: Any, encoder: str, word: str) -> int:
     tokenizer = family.tokenizers[encoder.replace("text_encoder", "tokenizer")]
-    ids = list(dict.fromkeys(tokenizer(word, add_special_tokens=False).input_ids))
+    ids = tokenizer(word, add_special_tokens=False).input_ids
     if not ids or tokenizer.unk_token_id in ids:
         raise ValueError(f"rare_token {word!r} is unknown to the tokenizer of the model; choose another word")
-    return ids
+    if len(ids) > 1:
+        raise ValueError(
+            f"rare_token {word!r} is {len(ids)} tokens to the tokenizer of the model, and train_rare_token learns one: "
+            "the others stand in other words too; choose another word, or leave out train_rare_token"
+        )
+    return ids[0]
 
 
-def _substitute(ids: list[int], rows: nn.Parameter) -> Any:
+def _substitute(token: int, row: nn.Parameter) -> Any:
     def hook(embedding: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        for i, token in enumerate(ids):
-            output = torch.where((args[0] == token).unsqueeze(-1), rows[i].to(output), output)
-        return output
+        return torch.where((args[0] == token).unsqueeze(-1), row.to(output), output)
 
     return hook

@@ -114,7 +114,7 @@ class TLora:
     def penalty(self, family: Any) -> Tensor | None:
         return None
 
-    def begin_step(self, family: Any, step: int) -> None:
+    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
         pass
 
     def training(self, family: Any, on: bool) -> None:

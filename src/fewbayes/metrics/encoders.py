@@ -1,8 +1,8 @@
 """Models that turn pictures and prompts into features: CLIP, DINO, DINOv2, LPIPS, CLIP-IQA, SSCD, behind one protocol.
 
-An encoder takes a batch of pictures and gives numpy; it is named after the published model only where its weights are,
-by their SHA-256 or as the hub gave them, the published ones. What cannot be loaded becomes a `Missing` with its reason,
-and nothing takes its place. Knows no folders of samples and no scores.
+An encoder takes a batch of pictures and gives numpy; it is named after the published model only where each of its files
+is, by its SHA-256, the published one. What cannot be loaded becomes a `Missing` with its reason, and nothing takes its
+place. Knows no folders of samples and no scores.
 
 The only file of the metrics that imports transformers.
 """
@@ -59,6 +59,8 @@ QUALITY_PROMPTS = ("Good photo.", "Bad photo.")
 """The antonyms of Clip-IQA, better one first."""
 NATIVE_SIDE = 224
 """In sound mode smaller pictures are enlarged to this side for CLIP-IQA, whose network has seen none smaller."""
+BLOCK = 64
+"""Pictures whose features are held at a time where pictures are compared with each other; batches divide it."""
 KEYS = ("clip", "dino", "dinov2", "lpips", "clip_iqa", "clip_iqa_native", "sscd")
 
 
@@ -260,7 +262,12 @@ def _weight_file(folder: Path) -> Path:
 
 
 def _identity(folder: Path, name: str, prepare: Preprocessing) -> Identity:
-    return Identity(name, file_sha256(_weight_file(folder)), str(prepare), _details(prepare))
+    """Weights say little without the configuration that they are read by."""
+    details = [*_details(prepare)]
+    for file in ("config.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        if (folder / file).is_file():
+            details.append((f"{file} sha256", file_sha256(folder / file)))
+    return Identity(name, file_sha256(_weight_file(folder)), str(prepare), tuple(details))
 
 
 def _details(prepare: Preprocessing) -> tuple[tuple[str, Any], ...]:
@@ -372,16 +379,29 @@ def _torchscript(path: Path) -> Any:
 
 
 def _squared_distances(pictures: Pictures, features: Callable[[Pictures], Tensor], batch_size: int = 16) -> Floats:
-    """Equal pictures are encoded once, so that their distance is 0 whatever a batch does to rounding."""
+    """Equal pictures count as one, so that their distance is 0 whatever a batch does to rounding.
+
+    Features of two blocks are in memory at a time, as those of LPIPS take 10 MB a picture; of more pictures than a
+    block holds they are computed again for each pair of blocks.
+    """
     first: dict[tuple[tuple[int, int], bytes], int] = {}
     keys = [first.setdefault((picture.size, picture.convert("RGB").tobytes()), len(first)) for picture in pictures]
     different = [pictures[keys.index(number)] for number in range(len(first))]
-    batches = [different[start : start + batch_size] for start in range(0, len(different), batch_size)]
-    rows = torch.cat([features(batch) for batch in batches])
-    table = np.zeros((len(rows), len(rows)))
-    for i in range(len(rows) - 1):
-        table[i, i + 1 :] = (rows[i + 1 :] - rows[i]).square().sum(1, dtype=torch.float64)
+    table = np.zeros((len(different), len(different)))
+    for top in range(0, len(different), BLOCK):
+        rows = torch.cat([features(different[i : i + batch_size]) for i in _steps(top, different, batch_size)])
+        for left in range(top, len(different), BLOCK):
+            batches = [different[i : i + batch_size] for i in _steps(left, different, batch_size)]
+            columns = rows if left == top else torch.cat([features(batch) for batch in batches])
+            for i, row in enumerate(rows):
+                start = i + 1 if left == top else 0
+                values = (columns[start:] - row).square().sum(1, dtype=torch.float64)
+                table[top + i, left + start : left + len(columns)] = values
     return (table + table.T)[np.ix_(keys, keys)]
+
+
+def _steps(start: int, pictures: Pictures, batch_size: int) -> range:
+    return range(start, min(start + BLOCK, len(pictures)), batch_size)
 
 
 # --- finding and loading ----------------------------------------------------------------------------------------------
@@ -448,8 +468,9 @@ def _lpips(folder: Path | None, caches: Sequence[Path], device: str) -> LpipsAle
 
 def _rn50(folder: Path | None, caches: Sequence[Path], device: str, smallest: int) -> ClipRn50Quality:
     weights, name = _single_file(RN50, "piq CLIP RN50", folder, caches)
-    tokens, _ = _single_file(TOKENS, "piq CLIP RN50", folder, caches)
-    return ClipRn50Quality(weights, tokens, name, device, smallest=smallest)
+    tokens, named = _single_file(TOKENS, "piq CLIP RN50", folder, caches)
+    whole = name if named == "piq CLIP RN50" else f"{name} with {named}"
+    return ClipRn50Quality(weights, tokens, whole, device, smallest=smallest)
 
 
 def _attempt(name: str, load: Callable[[], Any]) -> Any:
@@ -470,15 +491,30 @@ def _there(folder: Path) -> Path:
 def _model_folder(model: HubModel, folder: Path | None, hub: bool, offline: bool) -> tuple[Path, str]:
     """Where a model lies and what it is to be called: the published name for the published weights alone."""
     if folder and (local := folder / model.folder).is_dir():
-        return local, _name(_there(local), model.repository, model.listed()[0])
+        return local, _name(_there(local), model)
     if not hub:
         raise ValueError(f"there is no {model.folder} in {folder}")
-    return _from_hub(model, offline), model.repository
+    place = _from_hub(model, offline)
+    return place, _name(place, model)
 
 
-def _name(folder: Path, published: str, weight: WeightFile) -> str:
-    file = _weight_file(folder)
-    return published if is_published(file, weight) else f"{folder.name}@{file_sha256(file)[:12]}"
+def _name(folder: Path, model: HubModel) -> str:
+    """The published name where every listed file is known to be the published one; else what differs is said."""
+    state = {
+        weight.file.rpartition("/")[2]: _state(folder / weight.file.rpartition("/")[2], weight)
+        for weight in model.listed()
+    }
+    if all(state.values()):
+        return model.repository
+    own = f"{model.folder}@{file_sha256(_weight_file(folder))[:12]}"
+    other = [file for file, agrees in state.items() if agrees is False and file != "model.safetensors"]
+    if other:
+        own += f" with another {', '.join(other)}"
+    return own if False in state.values() else f"{own} (unverified)"
+
+
+def _state(path: Path, weight: WeightFile) -> bool | None:
+    return is_published(path, weight) if path.is_file() else False
 
 
 def _from_hub(model: HubModel, offline: bool) -> Path:
@@ -486,14 +522,21 @@ def _from_hub(model: HubModel, offline: bool) -> Path:
 
     wanted = {"repo_id": model.repository, "revision": model.revision, "allow_patterns": list(model.files)}
     try:
-        return _there(Path(snapshot_download(**wanted, local_files_only=True)))
-    except Exception as error:  # not in the cache
+        return _whole(Path(snapshot_download(**wanted, local_files_only=True)), model)
+    except Exception as error:  # not in the cache, or a download that was cut off
         if offline or os.environ.get("HF_HUB_OFFLINE") == "1":
             raise ValueError(_not_found(f"{model.repository} is not in the cache of the hub")) from error
     try:
-        return _there(Path(snapshot_download(**wanted)))
+        return _whole(Path(snapshot_download(**wanted)), model)
     except Exception as error:
         raise ValueError(_not_found(f"{model.repository} cannot be had from the hub")) from error
+
+
+def _whole(folder: Path, model: HubModel) -> Path:
+    absent = [file for file in model.files if not (folder / file).is_file()]
+    if absent:
+        raise ValueError(f"{folder} lacks {', '.join(absent)}")
+    return folder
 
 
 def _not_found(what: str) -> str:
@@ -505,7 +548,9 @@ def _single_file(weight: WeightFile, name: str, folder: Path | None, caches: Seq
     path = next((place / weight.file for place in places if (place / weight.file).is_file()), None)
     if path is None:
         raise ValueError(_not_found(f"there is no {weight.file} in {' or '.join(map(str, places)) or 'any folder'}"))
-    return path, name if is_published(path, weight) is not False else f"{path.stem}@{file_sha256(path)[:12]}"
+    agrees = is_published(path, weight)
+    own = f"{path.stem}@{file_sha256(path)[:12]}"
+    return path, name if agrees else own if agrees is False else f"{own} (unverified)"
 
 
 def _torch_cache() -> Path:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fewbayes.metrics.folders import Pictures, Sample, Source, find_source, read_prompts, read_references, read_samples
+from fewbayes.metrics.scores import has_token
 from fewbayes.metrics.weights import fetch_weights, list_weights
 from fewbayes.runs import CONFIG, METRICS, atomic_write, environment
 
@@ -79,6 +80,7 @@ def evaluate_folder(
         raise ValueError(f"mode {mode!r} is none of sound, paper and both")
     output = _checked_output(output_dir)
     place = find_source(source, samples)
+    _keep_apart(output, {"source": place.pictures, "reference_dir": reference_dir, "base_dir": base_dir})
     subject, seed = _run_keys(Path(source), subject, seed)
     token = rare_token or place.rare_token or RARE_TOKEN
     prompts = read_prompts(Path(metadata)) if metadata else None
@@ -105,8 +107,18 @@ def evaluate_folder(
         "encoders_from": which,
         "encoders": {key: _about(encoder) for key, encoder in loaded.items()},
         "counts": _counts(pictures, base, references, store),
-        "unreadable": pictures.unreadable | {f: r for p in references.values() for f, r in p.unreadable.items()},
-        "notes": [*pictures.notes, *(base.notes if base else ()), *_cut_off(loaded, pictures)],
+        "unreadable": _reasons(pictures),
+        "unreadable_references": {
+            (f"{owner}/{file}" if len(references) > 1 else file): reason
+            for owner, part in references.items()
+            for file, reason in _reasons(part).items()
+        },
+        "unreadable_base": _reasons(base) if base else {},
+        "notes": [
+            *pictures.notes,
+            *(f"base: {note}" for note in ((*base.notes, *_twice(base)) if base else ())),
+            *_cut_off(loaded, pictures),
+        ],
         "seconds": round(time.monotonic() - began, 2),
         "environment": environment(None),
     }
@@ -131,9 +143,17 @@ def _checked_output(output_dir: str | Path | None) -> Path | None:
     folder = Path(output_dir).expanduser()
     if folder.is_file():
         raise ValueError(f"output_dir {folder} is a file; give a folder")
-    if (folder / CONFIG).is_file() or ((folder / METRICS).is_file() and not (folder / FACTS).is_file()):
+    if (folder / CONFIG).is_file():
         raise ValueError(f"output_dir {folder} is a run, whose metrics would be overwritten; give another folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS).is_file():
+        raise ValueError(f"output_dir {folder} holds other things than a whole evaluation; give a new or empty folder")
     return folder
+
+
+def _keep_apart(output: Path | None, read: Mapping[str, str | Path | None]) -> None:
+    for name, folder in read.items():
+        if output and folder and output.resolve() == Path(folder).expanduser().resolve():
+            raise ValueError(f"output_dir {output} is the {name}; give a folder of its own")
 
 
 def _run_keys(source: Path, subject: str | None, seed: int | None) -> tuple[str | None, int | None]:
@@ -196,6 +216,10 @@ def _score(
     return rows, _image_rows(pictures, by_file, store, keys)
 
 
+def _reasons(pictures: Pictures) -> dict[str, str]:
+    return {file: lost.reason for file, lost in pictures.unreadable.items()}
+
+
 def _case(
     subject: str | None,
     pictures: Pictures,
@@ -206,26 +230,34 @@ def _case(
 ) -> Case:
     from fewbayes.metrics.rows import Case
 
-    all_samples = pictures.of(subject)
-    shown, unrelated = _by_token(_visible(all_samples, store), rare_token)
+    everything, told = _kinds(pictures.of(subject), rare_token)
+    kinds = {kind: _visible(samples, store) for kind, samples in everything.items()}
     base_all = _visible(base.of(subject), store) if base else []
-    base_shown, base_unrelated = _by_token(base_all, rare_token)
-    plain = unrelated or [s for s in shown if s.prompt and not _has(s.prompt, rare_token)]
-    known = set(plain)
-    alone, own = len(pictures.subjects) == 1, (f"{subject}-", f"{subject}/")
-    broken = [file for file in pictures.unreadable if alone or file.startswith(own)]
+    base_kinds, _ = _kinds(base_all, rare_token)
+    counts = {
+        row: _lost(part, subject, store) for row, part in (("samples", pictures), ("base", base), ("real", references))
+    }
     return Case(
         subject,
-        shown,
+        kinds["subject"],
         _visible(references.samples, store) if references else [],
-        unrelated=unrelated,
-        base=base_shown,
-        pairs=_pairs([s for s in shown if s not in known], base_all),
-        unrelated_pairs=_pairs(plain, base_unrelated or base_all),
-        black=len(all_samples) - len(shown) - len(unrelated),
-        unreadable=len(broken),
+        in_class=kinds["class"],
+        unrelated=kinds["unrelated"],
+        base=base_kinds["subject"],
+        pairs=_pairs([*kinds["subject"], *kinds["class"]], base_all),
+        unrelated_pairs=_pairs(kinds["unrelated"], base_all),
+        counts=counts,
         rare_token=rare_token,
+        told=told,
     )
+
+
+def _lost(part: Pictures | None, subject: str | None, store: FeatureStore) -> dict[str, int]:
+    """What a subject's rows of a kind are not computed from."""
+    if part is None:
+        return {"black": 0, "unreadable": 0}
+    found = part.of(subject)
+    return {"black": len(found) - len(_visible(found, store)), "unreadable": part.lost(subject)}
 
 
 def _visible(samples: Sequence[Sample], store: FeatureStore) -> list[Sample]:
@@ -236,22 +268,42 @@ def _visible(samples: Sequence[Sample], store: FeatureStore) -> list[Sample]:
     return [sample for sample, dark in zip(samples, black, strict=True) if not dark]
 
 
-def _by_token(samples: Sequence[Sample], rare_token: str) -> tuple[list[Sample], list[Sample]]:
-    """Pictures of the subject, and those of prompts without the rare token where others have it."""
-    with_token = [sample for sample in samples if sample.prompt and _has(sample.prompt, rare_token)]
-    if not with_token:
-        return list(samples), []
-    found = set(with_token)
-    return with_token, [sample for sample in samples if sample not in found]
+def _kinds(samples: Sequence[Sample], rare_token: str) -> tuple[dict[str, list[Sample]], bool]:
+    """Pictures by what their prompts ask for, and whether that is known at all.
+
+    A listing may say the kind. Else a prompt with the rare token is of the subject; one without is of the class where
+    it is "(a photo of) a WORDS" and these words follow the token in another prompt, and unrelated otherwise. Pictures
+    without a prompt are never unrelated; and where no prompt holds the token, all are taken for the subject's.
+    """
+    with_token = [str(sample.prompt) for sample in samples if has_token(sample.prompt, rare_token)]
+    kinds: dict[str, list[Sample]] = {"subject": [], "class": [], "unrelated": []}
+    for sample in samples:
+        kind = sample.kind or "subject"
+        if sample.kind is None and sample.prompt and with_token and not has_token(sample.prompt, rare_token):
+            kind = "class" if _of_class(sample.prompt, with_token, rare_token) else "unrelated"
+        kinds[kind].append(sample)
+    return kinds, bool(with_token) or any(sample.kind for sample in samples)
 
 
-def _has(prompt: str, rare_token: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(rare_token)}(?!\w)", prompt) is not None
+def _of_class(prompt: str, with_token: Sequence[str], rare_token: str) -> bool:
+    match = re.fullmatch(r"(?:a (?:photo|picture) of )?an? (.+?)[.\s]*", prompt, re.IGNORECASE)
+    if not match:
+        return False
+    words = rf"{re.escape(rare_token)}\s+{re.escape(match[1])}(?!\w)"
+    return any(re.search(words, other, re.IGNORECASE) for other in with_token)
 
 
 def _pairs(samples: Sequence[Sample], base: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
-    known = {sample.pair: sample for sample in base}
+    known: dict[Any, Sample] = {}
+    for sample in base:
+        known.setdefault(sample.pair, sample)
     return [(sample, known[sample.pair]) for sample in samples if sample.pair in known]
+
+
+def _twice(base: Pictures) -> list[str]:
+    """Of the base model's pictures that could be the partner of one picture, the first is."""
+    more = len(base.samples) - len({(sample.subject, sample.pair) for sample in base.samples})
+    return [f"{more} pictures have the prompt and seed of an earlier one and are compared with none"] if more else []
 
 
 def _image_rows(
@@ -274,8 +326,9 @@ def _image_rows(
         if sample not in visible:
             rows.append({**about, "metric": "black", "value": 1.0, "encoder": None})
         rows += [{**about, **entry} for entry in by_file.get(sample.file, {}).values()]
-    for file, reason in pictures.unreadable.items():
-        rows.append({"file": file, **keys, "metric": "unreadable", "value": None, "encoder": None, "reason": reason})
+    for file, lost in pictures.unreadable.items():
+        about = {"file": file, "subject": lost.subject, **keys}
+        rows.append({**about, "metric": "unreadable", "value": None, "encoder": None, "reason": lost.reason})
     return rows
 
 
@@ -385,7 +438,12 @@ def summary(result: Evaluation) -> list[str]:
     black = result.facts["counts"]["black pictures"] + result.facts["counts"]["black references"]
     if black:
         lines.append(f"{black} black pictures were counted and not scored")
-    lines += [f"unreadable: {reason}" for reason in result.facts["unreadable"].values()]
+    notes: dict[str, list[str]] = {}
+    for row in (row for row in shown if "note" in row and row["value"] is not None):
+        notes.setdefault(row["note"], []).append(row["metric"])
+    lines += [f"{', '.join(metrics)}: {note}" for note, metrics in notes.items()]
+    for what in ("unreadable", "unreadable_references", "unreadable_base"):
+        lines += [f"{what.replace('_', ' ')}: {file}: {reason}" for file, reason in result.facts[what].items()]
     return lines
 
 

@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import cache as once
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,6 @@ from fewbayes.metrics.pixels import haar_noise
 Floats = NDArray[np.floating]
 
 THUMBNAIL_SIDE = 32
-LARGEST_GROUP = 64
-"""Of a prompt with more pictures, this many, evenly spread, are compared with each other."""
 
 
 class _Pixels:
@@ -85,8 +85,10 @@ class FeatureStore:
         self._progress = Progress(say or (lambda line: print(line, file=sys.stderr, flush=True)))
 
     def fingerprint(self, key: str) -> str:
+        """Of the encoder, and of what decodes and prepares pictures for it."""
         encoder = self.encoders.get(key) or self.pairs[key]
-        return getattr(encoder, "fingerprint", None) or encoder.identity.fingerprint
+        own = getattr(encoder, "fingerprint", None) or encoder.identity.fingerprint
+        return f"{own} pillow {version('pillow')} transformers {version('transformers')}"
 
     def compute(self, samples: Sequence[Sample]) -> None:
         """Whatever features of these pictures are not there yet."""
@@ -132,7 +134,7 @@ class FeatureStore:
         """Distances within each of many groups."""
         tables = []
         for number, group in enumerate(groups, start=1):
-            tables.append(self.distances(key, spread(group)))
+            tables.append(self.distances(key, group))
             self._progress(number, len(groups), "prompts compared")
         return tables
 
@@ -147,11 +149,12 @@ class FeatureStore:
             self._memory.write(fingerprint, rows)
 
 
-def spread(group: Sequence[Sample]) -> Sequence[Sample]:
-    """At most LARGEST_GROUP of a group, evenly over it."""
-    if len(group) <= LARGEST_GROUP:
-        return group
-    return [group[int(i)] for i in np.linspace(0, len(group) - 1, LARGEST_GROUP).round()]
+@once
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def _pair(a: str, b: str) -> str:

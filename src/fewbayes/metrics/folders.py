@@ -10,24 +10,32 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
 
 import yaml
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fewbayes.data import FORMATS
 from fewbayes.runs import CONFIG, MANIFEST, RunError, read_manifest
 
 LISTINGS = ("samples.json", "samples.jsonl", "metadata.jsonl")
 PROMPT_FOLDER = re.compile(r"(?P<subject>.+)-(?P<number>\d+)")
+SMALLEST_SIDE = 2
+"""Of a picture, in pixels; noise is read off blocks of 2 x 2."""
+Kind = Literal["subject", "class", "unrelated"]
+"""What a prompt asks for: the subject, another thing of its class, or something else."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture. file: its name in the folder that is scored. prompt_id, sample: which prompt, and which of it."""
+    """A picture. file: its name in the folder that is scored. prompt_id, sample: which prompt, and which of it.
+
+    kind: of its prompt, where the listing says it.
+    """
 
     file: str
     path: Path
@@ -37,6 +45,7 @@ class Sample:
     prompt_id: int | None = None
     sample: int | None = None
     seed: int | None = None
+    kind: Kind | None = None
 
     @property
     def folder(self) -> str:
@@ -54,12 +63,20 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """Why a picture cannot be scored, and whose it is."""
+
+    subject: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class Pictures:
-    """samples: readable ones, in order. unreadable: file names with the reason."""
+    """samples: readable ones, in order. unreadable: the others by file name."""
 
     folder: Path
     samples: tuple[Sample, ...]
-    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, Unreadable] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def of(self, subject: str | None) -> tuple[Sample, ...]:
@@ -67,7 +84,12 @@ class Pictures:
 
     @property
     def subjects(self) -> list[str | None]:
-        return list(dict.fromkeys(sample.subject for sample in self.samples))
+        """Those of whom nothing can be read are among them."""
+        return list(dict.fromkeys(picture.subject for picture in (*self.samples, *self.unreadable.values())))
+
+    def lost(self, subject: str | None) -> int:
+        """How many of a subject's pictures cannot be read."""
+        return sum(picture.subject == subject for picture in self.unreadable.values())
 
 
 @dataclass(frozen=True)
@@ -83,24 +105,32 @@ class Source:
 
 def open_picture(path: Path) -> Image.Image:
     """The picture as RGB, upright, transparency laid on white; raises ValueError for what is none."""
-    return decode(path.read_bytes(), path)
+    try:
+        return decode(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def decode(data: bytes, path: Path) -> Image.Image:
+def decode(data: bytes) -> Image.Image:
+    """The picture in the bytes of a file; the reason of a ValueError names no file."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             picture = ImageOps.exif_transpose(image)
+        if min(picture.size) < SMALLEST_SIDE:
+            raise ValueError(f"{picture.width} x {picture.height} pixels; {SMALLEST_SIDE} x {SMALLEST_SIDE} at least")
         if picture.mode.startswith(("I", "F")):
-            raise ValueError(f"{path.name} has more than 8 bits a channel; save it as an 8-bit PNG or JPEG")
+            raise ValueError("more than 8 bits a channel; save it as an 8-bit PNG or JPEG")
         if "A" in picture.getbands() or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
         return picture.convert("RGB")
+    except UnidentifiedImageError as error:  # whose words are of the memory that the bytes lie in
+        raise ValueError("no picture in a format that is known here") from error
     except ValueError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files
-        raise ValueError(f"{path.name} cannot be read as a picture ({error})") from error
+        raise ValueError(f"cannot be read as a picture ({error})") from error
 
 
 # --- which folder -----------------------------------------------------------------------------------------------------
@@ -184,10 +214,11 @@ def read_samples(
         if len(kept) < len(rows):
             notes.append(f"of raw and averaged weights, the {len(kept)} samples of the {chosen} ones are scored")
         rows = kept
+        _each_once(folder, [row["file"] for row in rows])
         stray = {file.name for file in _files(folder)} - {row["file"] for row in rows}
         if stray:
             notes.append(f"left out, as the listing does not name them: {', '.join(sorted(stray))}")
-    found, unreadable = _hashed(folder, [row["file"] for row in rows])
+    found, unreadable = _hashed(folder, [row["file"] for row in rows], subject)
     samples = [_sample(row, folder, found, subject, prompt) for row in rows if row["file"] in found]
     if not samples and not unreadable:
         raise ValueError(f"{folder} holds no pictures; give a folder of {', '.join(sorted(FORMATS))} files")
@@ -213,7 +244,7 @@ def _plain(folder: Path, subject: str | None) -> Pictures:
     files = [file.name for file in _files(folder)]
     if not files:
         raise ValueError(f"{folder} holds no pictures; reference_dir holds the photographs of the subject")
-    found, unreadable = _hashed(folder, files)
+    found, unreadable = _hashed(folder, files, subject)
     samples = [Sample(file, folder / file, found[file], subject) for file in files if file in found]
     return Pictures(folder, tuple(samples), unreadable)
 
@@ -223,7 +254,7 @@ def _prompt_folders(
 ) -> Pictures:
     """`<subject>-<k>/` is prompt k of a subject; any other sub-folder with pictures is a subject of its own."""
     samples: list[Sample] = []
-    unreadable: dict[str, str] = {}
+    unreadable: dict[str, Unreadable] = {}
     notes: list[str] = []
     for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         if not _files(inner) and not any((inner / name).is_file() for name in LISTINGS):
@@ -232,7 +263,7 @@ def _prompt_folders(
         match = PROMPT_FOLDER.fullmatch(inner.name)
         owner = subject or (match["subject"] if match else inner.name)
         part = read_samples(inner, prompt=prompts.get(inner.name, prompt), subject=owner, weights=weights)
-        unreadable |= {f"{inner.name}/{file}": reason for file, reason in part.unreadable.items()}
+        unreadable |= {f"{inner.name}/{file}": lost for file, lost in part.unreadable.items()}
         notes += [f"{inner.name}: {note}" for note in part.notes]
         for sample in part.samples:
             number = int(match["number"]) - 1 if match else sample.prompt_id
@@ -248,17 +279,25 @@ def _files(folder: Path) -> list[Path]:
     return sorted((path for path in found if path.is_file()), key=lambda path: path.name)
 
 
-def _hashed(folder: Path, files: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """SHA-256 by file, and the files that cannot be read with the reason."""
+def _each_once(folder: Path, files: Sequence[str]) -> None:
+    twice = sorted(file for file, count in Counter(files).items() if count > 1)
+    if twice:
+        raise ValueError(f"the listing of {folder} names {', '.join(twice)} more than once; leave one row of each")
+
+
+def _hashed(folder: Path, files: Iterable[str], subject: str | None) -> tuple[dict[str, str], dict[str, Unreadable]]:
+    """SHA-256 by file, and the files that cannot be read."""
     hashes: dict[str, str] = {}
-    broken: dict[str, str] = {}
+    broken: dict[str, Unreadable] = {}
     for file in files:
         try:
             data = (folder / file).read_bytes()
-            decode(data, folder / file)
+            decode(data)
             hashes[file] = hashlib.sha256(data).hexdigest()
-        except (OSError, ValueError) as error:
-            broken[file] = str(error)
+        except OSError as error:
+            broken[file] = Unreadable(subject, error.strerror or str(error))
+        except ValueError as error:
+            broken[file] = Unreadable(subject, str(error))
     return hashes, broken
 
 
@@ -268,7 +307,7 @@ def _listing(folder: Path) -> tuple[list[dict[str, Any]] | None, list[str]]:
         for name in LISTINGS:
             path = place / name
             if path.is_file():
-                rows = [_row(row, path) for row in _parsed(path)]
+                rows = [_row(row, f"{path}, row {number}") for number, row in enumerate(_parsed(path), start=1)]
                 rows = [
                     row | {"file": row["file"].removeprefix(below)} for row in rows if row["file"].startswith(below)
                 ]
@@ -280,18 +319,32 @@ def _listing(folder: Path) -> tuple[list[dict[str, Any]] | None, list[str]]:
 
 
 def _parsed(path: Path) -> list[Any]:
-    text = path.read_text(encoding="utf-8")
     try:
-        return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
+        text = path.read_text(encoding="utf-8")
+        rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); mend it or move it away") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds no list of rows but {rows!r}"[:200] + "; mend it or move it away")
+    return rows
 
 
-def _row(row: Any, path: Path) -> dict[str, Any]:
-    file = row.get("file") or row.get("file_name") if isinstance(row, dict) else None
-    if not isinstance(file, str):
-        raise ValueError(f"{path} has a row without file or file_name: {row!r}"[:200])
-    return {**row, "file": file, "prompt": row.get("prompt") or row.get("text")}
+def _row(row: Any, place: str) -> dict[str, Any]:
+    """A row of a listing; what other programs put beside our keys is left alone."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{place} is {row!r}"[:200] + '; a row is {"file": ..., "prompt": ..., "seed": ...}')
+    found = {**row, "file": row.get("file") or row.get("file_name"), "prompt": row.get("prompt") or row.get("text")}
+    for key in ("file", "prompt", "weights", "source"):
+        value = found.get(key)
+        if not isinstance(value, str) and (value is not None or key == "file"):
+            raise ValueError(f"{place} has the {key} {value!r}"[:200] + "; it must be a text")
+    if not isinstance(found.get("seed"), int | None):
+        raise ValueError(f"{place} has the seed {found['seed']!r}"[:200] + "; it must be a whole number")
+    if found.get("kind") not in (None, *get_args(Kind)):
+        raise ValueError(
+            f"{place} has the kind {found['kind']!r}"[:200] + f"; it is one of {', '.join(get_args(Kind))}"
+        )
+    return found | {"file": PurePosixPath(found["file"]).as_posix()}
 
 
 def _sample(
@@ -299,7 +352,7 @@ def _sample(
 ) -> Sample:
     file = row["file"]
     words = row.get("prompt") or prompt
-    return Sample(file, folder / file, hashes[file], subject, words, seed=row.get("seed"))
+    return Sample(file, folder / file, hashes[file], subject, words, seed=row.get("seed"), kind=row.get("kind"))
 
 
 def _numbered(samples: Sequence[Sample]) -> list[Sample]:

@@ -37,8 +37,8 @@ class PromptFolder:
 
     def first(self) -> list[int]:
         """Rows of the pictures that count."""
-        kept = [row for file, row in zip(self.files, self.rows, strict=True) if file.endswith(ENDINGS)]
-        return kept[:PER_PROMPT]
+        named = sorted(zip(self.files, self.rows, strict=True))
+        return [row for file, row in named if file.endswith(ENDINGS)][:PER_PROMPT]
 
 
 Folders = Sequence[PromptFolder]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fewbayes.metrics import paper, scores
 from fewbayes.metrics.encoders import Encoders, Missing
-from fewbayes.metrics.features import LARGEST_GROUP, FeatureStore, mirrored
+from fewbayes.metrics.features import FeatureStore, mirrored
 from fewbayes.metrics.folders import Sample
 from fewbayes.metrics.scores import Mean
 
@@ -28,6 +28,8 @@ FIDELITY = {"clip_i": "clip", "dino": "dino", "dinov2": "dinov2"}
 """Metrics of likeness to the references, and the encoder of each."""
 NO_REFERENCES = "there are no references; give --reference_dir"
 NO_PROMPTS = "the prompts are not known; give --prompt, or a samples.json beside the pictures"
+NO_UNRELATED = "there are no pictures of prompts of other things, made by both models from the same seeds"
+NO_CLASS = "there are no pictures of a prompt that asks for the class alone, without the rare token"
 NO_BASE = "there are no pictures of the base model from the same prompts and seeds; give --base_dir"
 
 
@@ -35,20 +37,23 @@ NO_BASE = "there are no pictures of the base model from the same prompts and see
 class Case:
     """One subject: its pictures without black ones, its references, and what the base model made in its place.
 
-    unrelated: pictures of prompts without the rare token, where others have it; they say nothing of the subject.
-    pairs, unrelated_pairs: (picture, base model's picture of the same prompt and seed).
+    in_class, unrelated: pictures of prompts without the rare token, of the class alone and of other things; they say
+    nothing of the subject. pairs, unrelated_pairs: (picture, base model's picture of the same prompt and seed), the
+    former of the subject and the class. counts: black and unreadable pictures by kind of row. told: whether it is known
+    which prompts are of the subject, be it from a listing or from the rare token in one of them.
     """
 
     subject: str | None
     samples: Samples
     references: Samples
+    in_class: Samples = ()
     unrelated: Samples = ()
     base: Samples = ()
     pairs: Sequence[tuple[Sample, Sample]] = ()
     unrelated_pairs: Sequence[tuple[Sample, Sample]] = ()
-    black: int = 0
-    unreadable: int = 0
-    rare_token: str | None = None
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    rare_token: str = ""
+    told: bool = True
 
 
 @dataclass
@@ -58,6 +63,8 @@ class Collector:
     encoders: Encoders
     mode: str
     keys: Mapping[str, Any]
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Further entries by kind of row."""
     rows: list[Row] = field(default_factory=list)
     images: dict[str, dict[str, Row]] = field(default_factory=dict)
     """By file and metric."""
@@ -65,6 +72,7 @@ class Collector:
     def add(self, metric: str, key: str | None, compute: Callable[[], Mean], row: str = "samples", **more: Any) -> None:
         encoder = self.encoders.get(key) if key else None
         entry: Row = {"metric": metric, "value": None, "mode": self.mode, "row": row, "n": 0, **self.keys}
+        entry |= self.counts.get(row, {})
         entry |= about(encoder)
         if isinstance(encoder, Missing):
             self.rows.append(entry | more | {"reason": encoder.reason})
@@ -106,8 +114,7 @@ class Sound:
 
     def __init__(self, case: Case, store: FeatureStore, encoders: Encoders, keys: Mapping[str, Any]):
         self.case, self.store, self.encoders = case, store, encoders
-        counts = {"black": case.black, "unreadable": case.unreadable}
-        self.out = Collector(encoders, "sound", {"subject": case.subject, **keys, **counts})
+        self.out = Collector(encoders, "sound", {"subject": case.subject, **keys}, case.counts)
         self.texts = _Texts(encoders.get("clip"))
 
     def run(self) -> Collector:
@@ -117,8 +124,9 @@ class Sound:
             self.pictures(case.base, "base")
         self.real()
         self.against_base()
-        everything = len(case.samples) + len(case.unrelated) + case.black
-        self.out.add("black", None, lambda: Mean(case.black / _many(everything), everything))
+        black = case.counts["samples"]["black"]
+        everything = len(case.samples) + len(case.in_class) + len(case.unrelated) + black
+        self.out.add("black", None, lambda: Mean(black / _many(everything, "readable"), everything))
         return self.out
 
     def pictures(self, samples: Samples, row: str) -> None:
@@ -131,8 +139,8 @@ class Sound:
         self.variety(samples, row)
         self.add_each("clip_iqa", "clip_iqa", samples, row, each, lambda: self.quality(samples))
         self.add_each("haar_noise", None, samples, row, each, lambda: self.noise(samples))
-        if self.case.unrelated and each:
-            self.out.add("pres", "dino", lambda: self.fidelity("dino", self.case.unrelated), row)
+        if each:
+            self.out.add("pres", "dino", self.preservation, row)
 
     def add_each(
         self, metric: str, key: str | None, samples: Samples, row: str, each: bool, compute: Callable[[], Floats]
@@ -158,12 +166,25 @@ class Sound:
 
         self.add_each("clip_t", "clip", samples, row, each, lambda: against(str))
         token = self.case.rare_token
-        plain = (lambda prompt: scores.without_token(prompt, token)) if token else str
-        self.add_each("clip_t_class", "clip", samples, row, each, lambda: against(plain))
 
-    def fidelity(self, key: str, samples: Samples) -> Mean:
-        found = self.compared(key, samples)
+        def plain() -> Floats:
+            known = [sample.prompt for sample in samples if sample.prompt]
+            if known and not any(scores.has_token(prompt, token) for prompt in known):
+                raise ValueError(no_token(token))
+            return against(lambda prompt: scores.without_token(prompt, token))
+
+        self.add_each("clip_t_class", "clip", samples, row, each, plain)
+
+    def preservation(self) -> Mean:
+        self.check_told()
+        if not self.case.in_class:
+            raise ValueError(NO_CLASS)
+        found = self.compared("dino", self.case.in_class)
         return Mean(found.mean, found.pairs)
+
+    def check_told(self) -> None:
+        if not self.case.told:
+            raise ValueError(no_token(self.case.rare_token))
 
     def compared(self, key: str, samples: Samples) -> scores.Fidelity:
         if not self.case.references:
@@ -223,9 +244,10 @@ class Sound:
             check()
             return scores.group_vendi([self.store.matrix(key, group) for group in groups])
 
-        self.out.add("lpips", "lpips", lpips, row, **_spread_note(groups))
+        note = _part_note(sum(len(group) > 1 for group in groups), len(groups), "prompts have two pictures")
+        self.out.add("lpips", "lpips", lpips, row, **note)
         for key in ("dino", "dinov2"):
-            self.out.add("vendi" if key == "dino" else "vendi_dinov2", key, lambda key=key: vendi(key), row)
+            self.out.add("vendi" if key == "dino" else "vendi_dinov2", key, lambda key=key: vendi(key), row, **note)
 
     def quality(self, samples: Samples) -> Floats:
         encoder = self.encoders["clip_iqa"]
@@ -245,9 +267,14 @@ class Sound:
         for metric, key in FIDELITY.items():
             self.out.add(metric, key, lambda key=key: against(key, False), "real")
             self.out.add(f"{metric}_nearest", key, lambda key=key: against(key, True), "real")
-        self.out.add("nearest_ncc", None, lambda: against("thumbnail", True), "real")
+
+        def pixels() -> Mean:
+            known = self.reals("thumbnail")
+            return Mean(scores.real_fidelity(known, mirrored(known)).nearest, len(known))
+
+        self.out.add("nearest_ncc", None, pixels, "real")
         self.out.add("sscd", "sscd", lambda: against("sscd", True), "real")
-        self.out.add("lpips", "lpips", self.real_lpips, "real", **_spread_note([references]))
+        self.out.add("lpips", "lpips", self.real_lpips, "real")
         for key, metric in (("dino", "vendi"), ("dinov2", "vendi_dinov2")):
             self.out.add(metric, key, lambda key=key: scores.group_vendi([self.reals(key)]), "real")
         self.add_each("clip_iqa", "clip_iqa", references, "real", False, lambda: self.quality(references))
@@ -265,7 +292,13 @@ class Sound:
 
     def against_base(self) -> None:
         """Noise and drift, picture by picture, against the base model's of the same prompt and seed."""
-        pairs = [*self.case.pairs, *self.case.unrelated_pairs]
+        case = self.case
+        pairs = [*case.pairs, *case.unrelated_pairs]
+        everything = len(case.samples) + len(case.in_class) + len(case.unrelated)
+        note, drift_note = {}, {}
+        if pairs:
+            note = _part_note(len(pairs), everything, "pictures have a partner of the base model")
+            drift_note = _part_note(len(case.unrelated_pairs), len(case.unrelated), "pictures have a partner")
         tuned, base = [a for a, _ in pairs], [b for _, b in pairs]
 
         def levels() -> tuple[Floats, Floats]:
@@ -277,15 +310,15 @@ class Sound:
             now, before = levels()
             return Mean(float(np.mean(now > before)), len(pairs))
 
-        self.out.add("noise_ratio", None, lambda: Mean(scores.noise_ratio(*levels()), len(pairs)))
-        self.out.add("noisier_than_base", None, noisier)
+        self.out.add("noise_ratio", None, lambda: Mean(scores.noise_ratio(*levels()), len(pairs)), **note)
+        self.out.add("noisier_than_base", None, noisier, **note)
         for key, metric in (("dino", "drift"), ("dinov2", "drift_dinov2")):
-            self.out.add(metric, key, lambda key=key: self.drift(key))
+            self.out.add(metric, key, lambda key=key: self.drift(key), **drift_note)
 
     def drift(self, key: str) -> Mean:
+        self.check_told()
         if not self.case.unrelated_pairs:
-            without = "there are no pictures of prompts without the rare token, made by both models from the same seeds"
-            raise ValueError(without if self.case.pairs else NO_BASE)
+            raise ValueError(NO_UNRELATED if self.case.pairs else NO_BASE)
         tuned, base = ([pair[side] for pair in self.case.unrelated_pairs] for side in (0, 1))
         values = scores.drift(self.store.matrix(key, tuned), self.store.matrix(key, base))
         return Mean(float(values.mean()), len(values))
@@ -312,15 +345,18 @@ def by_prompt(samples: Samples) -> dict[Any, list[Sample]]:
     return groups
 
 
-def _many(count: int) -> int:
+def _many(count: int, what: str = "readable and not black") -> int:
     if not count:
-        raise ValueError("there are no pictures that are readable and not black")
+        raise ValueError(f"there are no pictures that are {what}")
     return count
 
 
-def _spread_note(groups: Sequence[Samples]) -> Row:
-    most = max(map(len, groups), default=0)
-    return {"note": f"{LARGEST_GROUP} of at most {most} pictures a prompt"} if most > LARGEST_GROUP else {}
+def no_token(rare_token: str) -> str:
+    return f"no prompt holds the rare token {rare_token!r}; give --rare_token"
+
+
+def _part_note(part: int, whole: int, what: str) -> Row:
+    return {"note": f"{part} of {whole} {what}"} if part < whole else {}
 
 
 def macro_rows(rows: Sequence[Row]) -> list[Row]:
@@ -332,8 +368,11 @@ def macro_rows(rows: Sequence[Row]) -> list[Row]:
     for group in groups.values():
         absent = [str(row["subject"]) for row in group if row["value"] is None]
         entry = {key: value for key, value in group[0].items() if key not in ("reason", "note")}
-        counts = {name: sum(row[name] for row in group) for name in ("black", "unreadable")}
+        counts = {name: sum(row[name] for row in group) for name in ("black", "unreadable") if name in group[0]}
         entry |= {"subject": None, "average": "macro", "n": len(group), **counts, "value": None}
+        notes = [f"{row['subject']}: {row['note']}" for row in group if "note" in row]
+        if notes:
+            entry["note"] = "; ".join(notes)
         if absent:
             entry["reason"] = f"no value for {', '.join(absent)}: {next(r['reason'] for r in group if 'reason' in r)}"
         else:

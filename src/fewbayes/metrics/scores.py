@@ -58,18 +58,22 @@ def fidelity(samples: Floats, references: Floats) -> Fidelity:
     return _summary(cosines(samples, references))
 
 
-def real_fidelity(references: Floats) -> Fidelity:
-    """The ceiling: references against each other, pairs i < j; the likest one of a reference is another one."""
+def real_fidelity(references: Floats, mirrors: Floats | None = None) -> Fidelity:
+    """The ceiling: references against each other, pairs i < j; the likest one of a reference is another one.
+
+    mirrors: the references as a mirror shows them, in which the likest one is looked for too.
+    """
     if len(references) < 2:
         raise ValueError(f"{len(references)} reference; it takes two to be compared with each other")
     table = cosines(references, references)
     count = len(table)
-    np.fill_diagonal(table, -np.inf)
-    nearest = table.max(1)
+    likeness = table if mirrors is None else np.maximum(table, cosines(references, mirrors))
+    likeness = np.where(np.eye(count, dtype=bool), -np.inf, likeness)
+    nearest = likeness.max(1)
     np.fill_diagonal(table, 0)
     above = table[np.triu_indices(count, 1)]
     others = table.sum(1) / (count - 1)
-    return Fidelity(float(above.mean()), float(nearest.mean()), len(above), others, nearest, table.argmax(1))
+    return Fidelity(float(above.mean()), float(nearest.mean()), len(above), others, nearest, likeness.argmax(1))
 
 
 def _summary(table: Array) -> Fidelity:
@@ -140,6 +144,10 @@ def drift(tuned: Floats, base: Floats) -> Array:
 def macro(values: Mapping[str, float]) -> float:
     """Mean over subjects, each counted once however many pictures it has."""
     return float(np.mean(list(values.values())))
+
+
+def has_token(prompt: str | None, rare_token: str) -> bool:
+    return prompt is not None and re.search(rf"(?<!\w){re.escape(rare_token)}(?!\w)", prompt) is not None
 
 
 def without_token(prompt: str, rare_token: str) -> str:

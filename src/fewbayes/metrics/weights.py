@@ -85,7 +85,8 @@ HUB_MODELS = {
         "main",
         "dino-vits16",
         "Apache-2.0",
-        # The very first commit of this repository carried other means and deviations (0.5); it was mended soon after.
+        # No revision and no SHA-256 are known to us, so no copy bears the published name. The very first commit of this
+        # repository carried other means and deviations (0.5); it was mended soon after.
         dict.fromkeys(("model.safetensors", "config.json", "preprocessor_config.json")),
         86_700_000,
     ),
@@ -193,6 +194,11 @@ def _fetch(weight: WeightFile, path: Path, say: Callable[[str], None]) -> Path:
     try:
         with urllib.request.urlopen(weight.url, timeout=60) as source, open(part, "xb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
+            promised = source.headers.get("Content-Length")
+        if promised and part.stat().st_size != int(promised):
+            raise ValueError(
+                f"{weight.url} gave {part.stat().st_size} of {promised} bytes: it was cut off; fetch it again"
+            )
         found = file_sha256(part)
         if weight.sha256 not in (None, found):
             raise ValueError(

@@ -5,11 +5,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fewbayes.report.drawing import ARMS, INK, MARKERS, PALETTE, STYLE, WIDTH, inline
-from fewbayes.report.evaluation import Difference, Measure, Table
+from fewbayes.report.evaluation import ALL, Difference, Measure, Table
 from fewbayes.statistics import Estimate
 
-ALL = "all subjects"
 ROW = 0.17  # inches a dot
+NARROWEST = 0.01
+"""The axis goes at least so far to both sides of zero: what is nothing shall not look like much."""
 
 
 def dot_plots(table: Table) -> list[str]:
@@ -64,5 +65,7 @@ def _finish(axes: Axes, measure: Measure, groups: list[str], per_group: float, c
     axes.grid(axis="x", visible=True)
     axes.locator_params(axis="x", nbins=5)
     axes.margins(x=0.06)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -NARROWEST), max(high, NARROWEST))
     better = {1: ", right is better", -1: ", left is better", 0: ""}[measure.better]
     axes.set_title(f"{measure.title}{better}")

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewbayes.statistics import Comparison, Estimate, Units, bootstrap, compare, holm, reading
+from fewbayes.data import FORMATS
+from fewbayes.statistics import FEWEST_SUBJECTS, Comparison, Estimate, Units, bootstrap, compare, holm, reading
 
 BAYES_SUFFIX = "-bayes"
 ONE_ARM = "samples"
+ALL = "all subjects"
 STUDY = "study.json"
 ALPHA = 0.05
+POOLED = " (pooled)"
+"""What is added to the name of a line whose numbers are over the pictures of all subjects together."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,10 @@ COMPANY = (
     ),
     Measure("black", "Black", -1, 3, "share of pictures that are black; they are counted, and not scored"),
 )
+LIKENESS = frozenset({"dino", "clip_i", "dinov2", "dino_nearest", "nearest_ncc", "sscd"})
+"""Metrics of likeness to the training images: there, what these have among themselves is a ceiling."""
 ROWS = {
-    "real": "Real against real (ceiling)",
+    "real": "Real against real",
     "base": "Base model",
     "noise": "Pure noise",
     "copies": "Copies of the training images",
@@ -103,6 +109,8 @@ class Evaluation:
     facts: Mapping[str, Any]
     absent: Mapping[str, str]
     """Metrics that have no number anywhere, with the reason that was given."""
+    pooled: int = 0
+    """Number of subjects whose pictures are together in the lines that are pooled."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -173,9 +181,16 @@ def read_evaluation(folder: Path) -> Evaluation:
     facts = _facts(folder)
     notes = [f"{torn} torn rows of metrics.jsonl left out."] if torn else []
     notes += _said(facts)
-    subjects = tuple(sorted({_subject(row) for row in rows if row.get("value") is not None}))
+    everything = rows
+    rows, nameless = _named(rows)
+    notes += [f"{nameless} rows that name no subject, among others that do, left out."] if nameless else []
+    notes += _mixed(rows)
+    of_one = [row for row in rows if row.get("value") is not None and not _pooled(row)]
+    subjects = tuple(sorted({row["subject"] for row in of_one}))
     arms = _arms(rows, facts)
     units = _units(rows)
+    pictures = tuple(_pictures(folder, facts, notes))
+    notes += _not_there(pictures)
     return Evaluation(
         folder=folder,
         title=str(facts.get("title") or f"Evaluation of {folder.resolve().name}"),
@@ -184,10 +199,11 @@ def read_evaluation(folder: Path) -> Evaluation:
         subjects=subjects,
         units=units,
         encoders=_encoders(rows),
-        pictures=tuple(_pictures(folder, facts, notes)),
+        pictures=pictures,
         references=_references(folder, facts, subjects),
         facts=facts,
-        absent=_absent(rows, units),
+        pooled=len({picture.subject for picture in pictures} | set(subjects)),
+        absent=_absent(everything, units),
         notes=tuple(notes),
     )
 
@@ -230,8 +246,42 @@ def _said(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _subject(row: Mapping[str, Any]) -> str:
-    return str(row.get("subject") or "subject")
+def _pooled(row: Mapping[str, Any]) -> bool:
+    """Whether a value is over the pictures of all subjects together, which is no subject of its own."""
+    return row.get("average") == "micro"
+
+
+def _named(rows: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Rows with the subject that they are of, and how many numbers lack one.
+
+    Where no row names any, all are of one subject; where one is named, the others are of that one; where several are,
+    rows without a name are of none of them.
+    """
+    rows = list(rows)
+    known = {str(row["subject"]) for row in rows if row.get("subject")}
+    alone = "subject" if not known else next(iter(known)) if len(known) == 1 else None
+    found, nameless = [], 0
+    for row in rows:
+        if name := row.get("subject") or (ALL if _pooled(row) else alone):
+            found.append({**row, "subject": str(name)})
+        else:
+            nameless += row.get("value") is not None
+    return found, nameless
+
+
+def _mixed(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Columns whose numbers come from several encoders, or several weights under one name, and do not compare."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        if row.get("encoder") and row.get("value") is not None:
+            mark = str(row.get("encoder_sha256") or row["encoder"])
+            found.setdefault((row["metric"], str(row.get("mode") or "sound")), {})[mark] = str(row["encoder"])
+    return [
+        f"DO NOT COMPARE the numbers of {metric} ({mode} mode): they come from {len(marks)} encoders, "
+        f"{', '.join(f'{name} ({mark[:12]})' for mark, name in sorted(marks.items()))}."
+        for (metric, mode), marks in found.items()
+        if len(marks) > 1
+    ]
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -263,8 +313,10 @@ def _units(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, d
     for row in rows:
         value = row.get("value")
         into = units.setdefault(str(row.get("mode") or "sound"), {}).setdefault(row["metric"], {})
-        key = (_subject(row), int(row.get("seed") or 0))
-        into.setdefault(_line(row), {})[key] = float(value) if isinstance(value, int | float) else None
+        key = (str(row["subject"]), int(row.get("seed") or 0))
+        into.setdefault(_line(row) + POOLED * _pooled(row), {})[key] = (
+            float(value) if isinstance(value, int | float) else None
+        )
     return units
 
 
@@ -294,16 +346,16 @@ def _absent(rows: Iterable[Mapping[str, Any]], units: Mapping) -> dict[str, str]
 def _pictures(folder: Path, facts: Mapping[str, Any], notes: list[str]) -> list[Picture]:
     """One Picture a file, its scores gathered from its rows. Files of a study are named from its folder, those of an
     evaluation from the folder that it scored."""
-    root = folder / str(facts.get("pictures") or "")
-    root = root if root.is_dir() else Path(str(facts["pictures"]))
+    root = _place(folder, str(facts.get("pictures") or ""))
     rows, torn = _rows(folder / "images.jsonl")
+    rows, _ = _named(row for row in rows if row["metric"] != "unreadable")
     if torn:
         notes.append(f"{torn} torn rows of images.jsonl left out.")
     gathered: dict[tuple, dict[str, Any]] = {}
     for row in rows:
         if not row.get("file"):
             continue
-        key = (_subject(row), _line(row), int(row.get("seed") or 0), str(row["file"]))
+        key = (row["subject"], _line(row), int(row.get("seed") or 0), str(row["file"]))
         entry = gathered.setdefault(key, {"prompt": "", "scores": {}, "nearest": None})
         entry["prompt"] = str(row.get("prompt") or entry["prompt"])
         if row["metric"] == "nearest_ncc":
@@ -314,6 +366,11 @@ def _pictures(folder: Path, facts: Mapping[str, Any], notes: list[str]) -> list[
         Picture(root / file, subject, arm, seed, entry["prompt"], entry["scores"], entry["nearest"])
         for (subject, arm, seed, file), entry in sorted(gathered.items())
     ]
+
+
+def _not_there(pictures: Sequence[Picture]) -> list[str]:
+    lost = [picture.file for picture in pictures if not picture.file.is_file()]
+    return [f"{len(lost)} of {len(pictures)} pictures could not be opened, {lost[0]} for one."] if lost else []
 
 
 def _references(folder: Path, facts: Mapping[str, Any], subjects: Sequence[str]) -> dict[str, tuple[Path, ...]]:
@@ -328,10 +385,15 @@ def _references(folder: Path, facts: Mapping[str, Any], subjects: Sequence[str])
 
 
 def _images(folder: Path, where: str) -> tuple[Path, ...]:
-    """The pictures of a folder, which is named from that of the evaluation or from where one stands."""
-    place = folder / where if (folder / where).is_dir() else Path(where)
-    endings = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-    return tuple(sorted(p for p in place.iterdir() if p.suffix.lower() in endings)) if place.is_dir() else ()
+    """The pictures of a folder, in the order of their names."""
+    place = _place(folder, where)
+    return tuple(sorted(p for p in place.iterdir() if p.suffix.lower() in FORMATS)) if place.is_dir() else ()
+
+
+def _place(folder: Path, where: str) -> Path:
+    """A folder that an evaluation names from its own place or from where it was made, which lies above it as a rule."""
+    around = [folder, *folder.resolve().parents, Path()]
+    return next((above / where for above in around if (above / where).is_dir()), Path(where))
 
 
 # numbers
@@ -344,6 +406,10 @@ def make_table(evaluation: Evaluation, mode: str, measures: Sequence[Measure] = 
     named = dict.fromkeys(ROWS, "row") | {arm.name: "arm" for arm in evaluation.arms}
     present = {line for m in shown for line in units[m.key]}
     labels = ROWS | {arm.name: arm.label for arm in evaluation.arms}
+    labels |= {
+        f"{name}{POOLED}": f"{label}, pooled over {_count(evaluation.pooled, 'subject')}"
+        for name, label in labels.items()
+    }
     order = [*(name for name in ROWS if name != "real"), *(arm.name for arm in evaluation.arms), "real"]
     extra = sorted(present - named.keys())
     lines = [
@@ -409,21 +475,47 @@ def caption(evaluation: Evaluation, mode: str, shown: Sequence[Measure]) -> str:
     for m in shown:
         by.setdefault(evaluation.encoder(mode, m.key) or "no encoder", []).append(m.title)
     encoders = "; ".join(f"{', '.join(titles)} by {name}" for name, titles in by.items())
-    own = any(name.startswith("fewbayes-") for name in by)
+    own = any(name.startswith("fewbayes-") for m in shown for name in evaluation.encoders.get((mode, m.key), ()))
+    units_of = evaluation.units[mode]
     subjects, units = extent(evaluation, mode)
-    how = "the authors' averaging, quirks included" if mode == "paper" else "all pairs, nothing dropped silently"
-    return " ".join(
-        [
-            f"{encoders} ({mode} mode: {how}).",
-            "The encoders called fewbayes- were trained on the embedded world: their numbers compare with one another "
-            "and with no published table."
-            if own
-            else "",
-            f"Macro mean over {_count(subjects, 'subject')}, {_count(units, 'training')}; 95 % interval of the "
-            "two-stage cluster bootstrap.",
-            reading(subjects, units),
-        ]
-    ).replace("  ", " ")
+    how = "all pairs, nothing dropped silently"
+    if mode == "paper":
+        how = "the authors' averaging, quirks included"
+    if mode == "paper" and subjects > 1:
+        how = "the authors' averaging within each subject, quirks included; macro over subjects"
+    mean = (
+        f"Macro mean over {_count(subjects, 'subject')}, {_count(units, 'training')}; 95 % interval of the two-stage "
+        f"cluster bootstrap. {reading(subjects, units)}"
+        if subjects
+        else f"One number over the pictures of {_count(evaluation.pooled, 'subject')} together."
+    )
+    real = [
+        m.title
+        for m in shown
+        if m.key in LIKENESS and any(name.startswith("real") for name in _with_number(m, units_of))
+    ]
+    return (
+        " ".join(
+            [
+                f"{encoders} ({mode} mode: {how}).",
+                "The encoders called fewbayes- were trained on the embedded world: their numbers compare with one "
+                "another and with no published table."
+                if own
+                else "",
+                mean,
+                f"Real against real is a ceiling in {', '.join(real)}, and none in other columns." if real else "",
+            ]
+        )
+        .replace("  ", " ")
+        .rstrip()
+    )
+
+
+def _with_number(measure: Measure, units: Mapping[str, Mapping[str, Units]]) -> list[str]:
+    """The lines that have a number of a metric."""
+    return [
+        name for name, line in units.get(measure.key, {}).items() if any(value is not None for value in line.values())
+    ]
 
 
 def _count(number: int, noun: str) -> str:
@@ -431,7 +523,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def verdict(table: Table) -> list[str]:
-    """One line a comparison: which intervals lie off zero, and what is left of that after Holm's adjustment."""
+    """One line a comparison: which intervals lie off zero, of whom that speaks, and what is left of it after Holm's
+    adjustment."""
     return [f"{row.treated.label} less {row.control.label}: {_told(row, table.measures)}." for row in table.differences]
 
 
@@ -444,5 +537,15 @@ def _told(row: Difference, measures: Sequence[Measure]) -> str:
     if not any(sides.values()):
         return "too few trainings for an interval"
     said = [f"interval {side} zero in {', '.join(titles)}" for side, titles in sides.items() if titles]
+    return "; ".join([*said, _sure(row, measures)])
+
+
+def _sure(row: Difference, measures: Sequence[Measure]) -> str:
+    """What the tests add, and of whom they and the intervals speak."""
+    subjects = max(cell.difference.subjects for cell in row.cells.values())
+    if 1 < subjects < FEWEST_SUBJECTS:
+        least = 2.0 ** (1 - subjects)
+        return f"this speaks of these {subjects} subjects, over which no p can fall below {least:.2g}"
     sure = [m.title for m in measures if (p := row.holm[m.key]) is not None and p < ALPHA]
-    return "; ".join([*said, f"p below {ALPHA} after Holm's adjustment in {', '.join(sure) or 'none of them'}"])
+    said = f"p below {ALPHA} after Holm's adjustment in {', '.join(sure) or 'none of them'}"
+    return said if subjects > 1 else f"{said}; this speaks of this one subject"

@@ -60,7 +60,8 @@ class Panel:
 @dataclass(frozen=True)
 class Gallery:
     """references: the training images of each subject, by its place. unfiltered: filters that no picture has a score
-    for, so that the best and the average case are chosen without them."""
+    for, so that the best and the average case are chosen without them. few: whether an arm has so few pictures that
+    its cases show the same ones."""
 
     subjects: list[str]
     arms: list[str]
@@ -68,6 +69,7 @@ class Gallery:
     references: list[list[Picture]]
     notes: list[str]
     unfiltered: list[str]
+    few: bool = False
 
 
 def make_gallery(evaluation: Evaluation, budget: int = BUDGET, seed: int = 0) -> Gallery:
@@ -95,6 +97,7 @@ def make_gallery(evaluation: Evaluation, budget: int = BUDGET, seed: int = 0) ->
         panels=panels,
         references=[_references(evaluation, subject) for subject in shown],
         notes=_left_out(len(shown), len(subjects), count),
+        few=any(len(grouped.get((subject, arm), ())) in range(1, PER_CASE + 1) for subject in shown for arm in arms),
         unfiltered=[name for name in FILTERS if not any(name in p.scores for p in evaluation.pictures)],
     )
 

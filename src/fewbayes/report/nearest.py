@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from fewbayes.metrics.folders import open_picture
 from fewbayes.metrics.pixels import normalised_cross_correlation
 
 SIDE = 32
@@ -38,10 +39,9 @@ def _likeness(here: NDArray[np.uint8], path: Path) -> float | None:
 
 @lru_cache(maxsize=4096)
 def _small(path: Path) -> NDArray[np.uint8] | None:
-    """The centre square at SIDE x SIDE."""
+    """The whole picture at SIDE x SIDE, as the metric sees it."""
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+        image = open_picture(path)
+    except (OSError, ValueError):
         return None
-    return np.asarray(ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS))
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))

@@ -72,15 +72,16 @@ def about_test(table: Table) -> str:
     cells = [cell for row in table.differences for cell in row.cells.values() if cell.p is not None]
     if not cells:
         return ""
-    over = cells[0].p_over
     least = max(cell.smallest_p or 0 for cell in cells)
+    fewest = min(cell.difference.subjects for cell in cells)
     what = (
-        "mean differences of subjects"
-        if over == "subjects"
-        else "single pairs of trainings, seeds taken as independent"
+        f"mean differences of subjects; {fewest} of them can give no p below {probability(least)}, whatever the data"
+        if all(cell.p_over == "subjects" for cell in cells)
+        else "single pairs of trainings of the one subject, and of it alone it speaks; so few can give no p below "
+        f"{probability(least)}"
     )
     return (
-        f"p: two-sided Wilcoxon signed-rank test over {what}; the least that so few can give is {probability(least)}. "
+        f"p: two-sided Wilcoxon signed-rank test over {what}. "
         "Holm: adjusted over the metrics of the row. Wins: share of subjects on the better side, ties as half."
     )
 

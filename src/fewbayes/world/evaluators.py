@@ -24,7 +24,7 @@ QUALITY_PROMPTS = ("Good photo.", "Bad photo.")
 
 
 def load_clip() -> tuple[CLIPModel, CLIPTokenizer, BaseImageProcessor]:
-    """`fewbayes-clip` in float32, ready to judge; RGB pictures of any size, captions of up to 32 tokens."""
+    """`fewbayes-clip` in float32, ready to judge; RGB pictures of any size, captions of up to 48 tokens."""
     from transformers import CLIPModel, CLIPTokenizer
 
     model = CLIPModel.from_pretrained(CLIP_FOLDER, local_files_only=True).eval()
