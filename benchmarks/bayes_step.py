@@ -196,7 +196,7 @@ def main() -> None:
             "memory_ratio": peak / plain_bytes,
         }
         print(arm, {key: round(value, 3) for key, value in rows[arm].items()}, flush=True)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings = {key: value for key, value in vars(args).items() if key != "output"}
     args.output.write_text(json.dumps({"settings": settings, **environment(args), "results": rows}, indent=2) + "\n")
 
 
