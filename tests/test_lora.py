@@ -8,42 +8,16 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from adapted import PROMPTS, XT, T, attaching, prediction, trained
 from fewbayes.methods import make_method
 from fewbayes.methods.adapters import adapter_layers
 from fewbayes.variational import GaussianPosterior
 
-XT = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-T = torch.tensor([100, 900])
-PROMPTS = ["a photo of <v> dog", "a photo of"]
-
 
 @pytest.fixture
 def attached(family, settings):
-    """attached(rank=2, ...) puts the adapters into the shared family; they are taken out after the test."""
-    methods = []
-
-    def attach(**changes):
-        config = settings(method="lora", rare_token="<v>", **changes)
-        methods.append(make_method(config))
-        methods[-1].attach(family)
-        return methods[-1]
-
-    yield attach
-    for method in methods:
-        method.detach(family)
-
-
-@torch.no_grad()
-def prediction(family):
-    return family.predict(XT, T, family.encode_prompts(PROMPTS))
-
-
-@torch.no_grad()
-def trained(method, family, seed=1):
-    """As if training had moved every weight."""
-    random = torch.Generator().manual_seed(seed)
-    for weight in method.trainable(family).values():
-        weight += 0.1 * torch.randn(weight.shape, generator=random)
+    with attaching("lora", family, settings) as attach:
+        yield attach
 
 
 KINDS = [{}, {"lora_alpha": 1.0}, {"use_dora": True, "lora_alpha": 8.0}, {"use_rslora": True, "lora_alpha": 3.0}]

@@ -9,41 +9,22 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
+from adapted import PROMPTS, XT, T, attaching, prediction
+from adapted import trained as moved
 from fewbayes.methods import make_method
 from fewbayes.methods.adapters import adapter_layers
 from fewbayes.variational import GaussianPosterior
 
-XT = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-T = torch.tensor([100, 900])
-PROMPTS = ["a photo of <v> dog", "a photo of"]
-
 
 @pytest.fixture
 def attached(family, settings):
-    """attached(oft_blocks=2, ...) puts the rotations into the shared family; they are taken out after the test."""
-    methods = []
-
-    def attach(**changes):
-        methods.append(make_method(settings(method="oft", rare_token="<v>", **changes)))
-        methods[-1].attach(family)
-        return methods[-1]
-
-    yield attach
-    for method in methods:
-        method.detach(family)
+    with attaching("oft", family, settings) as attach:
+        yield attach
 
 
-@torch.no_grad()
-def prediction(family):
-    return family.predict(XT, T, family.encode_prompts(PROMPTS))
-
-
-@torch.no_grad()
 def trained(method, family, seed=1):
-    """As if training had moved every weight, far beyond where a truncated series is orthogonal."""
-    random = torch.Generator().manual_seed(seed)
-    for weight in method.trainable(family).values():
-        weight += torch.randn(weight.shape, generator=random)
+    """Far beyond where a truncated series is orthogonal."""
+    moved(method, family, seed, by=1.0)
 
 
 def rotations(family):
