@@ -131,6 +131,7 @@ EXPERIMENT_HELP = """usage: fewbayes experiment NAME ...
 
   one_shot   plain, Bayesian and a lower rate on one photograph each of several subjects
   methods    full, LoRA and OFT, plain and Bayesian, scored by the five metrics of the paper
+  remedies   what removes the corruption stage: Bayesian weights, lower rates, averages, and other controls
 
 `fewbayes experiment NAME --help` says more.
 """
@@ -168,7 +169,14 @@ def _methods(arguments: list[str]) -> int:
     return 0
 
 
-EXPERIMENTS: dict[str, Callable[[list[str]], int]] = {"one_shot": _one_shot, "methods": _methods}
+def _remedies(arguments: list[str]) -> int:
+    from fewbayes.experiments.remedies import run_remedies
+
+    print(run_remedies(arguments))
+    return 0
+
+
+EXPERIMENTS: dict[str, Callable[[list[str]], int]] = {"one_shot": _one_shot, "methods": _methods, "remedies": _remedies}
 
 
 def _report(arguments: list[str]) -> int:

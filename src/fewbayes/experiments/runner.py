@@ -68,8 +68,8 @@ def run_experiment(experiment: Experiment, folder: Path, workers: int | None = N
     """
     folder.mkdir(parents=True, exist_ok=True)
     configs = experiment.configs(folder)
-    with _watching(configs):
-        failed = [failure for failure in in_parallel(_run_one, list(configs.values()), workers) if failure]
+    with watching(configs):
+        failed = [failure for failure in in_parallel(run_one, list(configs.values()), workers) if failure]
     _describe(experiment, folder)
     if failed:
         log.warning("%d of %d runs failed: %s", len(failed), len(configs), "; ".join(failed))
@@ -138,7 +138,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _run_one(config: TrainConfig) -> str | None:
+def run_one(config: TrainConfig) -> str | None:
     """Train; what is done already returns at once, and a folder that holds another run is refused.
 
     A run whose numbers ran away is said in a line and does not stop the others.
@@ -156,7 +156,7 @@ def _run_one(config: TrainConfig) -> str | None:
 
 
 @contextmanager
-def _watching(configs: Mapping[str, TrainConfig]) -> Iterator[None]:
+def watching(configs: Mapping[str, TrainConfig]) -> Iterator[None]:
     """A progress bar over checkpoints sampled and runs done so far, read from the run folders by a thread."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

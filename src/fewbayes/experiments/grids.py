@@ -1,0 +1,249 @@
+"""Many trainings that differ in a few settings, each followed checkpoint by checkpoint: what the map of the corruption
+stage and the comparison of its remedies have in common.
+
+A cell is one training: a subject, a number of its images, an arm and a seed. It is trained with dense samples, scored
+by evaluators that training does not use, and weighed: how far its weights have gone, what its loss on the training
+images is, what more sampler steps and the mean of its last checkpoints give. What is done is not done again.
+
+    OUT/<name>.json                        all cells, rounded; what the report reads
+    OUT/<subject>/photographs[-n]/         the training images
+    OUT/<subject>/<images>/<arm>-seed<k>/  the trainings, cell.json beside each result
+
+Knows no figure and no verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewbayes.config import TrainConfig
+from fewbayes.experiments.methods import StudySubject
+from fewbayes.experiments.runner import Arm, in_parallel, run_one, watching
+from fewbayes.experiments.trajectories import open_pictures, score_pictures, score_run
+from fewbayes.runs import atomic_folder, atomic_write, environment
+
+CELL = "cell.json"
+DIGITS = 4
+MEAN_OF = 5
+"""Checkpoints in the running mean of the last ones."""
+MORE_STEPS = 4
+"""By how much the sampler's steps are multiplied where it is asked whether more of them help."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid."""
+
+    subject: str
+    images: int
+    arm: Arm
+    seed: int
+    config: TrainConfig
+    encoders: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output_dir)
+
+
+def first_images(subject: StudySubject, count: int | None) -> tuple[Path, int]:
+    """A folder with the first `count` images of a subject, None for all, and how many there are in it."""
+    files = sorted(subject.photographs.iterdir())
+    if count is None or count == len(files):
+        return subject.photographs, len(files)
+    if count > len(files):
+        raise ValueError(f"{subject.name} has {len(files)} images; {count} were asked for")
+    folder = subject.photographs.with_name(f"photographs-{count}")
+    if not folder.is_dir():
+        with atomic_folder(folder) as staging:
+            for file in files[:count]:
+                shutil.copyfile(file, staging / file.name)
+    return folder, count
+
+
+def make_cells(
+    out: Path,
+    base: Mapping[str, Any],
+    subjects: Iterable[tuple[StudySubject, int | None]],
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    encoders: str,
+) -> list[Cell]:
+    """Every arm of every subject for the first seed, then the next seed: what is there can always be compared."""
+    cells = []
+    places = [(subject, *first_images(subject, count)) for subject, count in subjects]
+    for seed in seeds:
+        for subject, photographs, count in places:
+            prompt = f"a photo of a <v> {subject.class_word}"
+            common = TrainConfig(
+                **{
+                    "instance_data_dir": str(photographs),
+                    "instance_prompt": prompt,
+                    "validation_prompt": f"{prompt}|a <v> {subject.class_word} in the snow",
+                    "output_dir": "set below",
+                    "seed": seed,
+                    **base,
+                }
+            )
+            for arm in arms:
+                folder = out / subject.name / str(count) / f"{arm.name}-seed{seed}"
+                config = replace(common, **arm.changes, output_dir=str(folder))
+                cells.append(Cell(subject.name, count, arm, seed, config, encoders))
+    return cells
+
+
+def run_cells(cells: Sequence[Cell], out: Path, name: str, facts: Mapping[str, Any], workers: int | None) -> Path:
+    """Bring every cell to its end and gather them; the same call continues after an interruption."""
+    with watching({str(cell.folder): cell.config for cell in cells}):
+        found = [cell for cell in in_parallel(_run_cell, cells, workers) if cell]
+    arms = {cell.arm.name: cell.arm for cell in cells}.values()
+    described = {
+        **facts,
+        "arms": [{"name": arm.name, "label": arm.label, "note": arm.note} for arm in arms],
+        "provenance": {"command": shlex.join(["fewbayes", *sys.argv[1:]]), **environment(None)},
+        "cells": found,
+    }
+    file = out / f"{name}.json"
+    atomic_write(file, json.dumps(described, separators=(",", ":")) + "\n")
+    return file
+
+
+def _run_cell(cell: Cell) -> dict[str, Any] | None:
+    """Train, score and weigh one cell; None where its numbers ran away, which its manifest says."""
+    kept = cell.folder / CELL
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    if run_one(cell.config):
+        return None
+    trajectory = score_run(cell.folder, _encoders(cell.encoders), _rare_token(cell.folder))
+    result = {
+        "subject": cell.subject,
+        "images": cell.images,
+        "arm": cell.arm.name,
+        "seed": cell.seed,
+        **{key: trajectory[key] for key in ("training", "raw", "ema")},
+        **(_weighed(cell) if cell.config.checkpointing_steps else {}),
+    }
+    atomic_write(kept, json.dumps(rounded(result)) + "\n")
+    for checkpoint in cell.folder.glob("checkpoint-*"):  # everything that was asked of them has been answered
+        shutil.rmtree(checkpoint)
+    return rounded(result)
+
+
+def rounded(value: Any) -> Any:
+    """Four digits after the point, in whatever holds the numbers."""
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return round(value, DIGITS) if isinstance(value, float) else value
+
+
+@cache
+def _encoders(which: str) -> dict[str, Any]:
+    from fewbayes.metrics.encoders import load_encoders
+
+    return load_encoders(which)
+
+
+def _rare_token(folder: Path) -> str:
+    from fewbayes.config import load_config
+
+    token = load_config(folder / "config.yaml", {}).rare_token
+    assert token is not None, "a run records the word that <v> stood for"
+    return token
+
+
+# --- weighing ---------------------------------------------------------------------------------------------------------
+
+
+def _weighed(cell: Cell) -> dict[str, Any]:
+    """What the weights themselves say, from the checkpoints of a run."""
+    from fewbayes.runs import RunFolder
+    from fewbayes.sample import load_for_sampling
+
+    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in cell.folder.glob("checkpoint-*"))
+    paths = [cell.folder / f"checkpoint-{step}" for step in steps]
+    assert steps[-1:] == [RunFolder(cell.folder).manifest["steps"]]
+    family, _ = load_for_sampling(str(paths[-1]))
+    found = {
+        "displacement": [[step, _displacement(path, cell)] for step, path in zip(steps, paths, strict=True)],
+        "loss": _window_losses(cell.folder, steps),
+        "loss_training": _loss(family, cell),
+        "more_steps": _pictured(family, cell, cell.config.num_inference_steps * MORE_STEPS),
+    }
+    _set_mean(family, paths[-MEAN_OF:])
+    return found | {"mean_of_last": _pictured(family, cell, cell.config.num_inference_steps)}
+
+
+def _displacement(checkpoint: Path, cell: Cell) -> float | None:
+    """Frobenius norm of what a LoRA adds to the denoiser's weights; None for other methods."""
+    from safetensors.torch import load_file
+
+    if cell.config.method != "lora":
+        return None
+    weights = load_file(checkpoint / "weights.safetensors")
+    scale = (cell.config.lora_alpha or cell.config.rank) / cell.config.rank
+    total = 0.0
+    for name, up in weights.items():
+        if "lora_B" in name and name.startswith("denoiser."):
+            total += float((scale * up @ weights[name.replace("lora_B", "lora_A")]).square().sum())
+    return total**0.5
+
+
+def _window_losses(folder: Path, steps: Sequence[int]) -> list[list[float]]:
+    """Mean training loss of the steps up to each checkpoint since the one before, under sampled weights if random."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["value"] for row in rows if row["metric"] == "loss"}
+    windows = zip([0, *steps[:-1]], steps, strict=True)
+    return [[last, float(np.mean([losses[step] for step in range(first + 1, last + 1)]))] for first, last in windows]
+
+
+def _loss(family: Any, cell: Cell) -> float:
+    """Of the means of the weights on the training images, relative to telling nothing; fixed draws (probes.Losses)."""
+    from fewbayes.corruption.probes import Prober
+
+    pictures = np.stack([np.asarray(picture) for picture in open_pictures(cell.folder / "reference")])
+    prompt = cell.config.instance_prompt.replace("<v>", _rare_token(cell.folder))
+    prober = Prober(family, family.encode_images(pictures)[0], [prompt] * len(pictures))
+    losses = prober.read(("losses",)).losses
+    assert losses is not None
+    return losses.mean
+
+
+def _pictured(family: Any, cell: Cell, steps: int) -> dict[str, float]:
+    """Scores of the same prompts and seeds as the run's own samples, with `steps` steps of its sampler."""
+    from fewbayes.sample import sample_images
+
+    last = max((cell.folder / "samples").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    rows = [row for row in json.loads((last / "samples.json").read_text()) if row["weights"] == "raw"]
+    prompts = [row["prompt"] for row in rows]
+    c = cell.config
+    how = {"sampler": c.sampler, "guidance": c.guidance_scale, "steps": steps}
+    pictures = sample_images(family, prompts, [row["seed"] for row in rows], **how, resolution=c.resolution)
+    references = open_pictures(cell.folder / "reference")
+    return score_pictures(pictures, prompts, references, _encoders(cell.encoders), _rare_token(cell.folder))
+
+
+def _set_mean(family: Any, checkpoints: Sequence[Path]) -> None:
+    """The mean of the weights of several checkpoints, put into a family that holds the last of them."""
+    import torch
+    from safetensors.torch import load_file
+
+    saved = [load_file(path / "weights.safetensors") for path in checkpoints]
+    modules = {"denoiser": family.denoiser, **family.text_encoders}
+    with torch.no_grad():
+        for name in saved[0]:
+            part, _, rest = name.partition(".")
+            if part in modules:
+                modules[part].get_parameter(rest).copy_(torch.stack([one[name] for one in saved]).mean(0))

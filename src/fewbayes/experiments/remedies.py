@@ -1,0 +1,119 @@
+"""What removes the corruption stage: Bayesian weights, a lower rate, averages, a pull to the start, dropout, more
+sampler steps, or a learned rare token? Same pictures, timesteps, noise and sampling seeds in every arm.
+
+The regime is one where the embedded model has a stage that lasts: a LoRA of rank 16 on all images of a subject.
+Averaged weights, the mean of the last checkpoints and more sampler steps are measured in every arm, on the same
+trainings.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fewbayes.experiments.grids import make_cells, run_cells
+from fewbayes.experiments.methods import drawn_subject, photographed_subject
+from fewbayes.experiments.runner import Arm
+from fewbayes.families import inspect_model
+from fewbayes.world.scenes import SUBJECTS
+
+NAME = "remedies"
+QUESTION = (
+    "In a regime with a corruption stage that lasts: what shortens it, what softens it, and is it more than what a "
+    "lower rate or averaged weights give?"
+)
+CHECKPOINTS = 8
+TOKEN_RATE = 4
+"""The rare token's own rate, as a multiple of the rate."""
+
+
+def arms(rate: float) -> dict[str, Arm]:
+    """The first is what the others are compared with."""
+
+    def arm(name: str, label: str, note: str, **changes: Any) -> Arm:
+        return Arm(name, label, {"learning_rate": rate} | changes, note)
+
+    def bayesian(std: float) -> Arm:
+        note = f"up matrices random, standard deviation {std:g}, learned elementwise, no divergence in the loss"
+        return arm(f"bayes-{std:g}", f"Bayesian, {std:g}", note, bayes=True, weight_std=std)
+
+    fixed = {"bayes": True, "weight_std": 0.3, "weight_std_learn": "fixed"}
+    pull = {"l2_init_weight": 10.0}
+    token = {"train_rare_token": True, "text_encoder_lr": TOKEN_RATE * rate}
+    chosen = (
+        arm("plain", "Plain", f"LoRA, AdamW at {rate:g}"),
+        bayesian(0.01),
+        bayesian(0.1),
+        bayesian(0.3),
+        bayesian(1.0),
+        arm("fixed-0.3", "Fixed noise, 0.3", "as Bayesian, 0.3, the deviations not learned", **fixed),
+        arm("slow", "Plain, quarter rate", f"AdamW at {rate / 4:g}", learning_rate=rate / 4),
+        arm("l2", "Pull to the start", "each step takes 10 x rate of the distance to the initial weights away", **pull),
+        arm("dropout", "Dropout", "noise on activations: the denoiser's dropout layers at 0.1", dropout=0.1),
+        arm("token", "Rare token learned", f"its embedding trained too, at {TOKEN_RATE * rate:g}", **token),
+    )
+    return {arm.name: arm for arm in chosen}
+
+
+def run_remedies(arguments: Sequence[str]) -> Path:
+    """`fewbayes experiment remedies`: the file of results, to be made into tables and pictures."""
+    asked = _parser().parse_args(arguments)
+    if asked.quick:
+        asked.seeds, asked.steps = 1, 20
+    if asked.seeds < 1 or asked.steps < CHECKPOINTS:
+        raise ValueError(
+            f"--seeds is {asked.seeds} and --steps {asked.steps}; there must be 1 and {CHECKPOINTS} or more"
+        )
+    if not asked.subjects and not asked.photographs:
+        raise ValueError("name at least one of --subjects and --photographs")
+    card = inspect_model(asked.model)
+    world, folder = asked.model == "tiny", asked.output_dir
+    subjects = [drawn_subject(name, folder, card.resolution) for name in asked.subjects]
+    subjects += [photographed_subject(given, folder, card.resolution, world=world) for given in asked.photographs]
+    every = asked.steps // CHECKPOINTS
+    base = {
+        "model": asked.model,
+        "method": "lora",
+        "rank": asked.rank,
+        "use_ema": True,
+        "center_crop": True,
+        "max_train_steps": asked.steps,
+        "validation_steps": every,
+        "checkpointing_steps": every,
+        "num_validation_images": asked.num_images,
+        "sampler": asked.sampler,
+        "num_inference_steps": asked.num_inference_steps,
+        "guidance_scale": asked.guidance_scale,
+    }
+    known = arms(asked.learning_rate)
+    chosen = [known[name] for name in asked.arms]
+    every_subject = [(subject, None) for subject in subjects]
+    encoders = asked.encoders or ("embedded" if world else "paper")
+    cells = make_cells(folder, base, every_subject, chosen, range(asked.seeds), encoders)
+    facts = {"title": "What removes the corruption stage", "question": QUESTION, "settings": base, "against": "plain"}
+    return run_cells(cells, folder, NAME, facts, asked.workers)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("fewbayes experiment remedies", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--output_dir", "--output-dir", type=Path, default=Path("runs/remedies"))
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(SUBJECTS)}")
+    parser.add_argument("--photographs", nargs="*", default=[], metavar="DIR:CLASS", help="all images of a folder")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--learning_rate", "--learning-rate", type=float, default=5e-4, metavar="RATE")
+    parser.add_argument("--arms", nargs="+", default=list(arms(1)), choices=list(arms(1)))
+    parser.add_argument(
+        "--num_images", "--num-images", type=int, default=2, help="samples per prompt and checkpoint [2]"
+    )
+    parser.add_argument("--sampler", default="ddim")
+    parser.add_argument("--num_inference_steps", "--num-inference-steps", type=int, default=25)
+    parser.add_argument("--guidance_scale", "--guidance-scale", type=float, default=7.5)
+    parser.add_argument("--encoders", metavar="embedded|paper|DIR", help="[embedded for the model tiny, else paper]")
+    parser.add_argument("--workers", type=int, help="trainings at a time [one per core]")
+    parser.add_argument("--quick", action="store_true", help="a look: 1 seed, 20 steps")
+    return parser

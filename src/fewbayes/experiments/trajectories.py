@@ -1,0 +1,143 @@
+"""What evaluators say of a run's samples, checkpoint by checkpoint: the curves that the corruption stage is seen in.
+
+A run keeps the pictures of its checkpoints, from raw weights and, where it averages, from averaged ones; here they are
+scored, once, into `trajectory.json` beside them. Knows folders of pictures and encoders, and nothing of arms, of
+stages or of how the run was trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fewbayes.runs import atomic_write
+
+FILE = "trajectory.json"
+QUANTITIES = {
+    "quality": "P(good): the share of the better of two antonyms, in [0, 1]",
+    "fidelity": "Dino: cosine with the training images, mean over all pairs",
+    "nearest": "Dino: cosine with the likest training image",
+    "prompt": "Clip-T: cosine with the picture's own prompt, the rare token left out",
+    "diversity": "distance of pictures of one prompt, mean over pairs",
+    "noise": "Haar's median deviation, in grey levels",
+}
+"""What is scored, each the mean over the pictures of a checkpoint."""
+TRAINING, BASE = "training", 0
+
+
+def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[str, Any]:
+    """The scores of a finished run; made anew where encoders or pictures are others.
+
+    Returns {"encoders", "training": scores of the training images, "raw": [...], "ema": [...]}, one dictionary of
+    QUANTITIES with "step" per sampled checkpoint in order. Step 0 is the base model.
+    """
+    steps = sorted((folder / "samples").glob("step-*"), key=_step)
+    made_of = {"encoders": _names(encoders), "steps": [_step(path) for path in steps]}
+    kept = folder / FILE
+    if kept.is_file() and (found := json.loads(kept.read_text()))["made_of"] == made_of:
+        return found
+    references = open_pictures(folder / "reference")
+    result: dict[str, Any] = {"made_of": made_of, TRAINING: _of_training(references, encoders)}
+    for weights in ("raw", "ema"):
+        result[weights] = [
+            {"step": _step(path)} | _scores(path, rows, references, encoders, rare_token)
+            for path in steps
+            if (rows := _rows(path, weights))
+        ]
+    atomic_write(kept, json.dumps(result) + "\n")
+    return result
+
+
+def _names(encoders: dict[str, Any]) -> dict[str, list[str]]:
+    used = ("clip", "dino", "lpips", "clip_iqa")
+    return {key: [encoders[key].identity.name, encoders[key].identity.fingerprint] for key in used}
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def open_pictures(folder: Path) -> list[Image.Image]:
+    """The PNGs of a folder by name."""
+    return [_open(path) for path in sorted(folder.glob("*.png"))]
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def _rows(path: Path, weights: str) -> list[dict[str, Any]]:
+    """What was drawn from these weights; before the first step raw and averaged weights are one."""
+    rows = json.loads((path / "samples.json").read_text())
+    kinds = {row["weights"] for row in rows}
+    wanted = "raw" if weights == "ema" and _step(path) == BASE else weights
+    return [row for row in rows if row["weights"] == wanted] if wanted in kinds else []
+
+
+def _scores(
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    references: Sequence[Image.Image],
+    encoders: dict[str, Any],
+    rare_token: str,
+) -> dict[str, float]:
+    pictures = [_open(path / row["file"]) for row in rows]
+    return score_pictures(pictures, [row["prompt"] for row in rows], references, encoders, rare_token)
+
+
+def score_pictures(
+    pictures: Sequence[Image.Image],
+    prompts: Sequence[str],
+    references: Sequence[Image.Image],
+    encoders: dict[str, Any],
+    rare_token: str,
+) -> dict[str, float]:
+    """The QUANTITIES of pictures that were made with these prompts."""
+    from fewbayes.metrics import scores
+
+    plain = [scores.without_token(prompt, rare_token) for prompt in prompts]
+    likeness = scores.fidelity(encoders["dino"].images(pictures), encoders["dino"].images(references))
+    groups = [
+        encoders["lpips"].distances([picture for picture, its in zip(pictures, prompts, strict=True) if its == prompt])
+        for prompt in dict.fromkeys(prompts)
+    ]
+    told = scores.prompt_scores(encoders["clip"].images(pictures), encoders["clip"].texts(plain))
+    return {
+        "quality": float(_quality(pictures, encoders).mean()),
+        "fidelity": likeness.mean,
+        "nearest": likeness.nearest,
+        "prompt": float(told.mean()),
+        "diversity": scores.diversity(groups).value,
+        "noise": _noise(pictures),
+    }
+
+
+def _of_training(references: Sequence[Image.Image], encoders: dict[str, Any]) -> dict[str, float]:
+    """What perfect pictures of the subject would score, as far as one can say."""
+    from fewbayes.metrics import scores
+
+    found = {"quality": float(_quality(references, encoders).mean()), "noise": _noise(references)}
+    if len(references) > 1:
+        real = scores.real_fidelity(encoders["dino"].images(references))
+        diversity = scores.diversity([encoders["lpips"].distances(references)]).value
+        found |= {"fidelity": real.mean, "nearest": real.nearest, "diversity": diversity}
+    return found
+
+
+def _quality(pictures: Sequence[Image.Image], encoders: dict[str, Any]) -> np.ndarray:
+    from fewbayes.metrics import scores
+
+    judge = encoders["clip_iqa"]
+    return scores.quality(judge.images(pictures), judge.anchors, judge.scale)
+
+
+def _noise(pictures: Sequence[Image.Image]) -> float:
+    from fewbayes.metrics.pixels import haar_noise
+
+    return float(np.mean([haar_noise(np.asarray(picture)) for picture in pictures]))
