@@ -39,8 +39,11 @@ def arms(rate: float) -> dict[str, Arm]:
         note = f"up matrices random, standard deviation {std:g}, learned elementwise, no divergence in the loss"
         return arm(f"bayes-{std:g}", f"Bayesian, {std:g}", note, bayes=True, weight_std=std)
 
+    def pulled(weight: float) -> Arm:
+        note = f"each step takes {weight:g} x rate of the distance to the initial weights away"
+        return arm(f"l2-{weight:g}", f"Pull to the start, {weight:g}", note, l2_init_weight=weight)
+
     fixed = {"bayes": True, "weight_std": 0.3, "weight_std_learn": "fixed"}
-    pull = {"l2_init_weight": 10.0}
     token = {"train_rare_token": True, "text_encoder_lr": TOKEN_RATE * rate}
     chosen = (
         arm("plain", "Plain", f"LoRA, AdamW at {rate:g}"),
@@ -50,7 +53,8 @@ def arms(rate: float) -> dict[str, Arm]:
         bayesian(1.0),
         arm("fixed-0.3", "Fixed noise, 0.3", "as Bayesian, 0.3, the deviations not learned", **fixed),
         arm("slow", "Plain, quarter rate", f"AdamW at {rate / 4:g}", learning_rate=rate / 4),
-        arm("l2", "Pull to the start", "each step takes 10 x rate of the distance to the initial weights away", **pull),
+        pulled(10.0),
+        pulled(40.0),
         arm("dropout", "Dropout", "noise on activations: the denoiser's dropout layers at 0.1", dropout=0.1),
         arm("token", "Rare token learned", f"its embedding trained too, at {TOKEN_RATE * rate:g}", **token),
     )
