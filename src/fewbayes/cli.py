@@ -131,6 +131,7 @@ EXPERIMENT_HELP = """usage: fewbayes experiment NAME ...
 
   one_shot   plain, Bayesian and a lower rate on one photograph each of several subjects
   methods    full, LoRA and OFT, plain and Bayesian, scored by the five metrics of the paper
+  map        where the corruption stage appears: rate, images, rank, guidance, sampler, optimizer
   remedies   what removes the corruption stage: Bayesian weights, lower rates, averages, and other controls
 
 `fewbayes experiment NAME --help` says more.
@@ -171,12 +172,30 @@ def _methods(arguments: list[str]) -> int:
 
 def _remedies(arguments: list[str]) -> int:
     from fewbayes.experiments.remedies import run_remedies
+    from fewbayes.report import remedies
 
-    print(run_remedies(arguments))
+    file = run_remedies(arguments)
+    print(remedies.write(file))
+    print(remedies.draw_curves(file, file.with_suffix(".png")))
     return 0
 
 
-EXPERIMENTS: dict[str, Callable[[list[str]], int]] = {"one_shot": _one_shot, "methods": _methods, "remedies": _remedies}
+def _map(arguments: list[str]) -> int:
+    from fewbayes.experiments.stage_map import run_map
+    from fewbayes.report import stage_map
+
+    file = run_map(arguments)
+    print(stage_map.write(file))
+    print(stage_map.draw(file, file.with_suffix(".png")))
+    return 0
+
+
+EXPERIMENTS: dict[str, Callable[[list[str]], int]] = {
+    "one_shot": _one_shot,
+    "methods": _methods,
+    "remedies": _remedies,
+    "map": _map,
+}
 
 
 def _report(arguments: list[str]) -> int:

@@ -95,9 +95,18 @@ def run_remedies(arguments: Sequence[str]) -> Path:
     chosen = [known[name] for name in asked.arms]
     every_subject = [(subject, None) for subject in subjects]
     encoders = asked.encoders or ("embedded" if world else "paper")
-    cells = make_cells(folder, base, every_subject, chosen, range(asked.seeds), encoders)
+    grid = make_cells(folder, base, every_subject, chosen, range(asked.seeds), encoders)
+    fewer = dict(_arm_and_number(text) for text in asked.fewer_seeds)
+    cells = [cell for cell in grid if cell.seed < fewer.get(cell.arm.name, asked.seeds)]
     facts = {"title": "What removes the corruption stage", "question": QUESTION, "settings": base, "against": "plain"}
     return run_cells(cells, folder, NAME, facts, asked.workers)
+
+
+def _arm_and_number(text: str) -> tuple[str, int]:
+    arm, _, number = text.rpartition("=")
+    if arm not in arms(1) or not number.isdecimal():
+        raise ValueError(f"--fewer_seeds {text!r} is not ARM=N; the arms are {', '.join(arms(1))}")
+    return arm, int(number)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -43,7 +43,8 @@ def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[s
         return found
     references = open_pictures(folder / "reference")
     result: dict[str, Any] = {"made_of": made_of, TRAINING: _of_training(references, encoders)}
-    for weights in ("raw", "ema"):
+    result["ema"] = []
+    for weights in ("raw", "ema") if steps and _rows(steps[-1], "ema") else ("raw",):
         result[weights] = [
             {"step": _step(path)} | _scores(path, rows, references, encoders, rare_token)
             for path in steps

@@ -1,0 +1,103 @@
+"""What a curve over checkpoints says of a corruption stage: how much is corrupted, how long in one piece, how much of
+it is only jitter, and how much could be used. Numpy only; reads the cells that `experiments/grids.py` writes.
+
+*Corrupted*: the quality of a checkpoint's pictures is below LOW of the lower of two levels, the base model's and the
+training images' own. *Sustained*: corrupted in raw and averaged weights alike, two checkpoints in a row or more; the
+rest is *jitter*, which averaging removes or the next checkpoint undoes. *Usable*: not corrupted, and at least half of
+the way from the base model's fidelity to that of the training images among themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+LOW = 2 / 3
+FEWEST_IN_A_ROW = 2
+MEASURES = {
+    "usable": ("usable checkpoints", "%", 1),
+    "corrupted": ("corrupted checkpoints", "%", -1),
+    "sustained": ("longest sustained stage", "% of the run", -1),
+    "jitter": ("jitter of the quality", "", -1),
+    "fall": ("deepest fall of Dino", "", -1),
+    "best": ("best Dino, uncorrupted", "", 1),
+    "fidelity": ("last Dino", "", 1),
+    "quality": ("last quality", "", 1),
+    "prompt": ("last Clip-T", "", 1),
+    "diversity": ("last diversity", "", 1),
+}
+"""Name: (in words, unit, 1 where more is better and -1 where less is)."""
+SHARES = ("usable", "corrupted", "sustained")
+WEIGHTS = {"raw": "raw", "ema": "averaged"}
+PROMPT_FREE = ("fidelity", "quality", "prompt", "diversity")
+
+
+def floor(cell: Mapping[str, Any]) -> float:
+    """The quality below which a checkpoint counts as corrupted."""
+    return LOW * min(cell["raw"][0]["quality"], cell["training"]["quality"])
+
+
+def corrupted(cell: Mapping[str, Any], weights: str) -> np.ndarray:
+    """By checkpoint, the base model left out."""
+    return np.array([row["quality"] < floor(cell) for row in cell[weights][1:]])
+
+
+def half_way(cell: Mapping[str, Any]) -> float:
+    """Between the base model's fidelity and that of the training images; a single image is as like itself as can be."""
+    return (cell["raw"][0]["fidelity"] + cell["training"].get("fidelity", 1.0)) / 2
+
+
+def measures(cell: Mapping[str, Any], weights: str) -> dict[str, float]:
+    """MEASURES of one training, from its raw or its averaged weights."""
+    rows = cell[weights][1:]
+    base = cell["raw"][0]["fidelity"]
+    bad = corrupted(cell, weights)
+    fidelity = np.array([row["fidelity"] for row in rows])
+    peaks = np.maximum.accumulate(np.array([base, *fidelity]))[1:]
+    both = corrupted(cell, "raw") & corrupted(cell, "ema") if cell["ema"] else bad
+    last = rows[-1]
+    return {
+        "usable": float((~bad & (fidelity >= half_way(cell))).mean()),
+        "corrupted": float(bad.mean()),
+        "sustained": longest(both) / len(bad),
+        "jitter": roughness([row["quality"] for row in rows]),
+        "fall": float((peaks - fidelity).max()),
+        "best": float(fidelity[~bad].max()) if not bad.all() else base,
+    } | {name: last[name] for name in PROMPT_FREE}
+
+
+def longest(inside: np.ndarray) -> int:
+    """Length of the longest run of true values; runs of fewer than FEWEST_IN_A_ROW count as none."""
+    edges = np.diff([0, *inside.astype(int), 0])
+    lengths = np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
+    kept = lengths[lengths >= FEWEST_IN_A_ROW]
+    return int(kept.max()) if len(kept) else 0
+
+
+def roughness(values: Sequence[float]) -> float:
+    """Mean distance of a value from the middle of its two neighbours: 0 for a straight line."""
+    curve = np.asarray(values, dtype=float)
+    return float(np.abs(curve[1:-1] - (curve[:-2] + curve[2:]) / 2).mean()) if len(curve) > 2 else 0.0
+
+
+def at_same_distance(cell: Mapping[str, Any], control: Mapping[str, Any], name: str) -> float | None:
+    """Mean lead of a quantity over the control's at the same distance of the weights from the start, raw weights.
+
+    The control is interpolated between its checkpoints, the base model at distance 0 included. Checkpoints farther out
+    than the control ever got have no counterpart; None where none has, or distances were not measured.
+    """
+    if not cell.get("displacement") or cell["displacement"][0][1] is None:
+        return None
+    far, level = _by_distance(control, name)
+    mine = list(zip(*_by_distance(cell, name), strict=True))[1:]
+    leads = [value - float(np.interp(distance, far, level)) for distance, value in mine if distance <= far[-1]]
+    return float(np.mean(leads)) if leads else None
+
+
+def _by_distance(cell: Mapping[str, Any], name: str) -> tuple[list[float], list[float]]:
+    """Distances and a quantity, in order of the distance, which may shrink now and then."""
+    distance = {0: 0.0} | dict(cell["displacement"])
+    pairs = sorted((distance[row["step"]], row[name]) for row in cell["raw"])
+    return [d for d, _ in pairs], [value for _, value in pairs]

@@ -1,0 +1,168 @@
+"""Measures of corruption along a training, and the comparison of remedies from training to table."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewbayes.experiments.grids import CELL, first_images, rounded
+from fewbayes.experiments.methods import drawn_subject
+from fewbayes.experiments.remedies import arms, run_remedies
+from fewbayes.report import remedies as report
+from fewbayes.report.trajectories import at_same_distance, corrupted, longest, measures, roughness
+
+
+def cell(qualities, fidelities, averaged=None, distances=None, **keys):
+    """A training with a base of quality 0.8 and fidelity 0, of images with quality 0.9 and fidelity 0.8."""
+
+    def rows(values):
+        found = zip([0.8, *values], [0.0, *fidelities], strict=True)
+        return [
+            {"step": 100 * i, "quality": q, "fidelity": f, "prompt": 0.5, "diversity": 0.6}
+            for i, (q, f) in enumerate(found)
+        ]
+
+    steps = [100 * (i + 1) for i in range(len(qualities))]
+    return {
+        "subject": "mug",
+        "images": 4,
+        "arm": "plain",
+        "seed": 0,
+        "training": {"quality": 0.9, "fidelity": 0.8},
+        "raw": rows(qualities),
+        "ema": rows(qualities if averaged is None else averaged),
+        "displacement": [[step, d] for step, d in zip(steps, distances or [1.0 * s for s in steps], strict=True)],
+    } | keys
+
+
+def test_a_stage_in_raw_and_averaged_weights_is_sustained():
+    found = measures(cell([0.8, 0.1, 0.1, 0.1, 0.8], [0.5, 0.2, 0.1, 0.3, 0.7]), "raw")
+    assert found["corrupted"] == pytest.approx(0.6)
+    assert found["sustained"] == pytest.approx(0.6)
+    assert found["fall"] == pytest.approx(0.4)
+    assert found["best"] == 0.7
+
+
+def test_what_averaging_repairs_is_not_sustained():
+    jittery = cell([0.8, 0.1, 0.1, 0.1, 0.8], [0.5] * 5, averaged=[0.8] * 5)
+    assert measures(jittery, "raw")["sustained"] == 0
+    assert measures(jittery, "raw")["corrupted"] == pytest.approx(0.6)
+    assert measures(jittery, "ema")["corrupted"] == 0
+
+
+def test_one_bad_checkpoint_between_good_ones_is_not_sustained():
+    assert measures(cell([0.8, 0.1, 0.8, 0.1, 0.8], [0.5] * 5), "raw")["sustained"] == 0
+
+
+def test_quality_counts_against_the_worse_of_base_and_training_images():
+    poor = cell([0.35, 0.25], [0.5, 0.5])
+    poor["training"]["quality"] = 0.45  # textured photographs are judged harshly, and so must their copies not be
+    assert corrupted(poor, "raw").tolist() == [False, True]
+
+
+def test_an_unlearned_checkpoint_is_not_usable_and_neither_is_a_corrupted_one():
+    assert measures(cell([0.8, 0.8, 0.1], [0.1, 0.5, 0.7]), "raw")["usable"] == pytest.approx(1 / 3)
+
+
+def test_the_best_of_a_run_that_is_corrupted_throughout_is_the_base_model():
+    assert measures(cell([0.1, 0.1], [0.5, 0.7]), "raw")["best"] == 0.0
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1), st.integers(3, 12))
+def test_a_straight_line_has_no_jitter(start, slope, count):
+    assert roughness([start + slope * i for i in range(count)]) == pytest.approx(0, abs=1e-9)
+
+
+@given(st.lists(st.booleans(), max_size=20))
+def test_the_longest_run_is_what_a_plain_loop_finds(inside):
+    best = run = 0
+    for value in inside:
+        run = run + 1 if value else 0
+        best = max(best, run)
+    assert longest(np.array(inside, dtype=bool)) == (best if best >= 2 else 0)
+
+
+def test_a_slower_clock_has_no_lead_at_the_same_distance():
+    plain = cell([0.7, 0.5, 0.3, 0.2], [0.2, 0.4, 0.6, 0.8], distances=[1.0, 2.0, 3.0, 4.0])
+    slow = cell([0.75, 0.7, 0.6, 0.5], [0.1, 0.2, 0.3, 0.4], distances=[0.5, 1.0, 1.5, 2.0])
+    assert at_same_distance(slow, plain, "quality") == pytest.approx(0)
+    assert at_same_distance(slow, plain, "fidelity") == pytest.approx(0)
+
+
+def test_a_better_path_leads_by_what_it_is_better():
+    plain = cell([0.7, 0.5], [0.2, 0.4], distances=[1.0, 2.0])
+    better = cell([0.8, 0.6], [0.2, 0.4], distances=[1.0, 2.0])
+    assert at_same_distance(better, plain, "quality") == pytest.approx(0.1)
+
+
+def test_what_went_farther_than_the_control_ever_did_is_not_compared():
+    plain = cell([0.7, 0.5], [0.2, 0.4], distances=[1.0, 2.0])
+    assert at_same_distance(cell([0.8], [0.2], distances=[5.0]), plain, "quality") is None
+
+
+def test_fewer_images_are_the_first_ones(tmp_path):
+    subject = drawn_subject("swirl_fish", tmp_path, 64)
+    folder, count = first_images(subject, 2)
+    assert (count, sorted(path.name for path in folder.iterdir())) == (2, ["00.png", "01.png"])
+    assert (folder / "01.png").read_bytes() == (subject.photographs / "01.png").read_bytes()
+    assert first_images(subject, None) == (subject.photographs, 4)
+    with pytest.raises(ValueError, match="has 4 images; 9 were asked for"):
+        first_images(subject, 9)
+
+
+def test_rounding_keeps_what_is_no_number():
+    assert rounded({"a": [0.123456, None, "x", 3]}) == {"a": [0.1235, None, "x", 3]}
+
+
+def test_every_arm_changes_something_and_the_first_is_plain():
+    changes = [dict(arm.changes) for arm in arms(1e-3).values()]
+    assert next(iter(arms(1e-3))) == "plain"
+    assert all(one != other for i, one in enumerate(changes) for other in changes[:i])
+
+
+def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path):
+    wanted = [
+        "--output_dir",
+        str(tmp_path),
+        "--subjects",
+        "swirl_fish",
+        "--seeds",
+        "1",
+        "--steps",
+        "8",
+        "--workers",
+        "1",
+    ]
+    wanted += ["--num_inference_steps", "2", "--arms", "plain", "bayes-0.3"]
+    wanted += ["--fewer_seeds", "plain=1", "bayes-0.3=1"]
+    file = run_remedies(wanted)
+    first = file.read_text()
+    cells = json.loads(first)["cells"]
+    assert [cell["arm"] for cell in cells] == ["plain", "bayes-0.3"]
+    assert [row["step"] for row in cells[0]["raw"]] == list(range(9))
+    assert cells[0]["raw"][0] == cells[0]["ema"][0] == cells[1]["raw"][0]
+    assert 0 < cells[0]["displacement"][0][1] < cells[0]["displacement"][-1][1]
+    assert not list(tmp_path.glob("**/checkpoint-*"))
+    stamp = (tmp_path / "swirl_fish/4/plain-seed0" / CELL).stat().st_mtime_ns
+    assert json.loads(run_remedies(wanted).read_text())["cells"] == cells
+    assert (tmp_path / "swirl_fish/4/plain-seed0" / CELL).stat().st_mtime_ns == stamp
+    text = report.write(file).read_text()
+    assert "Bayesian, 0.3, raw less Plain, raw" in text
+    for draw in (
+        report.draw_curves(file, tmp_path / "a.png"),
+        report.draw_strips(file, tmp_path / "b.png", "swirl_fish", arms=["plain", "bayes-0.3"]),
+    ):
+        assert draw.stat().st_size > 5000
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="name at least one"):
+        run_remedies(["--output_dir", str(tmp_path)])
+    with pytest.raises(ValueError, match="'plane=2' is not ARM=N"):
+        run_remedies(["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--fewer_seeds", "plane=2"])
+    with pytest.raises(ValueError, match="--steps 4"):
+        run_remedies(["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--steps", "4"])

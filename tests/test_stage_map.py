@@ -1,0 +1,53 @@
+"""The map of the corruption stage, from its grid to its table and picture."""
+
+from __future__ import annotations
+
+import pytest
+
+from fewbayes.experiments.stage_map import CENTRE, axes, run_map
+from fewbayes.report import stage_map as report
+
+
+def test_no_two_settings_of_the_map_are_one():
+    arms = [arm for group in axes(5e-4).values() for arm in group]
+    assert len({arm.name for arm in arms}) == len(arms)
+    changes = [dict(arm.changes) for arm in arms]
+    assert all(change and change != other for i, change in enumerate(changes) for other in changes[:i])
+
+
+def cell(qualities, arm=CENTRE.name, images=4):
+    rows = [{"step": 100 * i, "quality": q, "fidelity": 0.5} for i, q in enumerate([0.9, *qualities])]
+    rows = [row | {"prompt": 0.5, "diversity": 0.5} for row in rows]
+    training = {"quality": 0.9, "fidelity": 0.9}
+    return {"subject": "mug", "images": images, "arm": arm, "seed": 0, "training": training, "raw": rows, "ema": []}
+
+
+def test_a_stage_has_an_onset_a_length_and_an_end():
+    found = report.summary(cell([0.9, 0.1, 0.1, 0.9]))
+    assert (found["onset"], found["longest"], found["recovered"]) == (200, 0.5, 1.0)
+    assert report.summary(cell([0.9, 0.9, 0.1, 0.1]))["recovered"] == 0.0
+    assert report.summary(cell([0.9, 0.1, 0.9, 0.1]))["onset"] is None
+
+
+def test_settings_come_axis_by_axis_and_fewer_images_apart():
+    study = {
+        "arms": [{"name": "centre", "label": "centre"}, {"name": "slow", "label": "slower"}],
+        "axes": {"learning rate": ["slow"], "guidance": ["never run"]},
+        "cells": [cell([0.9]), cell([0.9], images=1), cell([0.9], arm="slow")],
+    }
+    study["arms"].append({"name": "never run", "label": "-"})
+    rows = [(axis, words) for axis, words, _ in report.settings(study)]
+    assert rows == [("", "centre"), ("number of images", "1 image"), ("learning rate", "slower")]
+
+
+def test_a_map_runs_from_its_command_to_its_picture(tmp_path):
+    wanted = ["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--quick", "--workers", "1"]
+    file = run_map([*wanted, "--num_inference_steps", "2", "--axes", "number of images"])
+    text = report.write(file).read_text()
+    assert "| number of images | 1 image |" in text
+    assert report.draw(file, tmp_path / "map.png").stat().st_size > 5000
+
+
+def test_a_map_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="name at least one"):
+        run_map(["--output_dir", str(tmp_path)])
