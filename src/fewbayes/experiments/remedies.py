@@ -119,6 +119,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--learning_rate", "--learning-rate", type=float, default=5e-4, metavar="RATE")
+    parser.add_argument(
+        "--fewer_seeds",
+        "--fewer-seeds",
+        nargs="*",
+        default=[],
+        metavar="ARM=N",
+        help="arms with the first N seeds only",
+    )
     parser.add_argument("--arms", nargs="+", default=list(arms(1)), choices=list(arms(1)))
     parser.add_argument(
         "--num_images", "--num-images", type=int, default=2, help="samples per prompt and checkpoint [2]"
