@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from fewbayes.world.draw import cells, coverage, ellipse, noise, paint, pixel_grid
 from training import Training, batch_indices, device, run_training, to_unit
 
+LOG_VARIANCE = -20.0
 KL_WEIGHT = 1e-6
 BATCH = 16
 
@@ -94,6 +95,19 @@ def standardise(vae: AutoencoderKL, pictures: np.ndarray) -> None:
     """Set the scaling factor so that latents of scenes have unit standard deviation."""
     x = to_unit(pictures[:512]).to(device())
     vae.register_to_config(scaling_factor=float(1 / vae.encode(x).latent_dist.mean.std()))
+
+
+@torch.no_grad()
+def fix_deviations(vae: AutoencoderKL) -> None:
+    """Make the encoder answer its mean, with a deviation of exp(LOG_VARIANCE / 2) everywhere.
+
+    Trainers draw latents from the encoder's Gaussian, and the U-Net was pretrained on its means: what a channel of the
+    latents has learned to leave open would be noise that fine-tuning meets for the first time.
+    """
+    assert vae.quant_conv is not None
+    channels = vae.config.latent_channels
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = LOG_VARIANCE
 
 
 @torch.no_grad()

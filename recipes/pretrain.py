@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 import fewbayes.world
-from autoencoder import pretrain_autoencoder, psnr, standardise
+from autoencoder import fix_deviations, pretrain_autoencoder, psnr, standardise
 from card import write_card
 from fewbayes.families.tokens import write_slow_tokenizer
 from fewbayes.world.scenes import RARE_TOKEN
@@ -81,6 +81,7 @@ def main() -> None:
     pictures = scene_pictures(work / "data", options.scenes)
     vae = pretrain_autoencoder(work / "autoencoder", pictures, options.autoencoder_steps)
     standardise(vae, pictures)
+    fix_deviations(vae)
     latents = work / "data" / f"latents-{options.scenes}-{options.autoencoder_steps}.npy"
     pipeline = pretrain_pipeline(work / "pipeline", vae, pictures, options.pipeline_steps, latents)
     recogniser = pretrain_recogniser(work / "recogniser", pictures, options.recogniser_steps)

@@ -139,3 +139,11 @@ def test_the_pipeline_follows_prompts():
     for key in VOCABULARY:
         right = [getattr(s, key) == a[key] for s, a in zip(seen, asked, strict=True)]
         assert np.mean(right) >= at_least[key], (key, right)
+
+
+def test_training_sees_the_latents_that_the_model_was_pretrained_on():
+    """The U-Net knows the encoder's means; trainers draw from its Gaussian, which must therefore be narrow."""
+    family = load_family("tiny")
+    pictures = np.stack([np.round(subject_photograph("swirl_fish", i)[0] * 255).astype(np.uint8) for i in range(2)])
+    mean, deviation = family.encode_images(pictures)
+    assert float(deviation.max()) < 0.01 * float(mean.std((0, 2, 3)).min())
