@@ -187,18 +187,31 @@ def _weighed(cell: Cell) -> dict[str, Any]:
 
 
 def _displacement(checkpoint: Path, cell: Cell) -> float | None:
-    """Frobenius norm of what a LoRA adds to the denoiser's weights; None for other methods."""
+    """Frobenius norm of the change of the denoiser's weights; None for methods that are neither full nor LoRA."""
     from safetensors.torch import load_file
 
-    if cell.config.method != "lora":
-        return None
     weights = load_file(checkpoint / "weights.safetensors")
-    scale = (cell.config.lora_alpha or cell.config.rank) / cell.config.rank
     total = 0.0
-    for name, up in weights.items():
-        if "lora_B" in name and name.startswith("denoiser."):
-            total += float((scale * up @ weights[name.replace("lora_B", "lora_A")]).square().sum())
+    if cell.config.method == "full":
+        start = _initial_weights(cell.config.model)
+        for name, weight in weights.items():
+            total += float((weight - start[name]).square().sum()) if name in start else 0.0
+    elif cell.config.method == "lora":
+        scale = (cell.config.lora_alpha or cell.config.rank) / cell.config.rank
+        for name, up in weights.items():
+            if "lora_B" in name and name.startswith("denoiser."):
+                total += float((scale * up @ weights[name.replace("lora_B", "lora_A")]).square().sum())
+    else:
+        return None
     return total**0.5
+
+
+@cache
+def _initial_weights(model: str) -> dict[str, Any]:
+    from fewbayes.families import load_family
+
+    named = load_family(model).denoiser.named_parameters()
+    return {f"denoiser.{name}": weight.detach().clone() for name, weight in named}
 
 
 def _window_losses(folder: Path, steps: Sequence[int]) -> list[list[float]]:

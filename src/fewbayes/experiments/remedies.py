@@ -1,7 +1,6 @@
 """What removes the corruption stage: Bayesian weights, a lower rate, averages, a pull to the start, dropout, more
 sampler steps, or a learned rare token? Same pictures, timesteps, noise and sampling seeds in every arm.
 
-The regime is one where the embedded model has a stage that lasts: a LoRA of rank 16 on all images of a subject.
 Averaged weights, the mean of the last checkpoints and more sampler steps are measured in every arm, on the same
 trainings.
 """
@@ -9,7 +8,7 @@ trainings.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,39 +24,43 @@ QUESTION = (
     "lower rate or averaged weights give?"
 )
 CHECKPOINTS = 8
-TOKEN_RATE = 4
-"""The rare token's own rate, as a multiple of the rate."""
+STDS = {"full": (0.01, 0.03, 0.1), "lora": (0.01, 0.1, 0.3, 1.0)}
+"""Standard deviations by method, the paper's first. Full: of trained weights that spread by 0.03 to 0.07 themselves;
+LoRA: of up matrices that begin at zero."""
+FIXED = {"full": 0.03, "lora": 0.3}
+PULLS = {"full": (10.0,), "lora": (10.0, 40.0)}
 
 
-def arms(rate: float) -> dict[str, Arm]:
+def arms(rate: float, method: str) -> dict[str, Arm]:
     """The first is what the others are compared with."""
 
     def arm(name: str, label: str, note: str, **changes: Any) -> Arm:
         return Arm(name, label, {"learning_rate": rate} | changes, note)
 
     def bayesian(std: float) -> Arm:
-        note = f"up matrices random, standard deviation {std:g}, learned elementwise, no divergence in the loss"
+        note = f"standard deviation {std:g}, learned elementwise, no divergence in the loss"
         return arm(f"bayes-{std:g}", f"Bayesian, {std:g}", note, bayes=True, weight_std=std)
 
     def pulled(weight: float) -> Arm:
         note = f"each step takes {weight:g} x rate of the distance to the initial weights away"
         return arm(f"l2-{weight:g}", f"Pull to the start, {weight:g}", note, l2_init_weight=weight)
 
-    fixed = {"bayes": True, "weight_std": 0.3, "weight_std_learn": "fixed"}
-    token = {"train_rare_token": True, "text_encoder_lr": TOKEN_RATE * rate}
-    chosen = (
-        arm("plain", "Plain", f"LoRA, AdamW at {rate:g}"),
-        bayesian(0.01),
-        bayesian(0.1),
-        bayesian(0.3),
-        bayesian(1.0),
-        arm("fixed-0.3", "Fixed noise, 0.3", "as Bayesian, 0.3, the deviations not learned", **fixed),
+    fixed = {"bayes": True, "weight_std": FIXED[method], "weight_std_learn": "fixed"}
+    chosen = [
+        arm("plain", "Plain", f"AdamW at {rate:g}"),
+        *map(bayesian, STDS[method]),
+        arm("fixed", f"Fixed noise, {FIXED[method]:g}", "as Bayesian, the deviations not learned", **fixed),
         arm("slow", "Plain, quarter rate", f"AdamW at {rate / 4:g}", learning_rate=rate / 4),
-        pulled(10.0),
-        pulled(40.0),
+        *map(pulled, PULLS[method]),
         arm("dropout", "Dropout", "noise on activations: the denoiser's dropout layers at 0.1", dropout=0.1),
-        arm("token", "Rare token learned", f"its embedding trained too, at {TOKEN_RATE * rate:g}", **token),
-    )
+    ]
+    if method == "full":  # up matrices of a LoRA have no spread to be relative to
+        relative = {"bayes": True, "weight_std": 0.3, "weight_std_mode": "relative"}
+        note = "standard deviation 0.3 of each weight matrix's own spread, learned elementwise"
+        chosen.append(arm("relative", "Bayesian, 0.3 of the spread", note, **relative))
+    else:
+        token = {"train_rare_token": True, "text_encoder_lr": 4 * rate}
+        chosen.append(arm("token", "Rare token learned", f"its embedding trained too, at {4 * rate:g}", **token))
     return {arm.name: arm for arm in chosen}
 
 
@@ -79,8 +82,8 @@ def run_remedies(arguments: Sequence[str]) -> Path:
     every = asked.steps // CHECKPOINTS
     base = {
         "model": asked.model,
-        "method": "lora",
-        "rank": asked.rank,
+        "method": asked.method,
+        **({"rank": asked.rank} if asked.method == "lora" else {}),
         "use_ema": True,
         "center_crop": True,
         "max_train_steps": asked.steps,
@@ -91,22 +94,29 @@ def run_remedies(arguments: Sequence[str]) -> Path:
         "num_inference_steps": asked.num_inference_steps,
         "guidance_scale": asked.guidance_scale,
     }
-    known = arms(asked.learning_rate)
-    chosen = [known[name] for name in asked.arms]
+    known = arms(asked.learning_rate, asked.method)
+    chosen = [known[name] for name in _named(asked.arms or list(known), known)]
     every_subject = [(subject, None) for subject in subjects]
     encoders = asked.encoders or ("embedded" if world else "paper")
     grid = make_cells(folder, base, every_subject, chosen, range(asked.seeds), encoders)
-    fewer = dict(_arm_and_number(text) for text in asked.fewer_seeds)
+    fewer = dict(_arm_and_number(text, known) for text in asked.fewer_seeds)
     cells = [cell for cell in grid if cell.seed < fewer.get(cell.arm.name, asked.seeds)]
     facts = {"title": "What removes the corruption stage", "question": QUESTION, "settings": base, "against": "plain"}
     return run_cells(cells, folder, NAME, facts, asked.workers)
 
 
-def _arm_and_number(text: str) -> tuple[str, int]:
+def _named(names: Sequence[str], known: Mapping[str, Arm]) -> Sequence[str]:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} is not among the arms {', '.join(known)}")
+    return names
+
+
+def _arm_and_number(text: str, known: Mapping[str, Arm]) -> tuple[str, int]:
     arm, _, number = text.rpartition("=")
-    if arm not in arms(1) or not number.isdecimal():
-        raise ValueError(f"--fewer_seeds {text!r} is not ARM=N; the arms are {', '.join(arms(1))}")
-    return arm, int(number)
+    if not number.isdecimal():
+        raise ValueError(f"--fewer_seeds {text!r} is not ARM=N, as in dropout=2")
+    return _named([arm], known)[0], int(number)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,9 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(SUBJECTS)}")
     parser.add_argument("--photographs", nargs="*", default=[], metavar="DIR:CLASS", help="all images of a folder")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--method", choices=tuple(STDS), default="full")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--learning_rate", "--learning-rate", type=float, default=5e-4, metavar="RATE")
+    parser.add_argument("--learning_rate", "--learning-rate", type=float, default=1e-3, metavar="RATE")
     parser.add_argument(
         "--fewer_seeds",
         "--fewer-seeds",
@@ -127,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ARM=N",
         help="arms with the first N seeds only",
     )
-    parser.add_argument("--arms", nargs="+", default=list(arms(1)), choices=list(arms(1)))
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="[all; a wrong one is answered with the list]")
     parser.add_argument(
         "--num_images", "--num-images", type=int, default=2, help="samples per prompt and checkpoint [2]"
     )

@@ -19,8 +19,8 @@ from fewbayes.statistics import Estimate, bootstrap, compare, finite, reading
 Arm = tuple[str, str]
 """An arm's name and whose weights: raw, ema, or the mean of the last checkpoints, or with more sampler steps."""
 EXTRA = {"mean_of_last": "mean of the last 5 checkpoints", "more_steps": "raw, four times the sampler's steps"}
-CONTROLS = (("plain", "ema"), ("slow", "raw"), ("slow", "ema"), ("l2-10", "raw"), ("l2-40", "raw"), ("token", "raw"))
-"""What Bayesian training is held against beyond plain training: averages, a lower rate, and what is not Bayesian."""
+CONTROLS = ("plain", "slow", "l2-10", "l2-40", "token")
+"""What Bayesian training is held against beyond plain training of the same weights."""
 CONTRASTED = ("usable", "corrupted", "best", "fidelity", "quality", "diversity")
 
 
@@ -144,8 +144,11 @@ def _against(
 
 def _bayesian(table: Mapping[Arm, Any], labels: Mapping[str, str]) -> str:
     """Each standard deviation, so that none is picked after the fact; averaged against averaged."""
-    arms = [arm for arm in labels if arm.startswith("bayes")]
-    pieces = [_against(table, labels, [c for c in CONTROLS if c[1] == w], [(arm, w) for arm in arms]) for w in WEIGHTS]
+    arms = [arm for arm in labels if arm.startswith(("bayes", "relative"))]
+    pieces = [
+        _against(table, labels, [(c, w) for c in CONTROLS if (c, w) != ("plain", "raw")], [(arm, w) for arm in arms])
+        for w in WEIGHTS
+    ]
     crossed = _against(table, labels, [("plain", "ema")], [(arm, "raw") for arm in arms])
     return "\n\n".join(piece for piece in (*pieces, crossed) if piece)
 
@@ -190,15 +193,25 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
-SHOWN = ("plain", "bayes-0.1", "bayes-0.3", "slow", "l2-40", "token")
+SHOWN = {
+    "full": ("plain", "bayes-0.01", "bayes-0.03", "slow", "l2-10", "dropout"),
+    "lora": ("plain", "bayes-0.1", "bayes-0.3", "slow", "l2-40", "token"),
+}
 COLOURS = ("#1f1f1f", "#8ecae6", "#1d6fb8", "#e07a1f", "#7d5ba6", "#2a9d5c")
 
 
-def draw_curves(file: Path, picture: Path, arms: Sequence[str] = SHOWN) -> Path:
+def shown(study: Mapping[str, Any]) -> list[str]:
+    """The arms that a picture has room for."""
+    known = {arm["name"] for arm in study["arms"]}
+    return [arm for arm in SHOWN[study["settings"]["method"]] if arm in known]
+
+
+def draw_curves(file: Path, picture: Path, arms: Sequence[str] | None = None) -> Path:
     """Quality and fidelity over the steps: a column per subject, a line per arm, averaged weights dashed."""
     from matplotlib.figure import Figure
 
     study = read(file)
+    arms = arms or shown(study)
     labels = {arm["name"]: arm["label"] for arm in study["arms"]}
     subjects = list(dict.fromkeys(cell["subject"] for cell in study["cells"]))
     figure = Figure(figsize=(2.9 * len(subjects), 5.4), layout="constrained")
@@ -209,7 +222,7 @@ def draw_curves(file: Path, picture: Path, arms: Sequence[str] = SHOWN) -> Path:
         row[0].set_ylabel(words)
         for axis, subject in zip(row, subjects, strict=True):
             cells = [cell for cell in study["cells"] if cell["subject"] == subject]
-            for arm, colour in zip(arms, COLOURS, strict=True):
+            for arm, colour in zip(arms, COLOURS, strict=False):
                 chosen = [cell for cell in cells if cell["arm"] == arm]
                 for weights, style in (("raw", "-"), ("ema", "--")):
                     _curve(axis, chosen, weights, name, colour, style, labels.get(arm))
@@ -241,12 +254,13 @@ def _curve(
         axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.10, lw=0)
 
 
-def draw_strips(file: Path, picture: Path, subject: str, *, arms: Sequence[str] = SHOWN, seed: int = 0) -> Path:
+def draw_strips(file: Path, picture: Path, subject: str, *, arms: Sequence[str] | None = None, seed: int = 0) -> Path:
     """One sample along training, the same prompt and seed in every arm: raw weights, of plain averaged ones too."""
     from matplotlib.figure import Figure
     from PIL import Image
 
     study = read(file)
+    arms = arms or shown(study)
     labels = {arm["name"]: arm["label"] for arm in study["arms"]}
     cell = next(c for c in study["cells"] if c["subject"] == subject and c["arm"] == arms[0] and c["seed"] == seed)
     place = file.parent / subject / str(cell["images"])
