@@ -212,6 +212,13 @@ def test_names_of_the_papers_script_are_accepted():
         ({"bayes": True, "weight_std_tolerance": 0.05, "weight_std": 0.01}, "give one of them"),
         ({"bayes": True, "weight_std_tolerance": 0}, "greater than 0"),
         ({"checkpointing_steps": -1}, "0 or more"),
+        ({"monitor_steps": -1}, "0 or more"),
+        ({"stop_when": "good"}, "one of never, corrupted, memorised"),
+        ({"stop_when": "corrupted"}, "monitor_steps is 0 and nobody looks; add monitor_steps, 100 is"),
+        (
+            {"stop_when": "memorised", "monitor_steps": 50},
+            "memorised, but validation_steps is 0 .* validation_steps, 50",
+        ),
         ({"lr_warmup_steps": 5}, "constant_with_warmup"),
         ({"bayes": True, "kl_weight": 1.0, "weight_std": 0}, "infinite"),
         ({"bayes": "perhaps"}, "true or false"),
@@ -412,8 +419,9 @@ def test_memory_is_written_with_its_unit(text, size):
     assert config_room.memory_bytes(text) == size
 
 
-def test_a_run_may_move_and_be_sampled_and_saved_otherwise():
+def test_a_run_may_move_and_be_sampled_watched_and_saved_otherwise():
     free = {"output_dir": "ELSEWHERE", "checkpointing_steps": 7, "validation_steps": 3, "sampler": "ddpm"}
+    free |= {"monitor_steps": 3, "stop_when": "corrupted"}
     assert config(**free).fingerprint() == config().fingerprint()
 
 

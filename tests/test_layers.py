@@ -15,7 +15,7 @@ FLOORS = {
     1: "methods objective ema conditioning",
     2: "families data batches layouts",
     3: "sample class_images memory",
-    4: "train checkpoints metrics corruption export",
+    4: "train validation checkpoints metrics corruption export",
     5: "world",
     6: "experiments sweep",
     7: "report study",

@@ -17,13 +17,15 @@ from fewbayes.runs import RunFolder, read_manifest, read_metrics
 from fewbayes.train import train
 
 PLAIN = {"max_train_steps": 120, "checkpointing_steps": 5, "checkpoints_total_limit": 2}
+WATCHED = PLAIN | {"monitor_steps": 20, "learning_rate": 3e-3}
 BAYES = PLAIN | {"bayes": True, "use_ema": True, "export_weights": "ema", "kl_weight": 1e-4, "lr_scheduler": "cosine"}
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The weights, averages, deviations and optimizer state that a run ended with, and its samples, bit for bit."""
-    kept = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("samples/*/*/*.png")}
-    for path in folder.glob("*/*.safetensors"):
+    """Weights, averages, deviations and optimizer state that a run ended with, samples, stages, best/, bit for bit."""
+    bytewise = [*folder.glob("samples/*/*/*.png"), *folder.glob("stages.jsonl"), *folder.glob("best/best.json")]
+    kept = {str(path.relative_to(folder)): path.read_bytes() for path in bytewise}
+    for path in [*folder.glob("*/*.safetensors"), *folder.glob("best/*/*.safetensors")]:
         tensors = load_file(path)
         kept |= {f"{path.relative_to(folder)} {name}": value.numpy().tobytes() for name, value in tensors.items()}
     return kept
@@ -60,7 +62,7 @@ def start_and_kill(config, path: Path, after: str) -> None:
         process.communicate()
 
 
-@pytest.mark.parametrize("arm", [PLAIN, BAYES], ids=["plain", "bayes"])
+@pytest.mark.parametrize("arm", [PLAIN, BAYES, WATCHED], ids=["plain", "bayes", "watched"])
 def test_killed_and_started_again_ends_bit_for_bit_the_same(settings, tmp_path, arm, family):
     arm = arm | {"validation_steps": 60}
     whole = train(settings("whole", **arm), family=family, progress=False)

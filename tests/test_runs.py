@@ -572,6 +572,82 @@ def test_a_damaged_row_in_the_middle_is_named(run):
         run.metrics()
 
 
+# --- stages and the best model ----------------------------------------------------------------------------------------
+
+
+def test_judgements_are_appended_torn_and_dropped_like_metrics(run):
+    for step in (1, 2, 3):
+        run.log_stage({"step": step, "stage": "good", "evidence": ("ä",)})
+    file = run.path / "stages.jsonl"
+    file.write_bytes(file.read_bytes()[:-5])
+    run.close()
+    again = run_at(run.path)
+    assert read_metrics(file) == [{"step": step, "stage": "good", "evidence": ["ä"]} for step in (1, 2)]
+    again.resume_from(1)
+    assert [row["step"] for row in read_metrics(file)] == [1]
+    again.close()
+
+
+def write_best(run, text: str, step: int) -> None:
+    run.write_best(lambda folder: (folder / "model").write_text(text), {"step": step})
+
+
+def test_the_best_model_is_replaced_whole_and_a_failure_leaves_the_old_one(run):
+    write_best(run, "old", 1)
+    write_best(run, "new", 2)
+    with pytest.raises(TypeError):
+        write_best(run, None, 3)  # type: ignore
+    assert names(run.path / "best") == {"model", "best.json"}
+    assert (run.path / "best/model").read_text() == "new"
+    assert json.loads((run.path / "best/best.json").read_text()) == {"step": 2}
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="no system call for it")
+def test_at_no_moment_is_there_no_best_model(tmp_path):
+    """Another process looks as often as it can, while it is replaced again and again."""
+    if not runs._exchanged(*_two_folders(tmp_path)):
+        pytest.skip("this file system cannot exchange folders")
+    run = run_at(tmp_path / "OUT")
+    write_best(run, "x" * 1000, 0)
+    looker = child(LOOKER, run.path)
+    assert looker.stdout.readline() == "looking\n"
+    for step in range(100):
+        write_best(run, "x" * 1000, step)
+    (run.path / "stop").touch()
+    said, errors = looker.communicate(timeout=60)
+    assert (said, errors) == ("always there\n", "")
+    run.close()
+
+
+LOOKER = """
+import os, sys
+print("looking", flush=True)
+while not os.path.exists(sys.argv[1] + "/stop"):
+    os.stat(sys.argv[1] + "/best")
+print("always there")
+"""
+
+
+def _two_folders(path: Path) -> list[Path]:
+    folders = [path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def test_a_best_model_that_a_kill_left_between_two_names_is_put_back(run, monkeypatch):
+    """Where folders cannot be exchanged: the old one is moved away, and the writer dies before the new one comes."""
+    monkeypatch.setattr(runs, "_exchanged", lambda a, b: False)
+    write_best(run, "old", 1)
+    write_best(run, "new", 2)
+    assert (run.path / "best/model").read_text() == "new"
+    run.close()
+    os.replace(run.path / "best", run.path / ".tmp-00000000-1-0-7-best")
+    run_at(run.path).close()
+    assert (run.path / "best/model").read_text() == "new"
+    assert not list(run.path.glob(".tmp-*"))
+
+
 # --- files and folders ------------------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,9 @@ from fewbayes.experiments.stage_map import CENTRE, axes, run_map
 from fewbayes.report import stage_map as report
 
 
-def test_no_two_settings_of_the_map_are_one():
-    arms = [arm for group in axes(5e-4).values() for arm in group]
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_no_two_settings_of_the_map_are_one(method):
+    arms = [arm for group in axes(5e-4, method).values() for arm in group]
     assert len({arm.name for arm in arms}) == len(arms)
     changes = [dict(arm.changes) for arm in arms]
     assert all(change and change != other for i, change in enumerate(changes) for other in changes[:i])

@@ -20,7 +20,8 @@ from fewbayes.class_images import ClassImageSettings, ensure_class_images, prese
 from fewbayes.families import load_family
 from fewbayes.metrics.pixels import image_similarity
 from fewbayes.runs import RunFolder, read_manifest, read_metrics
-from fewbayes.train import SCORED_SIDE, NonFiniteError, _at_scored_size, _scores, rate_factor, train
+from fewbayes.train import NonFiniteError, rate_factor, train
+from fewbayes.validation import SCORED_SIDE, at_scored_size, scores
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -320,9 +321,9 @@ def test_a_bayesian_run_leaves_a_row_per_random_layer(run, family):
 def test_pictures_up_to_the_scored_side_are_scored_whole_and_larger_ones_averaged_down():
     small = [np.random.default_rng(i).integers(0, 256, (SCORED_SIDE, SCORED_SIDE, 3), dtype=np.uint8) for i in (0, 1)]
     score = image_similarity(small[:1], small[1:])
-    assert _scores(small[0], small[1:])["image_similarity"] == score
+    assert scores(small[0], small[1:])["image_similarity"] == score
     large = [picture.repeat(4, axis=0).repeat(4, axis=1) for picture in small]
-    assert _scores(large[0], [_at_scored_size(large[1])])["image_similarity"] == pytest.approx(score, abs=1e-6)
+    assert scores(large[0], [at_scored_size(large[1])])["image_similarity"] == pytest.approx(score, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["absolute", "relative"])

@@ -104,6 +104,23 @@ def crop_and_flip(pixels: np.ndarray, side: int, draw: Sequence[float], *, flip:
     return window[:, ::-1] if flip and draw[2] < 0.5 else window
 
 
+OPEN = 0.2
+"""Share of a channel's spread from which on the autoencoder's own deviation there is no longer small."""
+FEW = 4
+
+
+def open_channels(mean: Tensor, deviation: Tensor) -> dict[int, float]:
+    """Channels whose posterior deviation is a large share of the spread of their means, and that share.
+
+    mean, deviation: (count, channels, height, width), of the autoencoder's posterior on some pictures. Latents are
+    drawn from it at every step, so a model is trained on that noise: harmless where its pretraining drew as well, a
+    source of noisy samples where it saw the means.
+    """
+    spread = mean.float().std((0, 2, 3)).clamp(min=1e-8)
+    shares = deviation.float().mean((0, 2, 3)) / spread
+    return {channel: share for channel, share in enumerate(shares.tolist()) if share > OPEN}
+
+
 class Pictures:
     """Training pictures with their prompts, encoded once where nothing about them changes from step to step.
 
@@ -157,6 +174,13 @@ class Pictures:
             t=draws.t[rows].to(device),
             cond=self._conditions(indices),
         )
+
+    def open_channels(self) -> dict[int, float]:
+        """Channels of the latents that the autoencoder leaves open: see `open_channels`."""
+        if self.kept_latents is not None:
+            return open_channels(*self.kept_latents)
+        shown = [self.centred(i) for i in range(min(len(self), FEW))]
+        return open_channels(*self.family.encode_images(np.stack(shown)))
 
     def _latents(self, indices: list[int], crops: Tensor) -> tuple[Tensor, Tensor]:
         if self.kept_latents is not None:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 HELP = """usage: fewbayes COMMAND ...
 
@@ -25,6 +26,8 @@ Few-shot fine-tuning of diffusion models with Bayesian weights.
              fewbayes export OUT --format kohya --output_dir FILES
   verify   load an export as that other program does, and compare the pictures:
              fewbayes verify FILES
+  diagnose    the stage of a run, a pipeline or anyone's LoRA file: good, corrupted, memorised; why, and what to do:
+             fewbayes diagnose OUT --output_dir DIAGNOSIS
   evaluate    score pictures against the training images and their prompts:
              fewbayes evaluate OUT --output_dir SCORES
   report   a page from a run, an evaluation or an experiment folder:
@@ -121,18 +124,28 @@ def _verify(arguments: list[str]) -> int:
     return run_verify(arguments)
 
 
+def _diagnose(arguments: list[str]) -> int:
+    from fewbayes.corruption.diagnose import run_diagnose
+    from fewbayes.report import write_report
+
+    return run_diagnose(arguments, page=write_report)
+
+
 def _evaluate(arguments: list[str]) -> int:
     from fewbayes.metrics.evaluate import run_evaluate
 
     return run_evaluate(arguments)
 
 
+FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig10", "fig11", "fig12")
 EXPERIMENT_HELP = """usage: fewbayes experiment NAME ...
 
   one_shot   plain, Bayesian and a lower rate on one photograph each of several subjects
   methods    full, LoRA and OFT, plain and Bayesian, scored by the five metrics of the paper
   map        where the corruption stage appears: rate, images, rank, guidance, sampler, optimizer
   remedies   what removes the corruption stage: Bayesian weights, lower rates, averages, and other controls
+
+  fig1, fig2, fig3, fig4, fig5, fig10, fig11, fig12   the paper's figures on its theory, each by its own name
 
 `fewbayes experiment NAME --help` says more.
 """
@@ -146,6 +159,14 @@ def _experiment(arguments: list[str]) -> int:
         named = f"{arguments[0]!r} is not an experiment" if arguments else "name an experiment"
         raise ValueError(f"{named}; there are {', '.join(EXPERIMENTS)} (fewbayes experiment --help says more)")
     return EXPERIMENTS[arguments[0]](arguments[1:])
+
+
+def _figure(name: str, arguments: list[str]) -> int:
+    from fewbayes.experiments.figures import run_figure
+    from fewbayes.report.figures import draw
+
+    print(draw(run_figure(name, arguments)))
+    return 0
 
 
 def _one_shot(arguments: list[str]) -> int:
@@ -193,8 +214,9 @@ def _map(arguments: list[str]) -> int:
 EXPERIMENTS: dict[str, Callable[[list[str]], int]] = {
     "one_shot": _one_shot,
     "methods": _methods,
-    "remedies": _remedies,
     "map": _map,
+    "remedies": _remedies,
+    **{name: partial(_figure, name) for name in FIGURES},
 }
 
 
@@ -216,6 +238,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sample": _sample,
     "export": _export,
     "verify": _verify,
+    "diagnose": _diagnose,
     "evaluate": _evaluate,
     "report": _report,
     "demo": _demo,

@@ -190,6 +190,15 @@ class TrainConfig:
     sample_batch_size: int = 4
     """Images made at once when sampling."""
 
+    monitor_steps: int = 0
+    """Steps between looks of the stage monitor, which tells whether the model is underfit, good, corrupted or memorised
+    (stages.jsonl); 0 is never. It sees noise and copies in samples alone, so it needs validation_steps: it looks
+    wherever samples are drawn, and keeps the last model whose samples were good in best/. A look by itself takes as
+    long as 2 or 3 steps."""
+    stop_when: Literal["never", "corrupted", "memorised"] = "never"
+    """End training once the monitor has seen this in the samples of two looks in a row. The result is the last model,
+    as always; best/ holds the last good one."""
+
     def __post_init__(self) -> None:
         _check_numbers(self)
         _check_words(self)
@@ -245,8 +254,9 @@ class TrainConfig:
     def fingerprint(self, **content: Any) -> dict[str, Any]:
         """What must agree for a run to be continued, by name.
 
-        Left out: where the run is written, how often it is saved and sampled and by which sampler, which weights are
-        exported, memory_limit and gradient_checkpointing; none of them changes the trained weights. cache_latents is
+        Left out: where the run is written, how often it is saved, sampled and looked at and by which sampler, what
+        ends it early, which weights are exported, memory_limit and gradient_checkpointing; none of them changes the
+        trained weights. cache_latents is
         not left out: latents made in other batches can differ in their last bits. The number of steps is
         left out while the learning rate does not depend on it, so that a run can be made longer. So is what belongs to
         other methods, and what is not used where not using it is the default: a run is not begun anew because a later
@@ -276,6 +286,8 @@ _FREE_ON_RESUME = frozenset(
         "guidance_scale",
         "negative_prompt",
         "sample_batch_size",
+        "monitor_steps",
+        "stop_when",
         "export_weights",
         "gradient_checkpointing",
         "memory_limit",
@@ -322,6 +334,7 @@ _GROUPS = {
     "loss and regularisation": "snr_gamma",
     "run": "seed",
     "samples": "validation_steps",
+    "stage monitor": "monitor_steps",
 }
 """Headings of the help, each with the first field under it."""
 
@@ -359,6 +372,7 @@ _NOT_NEGATIVE = (
     "seed",
     "checkpointing_steps",
     "validation_steps",
+    "monitor_steps",
     "guidance_scale",
 )
 _BELOW_ONE = ("adam_beta1", "adam_beta2", "ema_decay", "lora_dropout", "dropout")
@@ -511,6 +525,7 @@ def _check_together(config: TrainConfig) -> None:
     _check_switches(config)
     _check_method(config)
     _check_weight_std(config)
+    _check_monitor(config)
     rate = max(config.learning_rate or 0.0, config.text_encoder_lr or 0.0)
     if rate * config.l2_init_weight > 1:
         raise ConfigError(
@@ -546,6 +561,21 @@ def _check_weight_std(config: TrainConfig) -> None:
         raise ConfigError(
             "weight_std_mode relative needs weight_std, a multiple of each weight's spread: 0.3 is a sensible one; "
             "or have it found by weight_std_tolerance 0.05"
+        )
+
+
+def _check_monitor(config: TrainConfig) -> None:
+    if config.stop_when == "never":
+        return
+    if not config.monitor_steps:
+        raise ConfigError(
+            f"stop_when is {config.stop_when}, but monitor_steps is 0 and nobody looks; add monitor_steps, 100 is a "
+            "sensible one"
+        )
+    if not config.validation_steps:
+        raise ConfigError(
+            f"stop_when is {config.stop_when}, but validation_steps is 0 and the monitor says that of samples alone; "
+            f"add validation_steps, {config.monitor_steps} shows it samples at every look"
         )
 
 

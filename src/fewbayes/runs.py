@@ -3,7 +3,7 @@
 Four rules make it safe. A file or folder is written under a staging name (`.tmp-...`), flushed to the disk and then
 renamed, so under its own name it is whole or absent. A checkpoint carries the SHA-256 of each of its files in
 `trainer_state.json`, written last, so damage that happens later is noticed. An older checkpoint is removed only after a
-newer one stands. Each metrics row is one appended write, and a torn last row is cut off at the next start.
+newer one stands. Each row of metrics or stages is one appended write, and a torn last row is cut off at the next start.
 
 It does not know what is trained, what a setting means, or what lies inside a checkpoint; standard library only.
 """
@@ -11,6 +11,7 @@ It does not know what is trained, what a setting means, or what lies inside a ch
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import importlib.metadata
@@ -35,10 +36,14 @@ if sys.platform != "win32":
     import fcntl
 
 CONFIG, MANIFEST, METRICS, STATE = "config.yaml", "manifest.json", "metrics.jsonl", "trainer_state.json"
+STAGES, BEST, BEST_STATE = "stages.jsonl", "best", "best.json"
 STAGING = ".tmp-"
 LOCK = ".lock"
 PACKAGES = ("fewbayes", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
-_OURS = frozenset({CONFIG, MANIFEST, METRICS, LOCK, "reference", "samples", "posterior.json", "report.html"})
+_APPENDED = (METRICS, STAGES)
+_OURS = frozenset(
+    {CONFIG, MANIFEST, METRICS, STAGES, BEST, LOCK, "reference", "samples", "posterior.json", "report.html"}
+)
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _serial = itertools.count()
 
@@ -94,9 +99,10 @@ def new_folder(path: str | os.PathLike[str]) -> Path:
 def atomic_folder(path: str | os.PathLike[str], *, new: bool = False) -> Iterator[Path]:
     """Yields an empty folder to fill, which becomes `path` when the block ends well and vanishes when it does not.
 
-    A folder that stood at `path` is replaced: between two renames neither stands there, then the new one does. A link
-    at `path` stays, and the folder that it leads to is replaced. new: whatever `new_folder` refuses is refused, at the
-    beginning and, as it may have come since, at the end.
+    A folder that stood at `path` is replaced: in one move on Linux and macOS, so that the old or the new one stands
+    there at any moment; elsewhere, and on file systems that cannot, neither does between two renames. A link at `path`
+    stays, and the folder that it leads to is replaced. new: whatever `new_folder` refuses is refused, at the beginning
+    and, as it may have come since, at the end.
     """
     path = new_folder(path) if new else Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +122,9 @@ def _replace_folder(staging: Path, path: Path) -> None:
     if not path.exists():
         os.replace(staging, path)
         return
+    if _exchanged(staging, path):
+        _remove(staging)  # the old one
+        return
     old = _staging(path)
     os.replace(path, old)
     try:
@@ -124,6 +133,17 @@ def _replace_folder(staging: Path, path: Path) -> None:
         os.replace(old, path)
         raise
     _remove(old)
+
+
+def _exchanged(a: Path, b: Path) -> bool:
+    """Give two folders each other's name in one move, where the system has one; False where nothing was done."""
+    here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS is 2 as well
+    names = os.fsencode(a.absolute()), os.fsencode(b.absolute())
+    if sys.platform == "linux" and (rename := getattr(ctypes.CDLL(None), "renameat2", None)):
+        return rename(here, names[0], here, names[1], swap) == 0
+    if sys.platform == "darwin" and (rename := getattr(ctypes.CDLL(None), "renamex_np", None)):
+        return rename(*names, swap) == 0
+    return False
 
 
 def _remove(path: Path) -> None:
@@ -404,7 +424,7 @@ class RunFolder:
             manifest |= {"starts": [*manifest.get("starts", []), start]}
             self._write_manifest(manifest)
             atomic_write(self.path / CONFIG, config_text or json.dumps(_plain(config), indent=2) + "\n")
-            self._mend_metrics()
+            self._mend_rows()
         except OSError as error:
             self.close()
             raise RunError(f"output_dir {self.path} cannot be written: {error.strerror or error}") from error
@@ -476,7 +496,10 @@ class RunFolder:
             self._lock = None
 
     def _sweep(self) -> None:
-        """Removes what killed writers left under staging names."""
+        """Removes what killed writers left under staging names; a best/ that was between two names is put back."""
+        for litter in self.path.glob(f"{STAGING}*-{BEST}"):
+            if (litter / BEST_STATE).is_file() and not (self.path / BEST).exists() and not _alive(litter.name):
+                os.replace(litter, self.path / BEST)
         samples = self.path / "samples"
         for folder in [self.path, samples, *(samples.iterdir() if samples.is_dir() else ())]:
             if folder.is_dir() and not folder.name.startswith(STAGING):
@@ -521,23 +544,41 @@ class RunFolder:
         path = self.path / METRICS
         return read_metrics(path) if path.exists() else []
 
-    def resume_from(self, step: int) -> None:
-        """Drops the rows after `step` in one move: they will be made again. Rows of `step` itself stay, so what
-        belongs to a step is to be logged before its checkpoint is written."""
-        path = self.path / METRICS
-        rows = self.metrics()
-        kept = [row for row in rows if row["step"] <= step]
-        if len(kept) < len(rows):
-            atomic_write(path, "".join(json.dumps(row) + "\n" for row in kept))
+    # stages
 
-    def _mend_metrics(self) -> None:
+    def log_stage(self, judgement: Mapping[str, Any]) -> None:
+        """Appends one judgement of the stage monitor, which names its step."""
+        line = (json.dumps(_plain(judgement), allow_nan=False) + "\n").encode()
+        with _explaining_full_disk(f"could not write a row to {self.path / STAGES}"):
+            _append(self.path / STAGES, line)
+
+    def write_best(self, writer: Callable[[Path], object], told: Mapping[str, Any]) -> None:
+        """Has `writer(folder)` export a model into `best`, with `told` in best.json; until then the old one stands."""
+        explained = _explaining_full_disk(f"could not write {self.path / BEST}; the one before is untouched")
+        with explained, atomic_folder(self.path / BEST) as folder:
+            writer(folder)
+            (folder / BEST_STATE).write_text(json.dumps(_plain(told), indent=2) + "\n")
+
+    # rows of metrics and stages
+
+    def resume_from(self, step: int) -> None:
+        """Drops the rows after `step`, of each file in one move: they will be made again. Rows of `step` itself stay,
+        so what belongs to a step is to be logged before its checkpoint is written."""
+        for path in self._appended():
+            rows = read_metrics(path)
+            kept = [row for row in rows if row["step"] <= step]
+            if len(kept) < len(rows):
+                atomic_write(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def _mend_rows(self) -> None:
         """Cuts off a torn last row, which the next append would otherwise glue itself to."""
-        path = self.path / METRICS
-        if not path.exists():
-            return
-        data = path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            atomic_write(path, data[: data.rfind(b"\n") + 1])
+        for path in self._appended():
+            data = path.read_bytes()
+            if data and not data.endswith(b"\n"):
+                atomic_write(path, data[: data.rfind(b"\n") + 1])
+
+    def _appended(self) -> list[Path]:
+        return [path for name in _APPENDED if (path := self.path / name).exists()]
 
     # samples
 
@@ -596,8 +637,8 @@ class RunFolder:
             return False
 
     def _stage_checkpoint(self, target: Path, step: int, writer: Callable[[Path], object], state: Mapping) -> None:
-        if (self.path / METRICS).exists():
-            _sync_file(self.path / METRICS)  # rows up to this step must not be younger than the checkpoint
+        for path in self._appended():
+            _sync_file(path)  # rows up to this step must not be younger than the checkpoint
         with atomic_folder(target) as staging:
             writer(staging)
             files = _files(staging)

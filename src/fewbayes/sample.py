@@ -22,6 +22,7 @@ from fewbayes.families import Family, ModelCard, inspect_model, load_family
 from fewbayes.families.adapters import is_adapter, load_adapter
 from fewbayes.methods import make_method
 from fewbayes.runs import (
+    BEST_STATE,
     CONFIG,
     MANIFEST,
     Checkpoint,
@@ -79,7 +80,7 @@ def sample_images(
 
 
 def load_for_sampling(source: str, weights: str | None = None, *, base: str | None = None) -> tuple[Family, str | None]:
-    """The model of a run, a checkpoint or a pipeline folder (or hub id, or `tiny`), and the rare token for <v>.
+    """The model of a run, its best/, a checkpoint or a pipeline folder (or hub id, or `tiny`), and the rare token.
 
     weights: "raw" or "ema"; None is what a run has exported, and the raw ones of a checkpoint. What a run has not
     exported is taken from its last checkpoint.
@@ -87,12 +88,16 @@ def load_for_sampling(source: str, weights: str | None = None, *, base: str | No
     """
     folder = Path(source)
     checkpointed, config = (folder / "trainer_state.json").is_file(), _run_config(folder)
+    run = folder.resolve().parent
+    config_of_best = _run_config(run) if (folder / BEST_STATE).is_file() and not config else None
     if base is not None:
         return _load_adapter(folder, base, weights, ours=checkpointed or config is not None)
     if checkpointed:
         return _load_checkpoint(verify_checkpoint(folder), weights or "raw")
     if config:
         return _load_run(folder, config, weights)
+    if config_of_best and not weights:
+        return _load_result(run, folder, config_of_best)
     if weights:
         raise ValueError(f"{source} is no run and no checkpoint of one, which alone hold raw and averaged weights")
     if is_adapter(folder):
@@ -127,16 +132,22 @@ def _load_run(run: Path, config: TrainConfig, weights: str | None) -> tuple[Fami
             "sample from one of its checkpoint-N folders"
         )
     _warn_if_older(run, manifest)
+    return _load_result(run, run, config)
+
+
+def _load_result(run: Path, folder: Path, config: TrainConfig) -> tuple[Family, str | None]:
+    """What the method of a run has exported into `folder`: the run's own, or its best/."""
+    method = make_method(config)
     if method.result == "model_index.json":
-        return load_family(str(run)), config.rare_token
+        return load_family(str(folder)), config.rare_token
     family = load_family(_base_model(run, config.model))
     method.attach(family)
     try:
-        method.load(family, run)
+        method.load(family, folder)
     except SafetensorError as error:
         raise ValueError(
-            f"{run / method.result} is damaged ({error}); remove it and give the training command again, which writes "
-            "it from the last checkpoint"
+            f"{folder / method.result} is damaged ({error}); remove it and give the training command again, which "
+            "writes it from the last checkpoint"
         ) from error
     return family, config.rare_token
 

@@ -8,7 +8,6 @@ weights of an uninterrupted run. Knows nothing of diffusers, of single methods, 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -35,16 +35,16 @@ from fewbayes.batches import CLASS, INSTANCE, Pictures, Share
 from fewbayes.checkpoints import TrainState
 from fewbayes.class_images import ClassImageSettings, ensure_class_images, present
 from fewbayes.config import TrainConfig
+from fewbayes.corruption.watch import RunStages
 from fewbayes.data import TrainImage, check_folder, load_images
 from fewbayes.ema import WeightAverage
 from fewbayes.families import Family, inspect_model, load_family
 from fewbayes.methods import Method, make_method
-from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.noise import stream_seed
 from fewbayes.objective import diffusion_loss, preserved_loss
 from fewbayes.progress import progress as shown_progress
-from fewbayes.runs import MANIFEST, Checkpoint, RunError, RunFolder, atomic_folder, environment, read_manifest
-from fewbayes.sample import sample_images
+from fewbayes.runs import MANIFEST, Checkpoint, RunError, RunFolder, environment, read_manifest
+from fewbayes.validation import draw, validate, write_reference
 from fewbayes.variational import GaussianPosterior, calibrate_weight_std
 from fewbayes.where import select
 
@@ -53,7 +53,6 @@ log = logging.getLogger("fewbayes")
 LOOK_EVERY_ON_GPU = 20  # steps between looks at losses and norms: each look waits for the device
 POSTERIOR_EVERY = 25  # steps between rows of "kl" and "weight_std_mean", each a pass over all random weights
 PROBE = 16  # draws of the training images on which weight_std is calibrated
-SCORED_SIDE = 128  # pixels: larger pictures are averaged down to it before they are correlated with every reference
 PATIENCE = timedelta(hours=6)  # that processes wait while the main one draws samples or writes
 SKIPPED_STEPS_ALLOWED = 25  # consecutive overflows that float16's loss scale may take to settle
 
@@ -107,8 +106,8 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     method = make_method(config)
     manifest = _from_main(accelerator, lambda: _look(run, config, fingerprint))
     if manifest.get("status") == "done" and _as_asked(manifest, config, method):
-        log.warning("%s is already done; nothing to do", run.path)
-        return RunResult(run.path, config.max_train_steps, config.max_train_steps, time.monotonic() - began)
+        log.warning("%s is already done%s; nothing to do", run.path, _said_of_stop(manifest))
+        return RunResult(run.path, manifest["steps"], manifest["steps"], time.monotonic() - began)
     there = family is not None and family.device.type == accelerator.device.type
     need = memory.check(card, config, accelerator.device, loaded=there)
 
@@ -139,7 +138,8 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
         start = checkpoint.step if checkpoint else 0
         if accelerator.is_main_process:
             _say_what_runs(config, start, len(images), weights, posterior, calibration, need)
-            _write_reference(run, instance)
+            _warn_of_open_channels(instance.open_channels())
+            write_reference(run, instance)
 
         # Means and deviations form one group, decayed alike, as in the authors' code.
         named = weights | _named_deviations(posterior)
@@ -148,6 +148,15 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
         average = WeightAverage(weights, config.ema_decay) if config.use_ema else None
         pull = _Pull(weights) if config.l2_init_weight > 0 else None
         state = TrainState(weights, named, adamw, posterior, average, accelerator.scaler)
+
+        # The last looks at the untouched model.
+        first = start == 0 and config.validation_steps
+        seen = validate(0, config, run, family, average, instance, accelerator) if first else {}
+        stages = RunStages(config, run, family, sources, average) if config.monitor_steps else None
+        if stages and not (checkpoint and stages.resume(checkpoint.state)):
+            late = start and config.validation_steps  # a run that turns to being watched
+            untouched = draw(config, family, accelerator) if late else seen.get("raw")
+            _from_main(accelerator, lambda: stages.begin(start, untouched))
         if checkpoint:
             state.read(checkpoint.path, checkpoint.state)
         family.checkpoint_gradients(config.gradient_checkpointing)
@@ -163,11 +172,10 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
         bar = stack.enter_context(
             shown_progress(config.max_train_steps, start, progress and accelerator.is_main_process)
         )
-        if start == 0 and config.validation_steps:
-            _validate(0, config, run, family, average, instance, accelerator)
         stack.enter_context(mode.training())
 
-        for step in range(start, config.max_train_steps):
+        done, stopped = start, stages is not None and stages.stop
+        for step in range(start, start if stopped else config.max_train_steps):
             done = step + 1
             due = _due(done, config)
             _set_rates(adamw, _factor(config, step))
@@ -210,11 +218,16 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
 
             if posterior and due.posterior:
                 _log_posterior(done, run, posterior, config, accelerator)
-            if due.sample:
+            if due.sample or due.stage:
                 with mode.resting():
-                    _validate(done, config, run, family, average, instance, accelerator)
-            if due.checkpoint:  # last: what belongs to a step is on disk before its checkpoint is
-                _write_checkpoint(done, config, run, accelerator, state)
+                    seen = validate(done, config, run, family, average, instance, accelerator) if due.sample else {}
+                    if stages:
+                        stopped = _from_main(accelerator, partial(stages.look, done, seen, method))
+            if due.checkpoint or (stopped and config.checkpointing_steps):
+                # last: what belongs to a step is on disk before its checkpoint is
+                _write_checkpoint(done, config, run, accelerator, state, stages)
+            if stopped:
+                break
 
         if accelerator.is_main_process:
             if posterior:
@@ -222,9 +235,12 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
                 run.write_json("posterior.json", layers)
             with average.swapped() if average and config.export_weights == "ema" else nullcontext(), mode.resting():
                 run.write_pipeline(lambda folder: method.export(family, folder), method.result)
-            run.finish("done", steps=config.max_train_steps, exported=config.export_weights)
+            stop = config.stop_when if stopped else None
+            run.finish("done", steps=done, exported=config.export_weights, stopped=stop)
+            if stages:
+                stages.say_end(done)
         accelerator.wait_for_everyone()
-    return RunResult(run.path, config.max_train_steps, start or None, time.monotonic() - began)
+    return RunResult(run.path, done, start or None, time.monotonic() - began)
 
 
 # --- before the loop --------------------------------------------------------------------------------------------------
@@ -304,8 +320,16 @@ def _check_same_method(run: RunFolder, config: TrainConfig) -> None:
 def _as_asked(manifest: Mapping[str, Any], config: TrainConfig, method: Method) -> bool:
     """Whether the final result that the manifest tells of is the one asked for, and there."""
     asked = {"steps": config.max_train_steps, "exported": config.export_weights}
+    if manifest.get("stopped") == config.stop_when:
+        asked["steps"] = manifest["steps"]  # where it was stopped then, it would be stopped now
     result = Path(config.output_dir) / method.result
     return all(manifest.get(key) == value for key, value in asked.items()) and result.is_file()
+
+
+def _said_of_stop(manifest: Mapping[str, Any]) -> str:
+    if not manifest.get("stopped"):
+        return ""
+    return f", stopped at step {manifest['steps']} as {manifest['stopped']} (stop_when never would train on)"
 
 
 def _begin(
@@ -562,15 +586,6 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewbayes"
 
 
-def _write_reference(run: RunFolder, pictures: Pictures) -> None:
-    """The training images as the model sees them, cut in the middle where steps cut at random."""
-    if (run.path / "reference").is_dir():
-        return
-    with atomic_folder(run.path / "reference") as folder:
-        for i in range(len(pictures)):
-            Image.fromarray(pictures.centred(i)).save(folder / _numbered(i, len(pictures)))
-
-
 def _say_what_runs(
     config: TrainConfig,
     start: int,
@@ -612,6 +627,17 @@ def _say_what_runs(
         log.info("continuing %s from step %d", config.output_dir, start)
 
 
+def _warn_of_open_channels(found: Mapping[int, float]) -> None:
+    if found:
+        shares = ", ".join(f"{channel} ({share:.1f} of its spread)" for channel, share in found.items())
+        log.warning(
+            "the autoencoder leaves channels of the latents open, %s, and every step trains on noise there; unless the "
+            "model was pretrained on such draws too, samples will fill with noise. Take the autoencoder that the model "
+            "was pretrained with, or one whose encoder answers its mean",
+            shares,
+        )
+
+
 # --- in the loop ------------------------------------------------------------------------------------------------------
 
 
@@ -620,6 +646,7 @@ class _Due:
     sample: bool
     checkpoint: bool
     posterior: bool
+    stage: bool
     look: bool
 
 
@@ -629,7 +656,9 @@ def _due(done: int, config: TrainConfig) -> _Due:
     sample = bool(config.validation_steps) and (last or done % config.validation_steps == 0)
     checkpoint = bool(config.checkpointing_steps) and (last or done % config.checkpointing_steps == 0)
     posterior = last or done % POSTERIOR_EVERY == 0
-    return _Due(sample, checkpoint, posterior, last or sample or checkpoint or done % LOOK_EVERY_ON_GPU == 0)
+    stage = bool(config.monitor_steps) and (last or sample or done % config.monitor_steps == 0)
+    look = last or sample or checkpoint or stage or done % LOOK_EVERY_ON_GPU == 0
+    return _Due(sample, checkpoint, posterior, stage, look)
 
 
 def rate_factor(scheduler: str, step: int, warmup: int, total: int) -> float:
@@ -801,10 +830,16 @@ class _Watch:
 
 
 def _write_checkpoint(
-    done: int, config: TrainConfig, run: RunFolder, accelerator: Accelerator, state: TrainState
+    done: int,
+    config: TrainConfig,
+    run: RunFolder,
+    accelerator: Accelerator,
+    state: TrainState,
+    stages: RunStages | None,
 ) -> None:
     if accelerator.is_main_process:
-        run.write_checkpoint(done, state.write, state=state.numbers(), total_limit=config.checkpoints_total_limit)
+        kept = state.numbers() | (stages.to_dict() if stages else {})
+        run.write_checkpoint(done, state.write, state=kept, total_limit=config.checkpoints_total_limit)
     accelerator.wait_for_everyone()
 
 
@@ -818,69 +853,3 @@ def _log_posterior(
     run.log(done, "weight_std_mean", float(sum(std.abs().sum() for std in deviations)) / count, weights="raw")
     if config.kl_weight > 0:
         run.log(done, "kl", float(posterior.kl()), weights="raw")
-
-
-def _validate(
-    done: int,
-    config: TrainConfig,
-    run: RunFolder,
-    family: Family,
-    average: WeightAverage | None,
-    instance: Pictures,
-    accelerator: Accelerator,
-) -> None:
-    """Samples from fixed seeds, raw weights and averages, with their metrics. Leaves training as it was."""
-    if accelerator.is_main_process:
-        prompts = [prompt for prompt in config.validation_prompts for _ in range(config.num_validation_images)]
-        seeds = [stream_seed(config.seed, "sample", i) for i in range(len(prompts))]
-        prompts = [config.with_rare_token(prompt) for prompt in prompts]
-        how = {"sampler": config.sampler, "steps": config.num_inference_steps, "guidance": config.guidance_scale}
-        references = [_at_scored_size(instance.centred(i)) for i in range(len(instance))]
-        rows, means = [], []
-        with atomic_folder(run.sample_folder(done)) as folder:
-            # Before the first step the averages are the weights: one set of samples serves both.
-            for weights in ("raw", "ema") if average and done else ("raw",):
-                with average.swapped() if average and weights == "ema" else nullcontext(), accelerator.autocast():
-                    pictures = sample_images(
-                        family,
-                        prompts,
-                        seeds,
-                        **how,
-                        negative_prompt=config.negative_prompt,
-                        resolution=config.resolution,
-                        batch_size=config.sample_batch_size,
-                    )
-                (folder / weights).mkdir()
-                scores = [_scores(np.asarray(picture), references) for picture in pictures]
-                for i, picture in enumerate(pictures):
-                    file = f"{weights}/{_numbered(i, len(pictures))}"
-                    picture.save(folder / file)
-                    words = {"prompt": prompts[i], "negative_prompt": config.negative_prompt, "seed": seeds[i]}
-                    rows.append({"file": file, "weights": weights, **words, **how, **scores[i]})
-                means += [(weights, name, float(np.mean([s[name] for s in scores]))) for name in scores[0]]
-            (folder / "samples.json").write_text(json.dumps(rows, indent=2) + "\n")
-        if average and not done:
-            means += [("ema", name, value) for _, name, value in means]
-        for weights, name, value in means:
-            run.log(done, name, value, weights=weights)
-    accelerator.wait_for_everyone()
-
-
-def _numbered(i: int, count: int) -> str:
-    """00.png, 01.png, ..., with as many digits as it takes for names to sort like numbers."""
-    return f"{i:0{max(2, len(str(count - 1)))}d}.png"
-
-
-def _scores(picture: np.ndarray, references: Sequence[np.ndarray]) -> dict[str, float]:
-    """References are of `_at_scored_size` already."""
-    return {
-        "image_similarity": image_similarity([_at_scored_size(picture)], references),
-        "haar_noise": haar_noise(picture),
-    }
-
-
-def _at_scored_size(picture: np.ndarray) -> np.ndarray:
-    """The square picture at no more than SCORED_SIDE a side: 1000 references are then scored in a second or so."""
-    if len(picture) <= SCORED_SIDE:
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((SCORED_SIDE, SCORED_SIDE), Image.Resampling.BOX))

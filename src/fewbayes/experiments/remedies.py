@@ -93,6 +93,7 @@ def run_remedies(arguments: Sequence[str]) -> Path:
         "sampler": asked.sampler,
         "num_inference_steps": asked.num_inference_steps,
         "guidance_scale": asked.guidance_scale,
+        "monitor_steps": asked.monitor_steps,
     }
     known = arms(asked.learning_rate, asked.method)
     chosen = [known[name] for name in _named(asked.arms or list(known), known)]
@@ -141,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="[all; a wrong one is answered with the list]")
     parser.add_argument(
         "--num_images", "--num-images", type=int, default=2, help="samples per prompt and checkpoint [2]"
+    )
+    parser.add_argument(
+        "--monitor_steps", "--monitor-steps", type=int, default=0, help="watch every N steps [0: never]"
     )
     parser.add_argument("--sampler", default="ddim")
     parser.add_argument("--num_inference_steps", "--num-inference-steps", type=int, default=25)

@@ -24,17 +24,26 @@ FEWER_IMAGES = (1, 2)
 CENTRE = Arm("centre", "the regime itself", {})
 
 
-def axes(rate: float) -> dict[str, list[Arm]]:
+def axes(rate: float, method: str) -> dict[str, list[Arm]]:
     """Settings by axis, each a change of the regime `CENTRE`."""
-    lora = {"method": "lora", "rank": 16}
-    return {
-        "learning rate": [_arm(f"rate {factor:g} x", learning_rate=factor * rate) for factor in (0.1, 0.3, 3)],
-        "method and size": [
+    lora, full = {"method": "lora", "rank": 16}, {"method": "full", "rank": 4}
+    methods = {
+        "full": [
             _arm("LoRA of rank 16, the same rate", **lora),
             _arm("LoRA of rank 16, rate 3 x", **lora, learning_rate=3 * rate),
             _arm("LoRA of rank 64, the same rate", **lora | {"rank": 64}),
             _arm("OFT, rate 3 x", method="oft", learning_rate=3 * rate),
         ],
+        "lora": [
+            _arm("LoRA of rank 4", rank=4),
+            _arm("LoRA of rank 64", rank=64),
+            _arm("full, a fifth of the rate", **full, learning_rate=rate / 5),
+            _arm("OFT, the same rate", method="oft", rank=4),
+        ],
+    }
+    return {
+        "learning rate": [_arm(f"rate {factor:g} x", learning_rate=factor * rate) for factor in (0.1, 0.3, 0.6, 3)],
+        "method and size": methods[method],
         "guidance": [_arm(f"guidance {scale:g}", guidance_scale=scale) for scale in (1.0, 3.0)],
         "sampler": [
             _arm("DPM++, 25 steps", sampler="dpm++"),
@@ -71,6 +80,8 @@ def run_map(arguments: Sequence[str]) -> Path:
     subjects += [photographed_subject(given, folder, card.resolution, world=world) for given in asked.photographs]
     base = {
         "model": asked.model,
+        "method": asked.method,
+        **({"rank": 16} if asked.method == "lora" else {}),
         "learning_rate": asked.learning_rate,
         "center_crop": True,
         "max_train_steps": asked.steps,
@@ -80,7 +91,7 @@ def run_map(arguments: Sequence[str]) -> Path:
         "num_inference_steps": asked.num_inference_steps,
     }
     encoders = asked.encoders or ("embedded" if world else "paper")
-    grid = {axis: arms for axis, arms in axes(asked.learning_rate).items() if axis in asked.axes}
+    grid = {axis: arms for axis, arms in axes(asked.learning_rate, asked.method).items() if axis in asked.axes}
     everywhere = [CENTRE, *(arm for arms in grid.values() for arm in arms)]
     cells = make_cells(folder, base, [(s, None) for s in subjects], everywhere, range(asked.seeds), encoders)
     if IMAGES in asked.axes:
@@ -99,7 +110,7 @@ IMAGES = "number of images"
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = [*axes(1), IMAGES]
+    names = [*axes(1, "full"), IMAGES]
     parser = argparse.ArgumentParser("fewbayes experiment map", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--output_dir", "--output-dir", type=Path, default=Path("runs/map"))
     parser.add_argument("--model", default="tiny")
@@ -107,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--photographs", nargs="*", default=[], metavar="DIR:CLASS", help="all images of a folder")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--method", choices=("full", "lora"), default="full", help="of the regime itself [full]")
     parser.add_argument("--learning_rate", "--learning-rate", type=float, default=1e-3, metavar="RATE")
     parser.add_argument("--num_inference_steps", "--num-inference-steps", type=int, default=25)
     parser.add_argument("--axes", nargs="+", default=names, choices=names, metavar="AXIS", help=", ".join(names))

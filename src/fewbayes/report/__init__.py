@@ -5,6 +5,7 @@ Reads files only: it knows no model, no trainer, and never imports torch.
 
 from pathlib import Path
 
+from fewbayes.report.diagnosis_page import is_diagnosis, write_diagnosis_report
 from fewbayes.report.evaluation import is_evaluation
 from fewbayes.report.evaluation_page import write_evaluation_report
 from fewbayes.report.page import summarise, write_run_report
@@ -13,6 +14,8 @@ __all__ = ["summarise", "write_report"]
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """The page of a run, an experiment, an evaluation or a study, whichever the folder holds; its path."""
-    write = write_evaluation_report if is_evaluation(Path(folder)) else write_run_report
-    return write(Path(folder), output)
+    """The page of a run, an experiment, an evaluation, a study or a diagnosis, whichever the folder holds; its path."""
+    folder = Path(folder)
+    if is_diagnosis(folder):
+        return write_diagnosis_report(folder, output)
+    return (write_evaluation_report if is_evaluation(folder) else write_run_report)(folder, output)

@@ -1,0 +1,91 @@
+"""The paper's figures, one command each: `run_figure` brings every run that a figure needs to its end and writes the
+numbers and small pictures that `fewbayes.report.figures.draw` makes the figure of.
+
+    OUT/figN.json               ours, the paper's where recovered, and what they were made with
+    OUT/pictures/               the pictures of the figure
+    OUT/runs/, OUT/<subject>/   the trainings and the photographs they saw
+    OUT/looks/                  what was found of each training at its milestones, so that it is found once
+
+Knows which files there are; what a figure shows stands in the file of its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fewbayes.experiments.figures.options import Ask, parse
+
+FIGURES = {
+    "fig1": "Image fidelity over iterations, one training image, plain and Bayesian",
+    "fig2": "Image fidelity over iterations for several numbers of training images",
+    "fig3": "x_t = 0 denoised in one step from pure noise's timestep",
+    "fig4": "sigma_1 over iterations",
+    "fig5": "A local disturbance of x_t, denoised in one step",
+    "fig10": "Blank pictures by the pretrained model",
+    "fig11": "x_t = 0 denoised in one step from t = 100, several subjects",
+    "fig12": "x_t = k x' denoised in one step",
+}
+
+
+def run_figure(name: str, arguments: Sequence[str]) -> Path:
+    """The figure's folder, whole; the same call continues after an interruption and repeats nothing that is done."""
+    if name not in FIGURES:
+        raise ValueError(f"{name!r} is not a figure; there are {', '.join(FIGURES)}")
+    ask = parse(name, FIGURES[name], arguments)
+    _claim(ask)
+    found = importlib.import_module(f"{__name__}.{name}").run(ask)
+    return _write(ask, found)
+
+
+def _claim(ask: Ask) -> None:
+    """Remember what the folder is of; one of other settings is refused."""
+    file, told = ask.folder / "asked.json", json.loads(json.dumps(ask.facts()))
+    if file.is_file():
+        found = json.loads(file.read_text())
+        other = [key for key in told if found.get(key) != told[key]]
+        if other:
+            raise ValueError(
+                f"{ask.folder} holds {found['figure']} with {other[0]} {found.get(other[0])}, not {told[other[0]]}; "
+                "give another output_dir"
+            )
+        return
+    from fewbayes.runs import atomic_write
+
+    ask.folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, json.dumps(told, indent=1) + "\n")
+
+
+def _write(ask: Ask, found: dict[str, Any]) -> Path:
+    from fewbayes.runs import atomic_write, environment
+
+    told = {
+        "figure": ask.name,
+        "title": FIGURES[ask.name],
+        "asked": ask.facts() | {"seeds": ask.seeds},
+        **found,
+        "provenance": {"command": ask.command, **environment(_gpu())},
+    }
+    atomic_write(ask.folder / f"{ask.name}.json", json.dumps(rounded(told), indent=1) + "\n")
+    return ask.folder
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def rounded(value: Any) -> Any:
+    """Four significant digits: results are kept, and read by people. What is not finite becomes None, as JSON has no
+    word for it."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if abs(value) < float("inf") else None
+    return value

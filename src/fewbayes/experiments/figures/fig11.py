@@ -1,0 +1,15 @@
+"""Fig. 11: x_100 = 0, denoised in one step, for several subjects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fewbayes.experiments.figures import paper
+from fewbayes.experiments.figures.blank import blanks
+from fewbayes.experiments.figures.options import Ask
+
+IMAGES, T = (1,), 100
+
+
+def run(ask: Ask) -> dict[str, Any]:
+    return {"t": T, "rows": blanks(ask, IMAGES, T), "paper": {"says": paper.FIG11}}

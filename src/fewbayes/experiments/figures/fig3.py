@@ -1,0 +1,15 @@
+"""Fig. 3: x_t = 0 at the last timestep, denoised in one step by the pretrained model and by models tuned on 1 and 5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fewbayes.experiments.figures import paper
+from fewbayes.experiments.figures.blank import blanks
+from fewbayes.experiments.figures.options import Ask
+
+IMAGES, T = (1, 5), 999
+
+
+def run(ask: Ask) -> dict[str, Any]:
+    return {"t": T, "rows": blanks(ask, IMAGES, T), "paper": {"says": paper.FIG3}}

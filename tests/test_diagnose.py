@@ -1,0 +1,320 @@
+"""A diagnosis says what is wrong with files that were spoilt on purpose, and what is not, and changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fewbayes.config import TrainConfig
+from fewbayes.corruption import lookalikes
+from fewbayes.corruption.diagnose import RESULT, Asked, diagnose, run_diagnose, settle
+from fewbayes.corruption.lookalikes import Finding
+from fewbayes.corruption.readings import Losses
+from fewbayes.families import inspect_model, load_family
+from fewbayes.families.adapters import load_adapter
+from fewbayes.report import write_report
+from fewbayes.train import train
+from fewbayes.world.scenes import subject_photograph
+
+# diffusers' DPM-Solver converts tensors as numpy 2 no longer likes (diffusers 0.42.1, November 2026).
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+FOREIGN = Path(__file__).parents[1] / "benchmarks" / "foreign_lora.py"
+PROMPT = "a photo of <v> dog"
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+STEPS = (50, 100, 200, 400, 600)
+
+
+@pytest.fixture(scope="module")
+def lora(eps_model, tmp_path_factory):
+    """A LoRA as plain diffusers and PEFT write it, moved as training would."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    torch.manual_seed(0)
+    unet = StableDiffusionPipeline.from_pretrained(eps_model, safety_checker=None).unet
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS))
+    state = {name: weight + 0.1 * torch.randn_like(weight) for name, weight in get_peft_model_state_dict(unet).items()}
+    folder = tmp_path_factory.mktemp("lora")
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=convert_state_dict_to_diffusers(state))
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def asked(eps_model, photos, tmp_path):
+    """Makes the question about a file of another trainer, of few and short samples."""
+
+    def make(source, output: str = "diagnosis", **changes) -> Asked:
+        usual = {
+            "base": str(eps_model),
+            "instance_data_dir": str(photos),
+            "instance_prompt": PROMPT,
+            "num_inference_steps": 2,
+            "num_images": 2,
+        }
+        return Asked(source=str(source), output_dir=str(tmp_path / output), **(usual | changes))
+
+    return make
+
+
+def changed(file, path, change):
+    """The file with `change` made to every matrix that is multiplied last."""
+    path.parent.mkdir(exist_ok=True)
+    save_file(
+        {name: change(w) if "lora_B" in name or "lora.up" in name else w for name, w in load_file(file).items()}, path
+    )
+    return path
+
+
+def told(question: Asked) -> dict:
+    return json.loads((Path(question.output_dir) / RESULT).read_text())
+
+
+def losses(*values: float) -> Losses:
+    return Losses(STEPS, values)
+
+
+# --- files of other trainers ------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_without_effect_has_the_readings_and_pictures_of_its_base(lora, asked, tmp_path):
+    question = asked(changed(lora, tmp_path / "none" / "none.safetensors", torch.zeros_like))
+    diagnosis = diagnose(question)
+    found = told(question)
+    assert found["readings"]["source"] == found["readings"]["base"]
+    for i in range(2):
+        pictures = [tmp_path / "diagnosis/pictures" / name / f"{i:02d}.png" for name in ("base", "source")]
+        assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert diagnosis.cause is None
+
+
+@pytest.fixture(scope="module")
+def fish(tmp_path_factory):
+    """Photographs of a drawn subject, and a LoRA of the embedded model that has begun to learn it, by our benchmark."""
+    folder = tmp_path_factory.mktemp("fish")
+    (folder / "photographs").mkdir()
+    for i in range(2):
+        pixels = (255 * subject_photograph("swirl_fish", i)[0]).round().astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "photographs" / f"{i}.png")
+    model = inspect_model("tiny").folder
+    asked = [model, folder / "photographs", "a photo of a <v> fish", folder, "--steps", 40, "--rate", 5e-4]
+    subprocess.run([sys.executable, FOREIGN, *map(str, asked)], check=True, capture_output=True)
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def test_an_adapter_thirty_times_too_strong_is_called_so_and_the_strength_to_use_is_named(fish, asked, tmp_path):
+    strong = changed(fish, tmp_path / "strong" / "a.safetensors", lambda weight: 30 * weight)
+    photographs = {"instance_data_dir": str(fish.parent / "photographs"), "instance_prompt": "a photo of a <v> fish"}
+    of_tiny = {"base": "tiny", "num_inference_steps": 8, **photographs}
+    assert diagnose(asked(fish, "sound", **of_tiny)).cause is None
+    question = asked(strong, **of_tiny)
+    diagnosis = diagnose(question)
+    assert diagnosis.cause == "scale"
+    best = next(f for f in told(question)["findings"] if f["experiment"] == "scale")["numbers"]["best"]
+    assert 1 / 64 <= best <= 1 / 8
+    assert any(f"use it at strength {best:g}" in option for option in diagnosis.options)
+
+
+def test_the_names_of_kohya_and_of_diffusers_give_one_reading(lora, asked, tmp_path):
+    path = tmp_path / "kohya.safetensors"
+    weights = {}
+    for name, weight in load_file(lora).items():
+        layer, _, end = name.removeprefix("unet.").partition(".lora")
+        layer = f"lora_unet_{layer.replace('.', '_')}"
+        down = "A" in end or "down" in end
+        weights[f"{layer}.lora_{'down' if down else 'up'}.weight"] = weight
+        weights[f"{layer}.alpha"] = torch.tensor(4.0)
+    save_file(weights, path)
+    questions = asked(lora, "diffusers"), asked(path, "kohya")
+    for question in questions:
+        diagnose(question)
+    theirs, ours = (told(question)["readings"]["source"]["losses"]["loss"] for question in questions)
+    assert theirs == pytest.approx(ours, abs=1e-6)
+    assert theirs != pytest.approx(told(questions[0])["readings"]["base"]["losses"]["loss"], abs=1e-3)
+
+
+def test_weights_that_are_not_finite_are_said_and_not_sampled(lora, asked, tmp_path):
+    question = asked(changed(lora, tmp_path / "broken" / "a.safetensors", lambda w: w * float("nan")))
+    diagnosis = diagnose(question)
+    assert (diagnosis.stage, diagnosis.cause) == (None, "weights")
+    assert not (tmp_path / "diagnosis/pictures/source").exists()
+    assert "not finite" in diagnosis.evidence[0]
+    assert "Broken weights" in write_report(tmp_path / "diagnosis").read_text()
+
+
+def test_a_pipeline_that_is_its_own_base_has_learned_nothing(eps_model, asked):
+    question = asked(eps_model)
+    diagnosis = diagnose(question)
+    assert diagnosis.stage == "underfit"
+    assert diagnosis.cause is None
+    ratios = [value for name, value in told(question)["numbers"]["source"].items() if name.endswith("_ratio")]
+    assert ratios == pytest.approx([1.0] * len(ratios))
+
+
+# --- runs of our own --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, eps_model, photos):
+    return train(
+        TrainConfig(
+            model=str(eps_model),
+            instance_data_dir=str(photos),
+            instance_prompt=PROMPT,
+            output_dir=str(tmp_path_factory.mktemp("diagnose") / "dog"),
+            learning_rate=1e-3,
+            max_train_steps=4,
+            checkpointing_steps=2,
+            use_ema=True,
+            num_inference_steps=2,
+            sampler="dpm++",
+        )
+    ).folder
+
+
+def test_a_run_names_its_images_its_prompt_and_its_sampler_and_flags_come_first(run, tmp_path):
+    case = settle(Asked(str(run), str(tmp_path / "out"), guidance_scale=2.0))
+    assert case.how == {"sampler": "dpm++", "steps": 2, "guidance": 2.0, "negative_prompt": ""}
+    assert (case.prompt, len(case.images.images), case.step) == (PROMPT, 3, 4)
+
+
+def test_the_averaged_weights_of_a_run_are_looked_at_too(run, tmp_path):
+    diagnose(Asked(str(run / "checkpoint-2"), str(tmp_path / "out"), num_images=1))
+    assert [group["name"] for group in told(Asked("", str(tmp_path / "out")))["pictures"][:4]] == [
+        "training",
+        "averaged",
+        "base",
+        "source",
+    ]
+
+
+def test_checkpoints_are_judged_in_their_order_and_one_of_them_or_none_is_to_be_kept(run, tmp_path):
+    diagnosis = diagnose(Asked(str(run), str(tmp_path / "out"), num_images=1, checkpoints=True))
+    assert [judgement.step for judgement in diagnosis.timeline] == [2, 4]
+    assert diagnosis.keep in (None, 2, 4)
+    page = write_report(tmp_path / "out").read_text()
+    assert "Checkpoint by checkpoint" in page
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base": None}, "give --base"),
+        ({"instance_data_dir": None}, "give --instance_data_dir"),
+        ({"instance_prompt": None}, "--instance_prompt"),
+        ({"instance_data_dir": "nowhere"}, "there is no folder nowhere"),
+        ({"checkpoints": True}, "leave out --checkpoints"),
+        ({"weights": "ema"}, "leave out --weights"),
+        ({"seed": -1}, "seed is -1"),
+        ({"base": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_is_missing_or_makes_no_sense_is_refused_with_the_way_out(lora, asked, changes, said, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        settle(asked(lora, **changes))
+    assert not (tmp_path / "diagnosis").exists()
+
+
+def test_an_unknown_source_a_damaged_file_and_a_full_folder_are_refused(lora, asked, run, tmp_path):
+    with pytest.raises(ValueError, match="there is no nowhere"):
+        settle(asked("nowhere"))
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(lora.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot be read"):
+        settle(asked(torn))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ValueError, match="not an empty folder"):
+        settle(asked(lora, "full"))
+    with pytest.raises(ValueError, match="leave base out"):
+        settle(asked(run))
+
+
+# --- look-alikes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_has_risen_at_every_noise_level_is_damage_and_at_some_is_not():
+    base = losses(0.5, 0.4, 0.3, 0.2, 0.1)
+    assert lookalikes.rate_too_high(losses(0.6, 0.5, 0.4, 0.3, 0.2), base).cause == "rate"
+    assert lookalikes.rate_too_high(losses(0.8, 0.6, 0.4, 0.15, 0.05), base).cause is None
+    assert lookalikes.rate_too_high(losses(float("nan"), 0.4, 0.3, 0.2, 0.1), base).cause == "rate"
+
+
+def test_a_lower_strength_has_to_fit_better_at_every_noise_level_to_be_the_cause():
+    base, own = losses(0.5, 0.4, 0.3, 0.2, 0.1), losses(0.8, 0.6, 0.4, 0.15, 0.05)
+    uneven = {0.5: losses(0.5, 0.4, 0.3, 0.17, 0.07), 1.0: own}
+    even = {0.5: losses(0.4, 0.3, 0.2, 0.1, 0.03), 1.0: own}
+    assert lookalikes.scale_too_high(uneven, base).cause is None
+    assert lookalikes.scale_too_high(even, base).cause == "scale"
+    assert lookalikes.scale_too_high({1.0: own, 2.0: even[0.5]}, base).options
+
+
+def test_strengths_are_undone_bit_for_bit_whatever_happens_inside(lora, eps_model):
+    family = load_family(str(eps_model))
+    load_adapter(family, lora)
+    layers = lookalikes.lora_layers(family.denoiser)
+    before = [dict(layer.scaling) for layer in layers]
+    assert layers
+    inside = []
+    with contextlib.suppress(KeyboardInterrupt), lookalikes.scaled(layers, 0.3):
+        inside = [dict(layer.scaling) for layer in layers]
+        raise KeyboardInterrupt
+    assert inside != before
+    assert [layer.scaling for layer in layers] == before
+
+
+def test_clean_pictures_of_any_other_setting_acquit_the_weights():
+    how = {"sampler": "ddim", "steps": 5, "guidance": 7.5, "negative_prompt": ""}
+    noise = dict.fromkeys(("base", "source", "more_steps", "other_sampler"), (3.0, 4.0))
+    stages = {"source": "corrupted", "more_steps": "good", "other_sampler": "corrupted"}
+    finding = lookalikes.sampler_too_short(stages, noise, how)
+    assert finding.cause == "sampler"
+    assert "20 steps" in finding.options[0]
+    assert lookalikes.sampler_too_short(stages | {"more_steps": "corrupted"}, noise, how).cause is None
+
+
+def test_half_precision_is_tried_on_a_copy_and_an_overflow_is_seen(family, photos):
+    pixels = np.stack([np.asarray(Image.open(photos / "0.png"))])
+    latents = family.encode_images(pixels)[0]
+    before = {name: weight.clone() for name, weight in family.vae.state_dict().items()}
+    assert lookalikes.half_precision_vae(family.vae, latents).cause is None
+    assert all(torch.equal(weight, before[name]) for name, weight in family.vae.state_dict().items())
+    finding = lookalikes.half_precision_vae(family.vae, 1e8 * latents)
+    assert finding.cause == "vae" or finding.numbers["dtype"] == "bfloat16"
+
+
+def test_the_cause_that_brings_about_the_signs_of_the_others_is_believed():
+    findings = [Finding(name, name, "") for name in ("sampler", "rate", "vae", "scale")]
+    assert lookalikes.explained(findings) is findings[3]
+    assert lookalikes.explained(findings[2:3]) is None
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_the_verdict_first_and_ends_well_whatever_it_is(lora, eps_model, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [str(lora), "--base", str(eps_model), "--instance_data_dir", str(photos), "--instance_prompt", PROMPT]
+    arguments += ["--num_inference_steps", "1", "--num_images", "1", "--output_dir", str(out)]
+    assert run_diagnose(arguments, page=write_report) == 0
+    said = capsys.readouterr().out.strip().splitlines()
+    found = json.loads((out / RESULT).read_text())
+    assert said[0] == " ".join(found["verdict"])
+    page = (out / "report.html").read_text()
+    assert found["evidence"][0].split(",")[0] in page.replace("&#39;", "'")
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    assert str(photos) not in page + (out / RESULT).read_text()

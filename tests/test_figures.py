@@ -1,0 +1,193 @@
+"""The paper's figures: every command runs, resumes and is drawn; the numbers behind them mean what they say."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewbayes.corruption.theory import k_response
+from fewbayes.experiments.figures import FIGURES, paper, rounded, run_figure
+from fewbayes.experiments.figures.denoise import ddim, one_step
+from fewbayes.experiments.figures.fidelity import dip, dips
+from fewbayes.experiments.figures.fig5 import _inputs
+from fewbayes.experiments.figures.fig12 import predicted
+from fewbayes.experiments.figures.options import parse
+from fewbayes.report.figures import DRAWN, draw
+from fewbayes.schedule import add_noise
+
+CURVES = ("fig1", "fig2")
+
+
+def _options(model, folder, *more):
+    usual = ["--model", str(model), "--output_dir", str(folder), "--quick", "--steps", "4", "--workers", "1"]
+    return [*usual, "--method", "lora", "--learning_rate", "1e-3", "--encoders", "embedded", *more]
+
+
+@pytest.fixture(scope="module")
+def made(eps_model, tmp_path_factory):
+    """Every figure once, of one drawn subject."""
+    place = tmp_path_factory.mktemp("figures")
+    return {name: run_figure(name, _options(eps_model, place / name, "--subjects", "swirl_fish")) for name in FIGURES}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_a_small_result_and_a_picture_named_after_it(made, name):
+    folder = made[name]
+    picture = draw(folder)
+    assert picture == folder / f"{name}.png"
+    with Image.open(picture) as image:
+        assert image.width >= 1000
+        assert np.asarray(image.convert("L")).std() > 10  # something is drawn
+    text = (folder / f"{name}.json").read_text()
+    assert len(text) < 60_000
+    assert str(folder.parent) not in text  # results name no folders of the machine
+    assert json.loads(text)["provenance"]["versions"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_same_command_again_trains_and_looks_at_nothing_anew(made, eps_model, name):
+    folder = made[name]
+    kept = [*folder.glob("looks/*/*.json"), *folder.glob("runs/**/manifest.json")]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    told = (folder / f"{name}.json").read_text()
+    run_figure(name, _options(eps_model, folder, "--subjects", "swirl_fish"))
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    assert (folder / f"{name}.json").read_text() == told
+
+
+def test_what_an_interruption_left_out_is_all_that_is_done_later(made, eps_model):
+    folder = made["fig5"]
+    looks = sorted(folder.glob("looks/*/step-*.json"), key=lambda path: int(path.stem.removeprefix("step-")))
+    kept = {path: path.stat().st_mtime_ns for path in looks[:-1]}
+    last = json.loads(looks[-1].read_text())
+    looks[-1].unlink()
+    run_figure("fig5", _options(eps_model, folder, "--subjects", "swirl_fish"))
+    assert json.loads(looks[-1].read_text()) == last
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_folder_of_other_settings_is_refused(made, eps_model):
+    with pytest.raises(ValueError, match=r"learning_rate 0\.001, not 0\.002"):
+        run_figure(
+            "fig3",
+            [*_options(eps_model, made["fig3"], "--subjects", "swirl_fish"), "--learning_rate", "2e-3"],
+        )
+
+
+def test_photographs_of_ones_own_are_as_good_as_drawn_ones(eps_model, photos, tmp_path):
+    folder = run_figure("fig10", _options(eps_model, tmp_path / "fig10", "--photographs", f"{photos}:dog"))
+    told = json.loads((folder / "fig10.json").read_text())
+    assert told["asked"]["subjects"] == [photos.name]
+    assert next(row for row in told["rows"] if row["kind"] == "photographs")["noise"]["pictures"] == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (["--seeds", "0"], "seeds is 0"),
+        (["--learning_rate", "3"], "learning_rate is 3"),
+        (["--subjects", "swirl_dragon"], "not an embedded subject"),
+        (["--photographs", "folder"], "does not say what it shows"),
+        (["--subjects", "swirl_fish", "swirl_fish"], "two subjects have one name"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(wrong, why, eps_model, tmp_path):
+    with pytest.raises(ValueError, match=why):
+        run_figure("fig3", ["--model", str(eps_model), "--output_dir", str(tmp_path / "out"), *wrong])
+    assert not (tmp_path / "out" / "runs").exists()
+    with pytest.raises(ValueError, match="not a figure"):
+        run_figure("fig6", [])
+
+
+def test_other_models_begin_from_the_settings_of_the_paper(eps_model, tmp_path):
+    ask = parse("fig1", "", ["--model", str(eps_model), "--output_dir", str(tmp_path)])
+    assert (ask.usual.method, ask.usual.learning_rate, ask.seeds) == ("full", 5e-6, 5)
+    assert ask.moments == (250, 1000, 5000)  # of its Fig. 1: the first peak, amid the stage, copies
+
+
+def test_every_figure_that_can_be_run_can_be_drawn(tmp_path):
+    assert set(DRAWN) == set(FIGURES)
+    with pytest.raises(ValueError, match="must hold one"):
+        draw(tmp_path)
+
+
+def test_the_papers_curve_falls_amid_its_stage_and_the_bayesian_one_does_not():
+    plain = dip(list(paper.FIG1_PLAIN), list(paper.FIG1_PLAIN.values()))
+    bayes = dip(list(paper.FIG1_BAYES), list(paper.FIG1_BAYES.values()))
+    assert plain["depth"] > 0.35 > 0.1 > bayes["depth"]
+    assert 250 <= plain["peak"] < plain["onset"] <= paper.FIG1_STAGE[0] + 50
+    assert plain["trough"] < paper.FIG1_STAGE[1]
+
+
+def test_a_curve_that_never_falls_has_no_onset_and_one_bad_point_is_no_fall():
+    assert dip([0, 1, 2], [0.1, 0.2, 0.3]) == {"depth": 0.0, "onset": None, "peak": None, "trough": None}
+    assert dip(range(6), [0.1, 0.2, 0.3, 0.0, 0.5, 0.6])["depth"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_dips_are_intervals_over_runs():
+    runs = [{"subject": "a", "seed": seed, "steps": [0, 1, 2, 3], "noise": [1, 1, seed, seed]} for seed in (0, 0.5)]
+    depth = dips(runs, "noise")["depth"]
+    assert depth["mean"] == pytest.approx(0.75)
+    assert depth["low"] < depth["mean"] < depth["high"]
+
+
+class _Exact:
+    """A family whose denoiser is exactly the Gaussian one-shot model."""
+
+    prediction_type = "sample"
+    device = torch.device("cpu")
+
+    def __init__(self, alpha_bar, image, sigma_1):
+        self.alpha_bar, self.image, self.sigma_1 = alpha_bar, image, sigma_1
+
+    def encode_prompts(self, prompts):
+        return torch.zeros(len(prompts), 1)
+
+    def predict(self, xt, t, cond):
+        a = self.alpha_bar[t].view(-1, 1, 1, 1)
+        return self.image + a.sqrt() * self.sigma_1**2 / (a * self.sigma_1**2 + 1 - a) * (xt - a.sqrt() * self.image)
+
+
+@pytest.fixture
+def exact(family):
+    image = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return _Exact(family.alpha_bar.cpu().double(), image.double(), 0.5)
+
+
+def test_the_line_of_fig12_is_what_the_one_shot_model_answers(exact):
+    t, k = 400, 1.7
+    alpha_bar = float(exact.alpha_bar[t])
+    answer = one_step(exact, k * exact.image, t, "")
+    factor = float((answer * exact.image).sum() / (exact.image**2).sum())
+    retention = 0.25 / (0.25 + (1 - alpha_bar) / alpha_bar)
+    assert factor == pytest.approx(predicted(k, alpha_bar, retention)) == pytest.approx(k_response(k, alpha_bar, 0.5))
+
+
+def test_a_few_ddim_steps_bring_a_noised_copy_back_to_the_image(exact):
+    exact.sigma_1 = 0.0
+    noised = add_noise(exact.image, torch.ones_like(exact.image), torch.tensor([100]), exact.alpha_bar)
+    assert torch.allclose(ddim(exact, noised, [100, 80, 60, 40, 20], ""), exact.image)
+
+
+def test_the_disturbance_of_fig5_lies_in_the_middle_and_nowhere_else():
+    xt, delta = _inputs(torch.zeros(1, 4, 16, 16), 0.9)
+    assert xt.shape == delta.shape == (1, 4, 16, 16)
+    inside = delta[..., 6:10, 6:10]
+    assert (inside != 0).all()
+    assert delta.abs().sum() == pytest.approx(float(delta[..., 4:12, 4:12].abs().sum()))
+
+
+def test_results_are_rounded_to_four_digits_and_infinity_is_no_number():
+    assert rounded({"a": [0.123456, float("inf")], "b": (1, None)}) == {"a": [0.1235, None], "b": [1, None]}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_curves_begin_at_the_pretrained_model_which_all_arms_share(made, name):
+    told = json.loads((made[name] / f"{name}.json").read_text())
+    starts = {arm["runs"][0]["noise"][0] for arm in told["arms"]}
+    assert {arm["runs"][0]["steps"][0] for arm in told["arms"]} == {0}
+    assert len(starts) == 1

@@ -1,0 +1,222 @@
+"""The stage is told from constructed pictures and readings whose stage is known by construction."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewbayes.corruption.monitor import CLEAN, Judgement, Look, Monitor, sign_test
+from fewbayes.corruption.readings import Blank, Losses, Reading
+from fewbayes.corruption.samples import SampleStats, describe
+from test_sample_stats import noised, scene
+
+REFERENCES = [scene(seed) for seed in range(20, 24)]
+BASE = [scene(seed) for seed in range(40, 44)]
+TRAINING = describe(REFERENCES, REFERENCES)
+BLENDS = [(b * 0.3 + r * 0.7).astype(np.uint8) for b, r in zip(BASE, [*REFERENCES[1:], REFERENCES[0]], strict=True)]
+
+
+def stats(pictures) -> SampleStats:
+    return describe(pictures, REFERENCES)
+
+
+def noisy(strength: float) -> list[np.ndarray]:
+    return [noised(picture, strength, seed=i) for i, picture in enumerate(BASE)]
+
+
+def reading(loss: float, blank: float = 0.1) -> Reading:
+    return Reading(1, losses=Losses((100, 400), (loss, loss)), blank=Blank((999,), ((blank,),), (0.1,), (0.1,)))
+
+
+UNDERFIT = Look(0, reading(0.5), stats(BASE))
+LEARNED = reading(0.3)
+SEEN = {
+    "u": Look(0, reading(0.5), stats(BASE)),
+    "g": Look(0, LEARNED, stats(BASE)),
+    "C": Look(0, LEARNED, stats(noisy(40))),
+    "M": Look(0, LEARNED, stats([reference.copy() for reference in REFERENCES])),
+    "-": Look(0, LEARNED),
+}
+NAMES = {"u": "underfit", "g": "good", "C": "corrupted", "M": "memorised"}
+LETTERS = {name: letter for letter, name in NAMES.items()}
+
+
+def monitor(**settings) -> Monitor:
+    return Monitor(UNDERFIT, TRAINING, **settings)
+
+
+def at(step: int, look: Look, averaged: SampleStats | None = None) -> Look:
+    return Look(step, look.reading, look.samples, averaged)
+
+
+def alone(look: Look) -> Judgement:
+    return monitor(patience=1).judge(at(1, look))
+
+
+@pytest.mark.parametrize("letter", NAMES)
+def test_each_stage_is_known_by_its_pictures(letter):
+    assert alone(SEEN[letter]).seen == NAMES[letter]
+
+
+def test_the_base_model_is_underfit_by_its_samples_alone():
+    judged = Monitor(Look(0, None, stats(BASE)), TRAINING).judge(Look(1, None, stats(BASE)))
+    assert (judged.stage, judged.scores["learning"]) == ("underfit", 0)
+    assert judged.scores["corruption"] <= CLEAN
+
+
+def test_likeness_alone_tells_that_something_was_learned():
+    judged = Monitor(Look(0, None, stats(BASE)), TRAINING).judge(Look(1, None, stats(BLENDS)))
+    assert judged.seen in ("good", "memorised")
+    assert judged.scores["learning"] > 0.1
+
+
+def test_the_corruption_score_rises_with_noise():
+    scores = [alone(Look(1, LEARNED, stats(noisy(s)))).scores["corruption"] for s in (0, 5, 10, 20, 40, 80)]
+    assert all(a < b for a, b in pairwise(scores))
+    assert scores[0] < 0.5 < scores[-1] <= 1
+
+
+@pytest.mark.parametrize("change", [0.6, 0.8, 1.2])
+def test_a_change_of_brightness_is_no_corruption(change):
+    changed = [(picture * change).clip(0, 255).astype(np.uint8) for picture in BASE]
+    assert alone(Look(1, LEARNED, stats(changed))).seen == "good"
+
+
+def test_pictures_as_noisy_as_the_training_images_are_not_corrupted():
+    textured = [noised(picture, 40, seed=9) for picture in REFERENCES]
+    clean_base = Look(0, None, describe(BASE, textured))
+    judged = Monitor(clean_base, describe(textured, textured)).judge(Look(1, LEARNED, describe(noisy(38), textured)))
+    assert judged.seen != "corrupted"
+
+
+def test_copies_of_the_richest_training_image_are_memorised_and_not_corrupted():
+    mixed = [*REFERENCES[:3], noised(REFERENCES[3], 60)]
+    watch = Monitor(Look(0, None, describe(BASE, mixed)), describe(mixed, mixed))
+    assert watch.judge(Look(1, None, describe([mixed[3].copy()] * 4, mixed))).seen == "memorised"
+
+
+def test_with_one_training_image_likeness_is_no_memorisation_before_diversity_falls():
+    one = REFERENCES[:1]
+    base = describe(BASE, one)
+    watch = Monitor(Look(0, reading(0.5), base), describe(one, one), patience=1)
+    spread = SampleStats(4, base.noise, base.saturation, (0.99,) * 4, base.diversity)
+    assert watch.judge(Look(1, LEARNED, spread)).seen == "good"
+    assert watch.judge(Look(2, LEARNED, describe([one[0].copy()] * 4, one))).seen == "memorised"
+
+
+# seen at each look -> stage after each, patience 2
+HISTORIES = [
+    ("uugg", "uugg"),
+    ("ugCgC", "ugggg"),
+    ("gCC", "ggC"),
+    ("gCCgCg", "ggCCCC"),
+    ("gCCgg", "ggCCg"),
+    ("gCMCM", "ggggg"),
+    ("gMM", "ggM"),
+    ("CCMM", "uCCM"),
+    ("gC-C", "gggC"),
+    ("gCC--", "ggCCC"),
+    ("--g", "ggg"),
+]
+
+
+@pytest.mark.parametrize(("seen", "stages"), HISTORIES)
+def test_an_alarm_begins_and_ends_with_two_looks_in_a_row(seen, stages):
+    watch = monitor()
+    judged = [watch.judge(at(step, SEEN[letter])) for step, letter in enumerate(seen)]
+    assert "".join(LETTERS[j.stage] for j in judged) == stages
+
+
+@pytest.mark.parametrize(
+    ("seen", "best"), [("uu", None), ("ugCg", 3), ("ugCC", 1), ("gMM", 0), ("--", None), ("g--", 0)]
+)
+def test_the_best_look_is_the_last_whose_samples_were_good(seen, best):
+    watch = monitor()
+    for step, letter in enumerate(seen):
+        watch.judge(at(step, SEEN[letter]))
+    assert watch.best == best
+
+
+def test_corruption_that_averaging_cures_is_jitter():
+    watch, clean = monitor(), stats(BASE)
+    first, second = (watch.judge(at(step, SEEN["C"], clean)) for step in (1, 2))
+    assert (first.cause, second.cause) == (None, "jitter")
+    assert any("--use_ema" in option for option in second.options)
+
+
+def test_corruption_of_the_average_too_is_no_jitter():
+    watch = monitor()
+    watch.judge(at(1, SEEN["C"], stats(BASE)))  # the average lags behind
+    judged = [watch.judge(at(step, SEEN["C"], stats(noisy(40)))) for step in (2, 3, 4)]
+    assert {j.cause for j in judged} == {None}
+    assert any("averaged weights' samples are corrupted too" in said for said in judged[-1].evidence)
+
+
+def test_without_samples_no_alarm_begins_and_the_evidence_says_so():
+    watch = monitor(patience=1)
+    terrible = Reading(1, losses=Losses((100, 400), (3.0, 3.0)), blank=Blank((999,), ((1.0,),), (1.0,), (1.0,)))
+    judged = watch.judge(Look(1, terrible))
+    assert judged.stage == "underfit"
+    assert "corruption" not in judged.scores
+    assert "no samples" in judged.evidence[0]
+
+
+def test_the_line_says_step_stage_evidence_and_options():
+    watch = monitor(patience=1)
+    watch.judge(at(450, SEEN["g"]))
+    line = watch.judge(at(650, SEEN["C"])).line
+    assert line.startswith("step 650: corrupted: samples ")
+    assert "(4 of 4, sign test p = 0.062)" in line
+    assert "step 450" in line
+    assert "\n" not in line
+
+
+def test_the_sign_test_agrees_with_the_binomial():
+    assert sign_test(14, 2) == pytest.approx(0.00209, abs=1e-5)
+    assert sign_test(4, 0) == 1 / 16
+    assert sign_test(0, 4) == sign_test(0, 0) == 1
+
+
+def test_what_cannot_be_compared_is_refused():
+    watch = monitor()
+    with pytest.raises(ValueError, match="3 samples and 4 of the base model"):
+        watch.judge(Look(1, None, stats(BASE[:3])))
+    watch.judge(at(5, SEEN["g"]))
+    with pytest.raises(ValueError, match="order"):
+        watch.judge(at(4, SEEN["g"]))
+    with pytest.raises(ValueError, match="patience"):
+        monitor(patience=0)
+    with pytest.raises(ValueError, match="training images"):
+        Monitor(UNDERFIT, describe([], []))
+
+
+def test_samples_of_no_pictures_are_no_samples():
+    assert monitor().judge(Look(1, LEARNED, stats([]))) == monitor().judge(Look(1, LEARNED))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text("ugCM-", min_size=1, max_size=10), st.integers(0, 10), st.integers(1, 3))
+def test_a_restored_monitor_judges_on_as_the_uninterrupted_one(history, cut, patience):
+    averaged = {"C": stats(BASE), "M": stats(noisy(40))}
+    looks = [at(step, SEEN[letter], averaged.get(letter)) for step, letter in enumerate(history)]
+    whole, first = monitor(patience=patience), monitor(patience=patience)
+    for look in looks[:cut]:
+        first.judge(look)
+    restored = Monitor.from_dict(json.loads(json.dumps(first.to_dict())))
+    together = [whole.judge(look) for look in looks]
+    assert [restored.judge(look) for look in looks[cut:]] == together[cut:]
+    assert (restored.best, restored.to_dict()) == (whole.best, whole.to_dict())
+
+
+@pytest.mark.parametrize("letter", SEEN)
+def test_judgements_and_looks_outlive_json(letter):
+    look = at(3, SEEN[letter], stats(BASE))
+    judged = alone(look)
+    assert Look.from_dict(json.loads(json.dumps(look.to_dict()))) == look
+    assert Judgement.from_dict(json.loads(json.dumps(judged.to_dict()))) == judged
+    assert all(np.isfinite(score) for score in judged.scores.values())

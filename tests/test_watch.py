@@ -1,0 +1,320 @@
+"""The monitor beside training: it sees every stage, keeps the last good model, stops on request, and changes nothing.
+
+Where a stage has to come at a given step, the true monitor judges and a script has the last word.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fewbayes.batches import Pictures
+from fewbayes.corruption import watch as watch_room
+from fewbayes.corruption.monitor import Judgement, Look, Monitor
+from fewbayes.corruption.watch import PROBES, StageWatch
+from fewbayes.runs import RunFolder, read_manifest, read_metrics
+from fewbayes.sample import load_for_sampling
+from fewbayes.train import train
+
+SIDE = 32
+WATCHED = {"monitor_steps": 1, "validation_steps": 2, "max_train_steps": 6}
+SPOILS = {1: "underfit", 2: "good", 3: "good", 4: "corrupted", 5: "corrupted", 6: "corrupted"}
+
+
+class Scripted(Monitor):
+    """A monitor whose stage at each step is written down."""
+
+    script: ClassVar[dict[int, str]] = {}
+
+    def judge(self, look: Look) -> Judgement:
+        stage = self.script[look.step]
+        best = look.step if stage == "good" and look.samples else self.best
+        judged = super().judge(look)
+        self._state = replace(self._state, stage=stage, seen=stage, best=best)
+        return replace(judged, stage=stage, seen=stage)
+
+
+@pytest.fixture
+def stages_are(monkeypatch):
+    def written_down(script: dict[int, str]) -> None:
+        monkeypatch.setattr(Scripted, "script", script)
+        monkeypatch.setattr(watch_room, "Monitor", Scripted)
+
+    return written_down
+
+
+@pytest.fixture
+def run(settings, family):
+    def go(output: str, **changes) -> Path:
+        return train(settings(output, **changes), family=family, progress=False).folder
+
+    return go
+
+
+def judgements(folder: Path) -> list[Judgement]:
+    return [Judgement.from_dict(row) for row in read_metrics(folder / "stages.jsonl")]
+
+
+def rows(folder: Path, metric: str) -> list[tuple[int, float]]:
+    return [(r["step"], r["value"]) for r in read_metrics(folder / "metrics.jsonl") if r["metric"] == metric]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{file.relative_to(folder)} {name}": value
+        for file in folder.rglob("*.safetensors")
+        for name, value in load_file(file).items()
+    }
+
+
+def same(a: Path, b: Path) -> bool:
+    ours, theirs = tensors(a), tensors(b)
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def training_of(family, count: int = 3) -> Pictures:
+    return Pictures(family, pictures(count), ["a photo of <v> dog"] * count, side=SIDE)
+
+
+# the watch alone
+
+
+def test_a_look_at_the_untouched_model_reads_what_the_base_reads(family):
+    watch = StageWatch(family, training_of(family))
+    base = watch.begin(pictures(2, 1))
+    judgement, reading = watch.look(1, pictures(2, 1))
+    assert reading == base == watch.base
+    assert judgement.stage == watch.stage == "underfit"
+
+
+@pytest.mark.parametrize(("others", "forwards"), [(None, 12), (4, 22)])
+def test_a_look_costs_as_many_forwards_as_it_says(family, others, forwards):
+    class_images = Pictures(family, pictures(others, 2), ["a dog"] * others, side=SIDE) if others else None
+    base = StageWatch(family, training_of(family), class_images).begin()
+    assert base.forwards == forwards
+    assert (base.others_losses is not None) == bool(others)
+    assert PROBES == ("sigma_1", "losses", "blank")
+
+
+def test_a_thousand_images_are_probed_as_quickly_as_a_few(family):
+    base = StageWatch(family, training_of(family, 40)).begin()
+    assert base.forwards == 12
+    assert base.blank is not None
+    assert len(base.blank.similarity[0]) == watch_room.PROBED_IMAGES
+
+
+@pytest.mark.parametrize("length", [1000, 100])
+def test_schedules_of_any_length_and_those_that_end_in_pure_noise_are_watched(length):
+    alpha_bar = torch.linspace(0.999, 0.0, length)
+    settings = watch_room._settings(alpha_bar, 4)
+    asked = (*settings.timesteps, *settings.blank_timesteps, settings.scaled_timestep)
+    assert all(alpha_bar[t] > 0 for t in asked)
+    assert settings.blank_timesteps[-1] == length - 2
+
+
+def test_a_watch_that_is_resumed_judges_on_as_the_uninterrupted_one(family):
+    seen = [(step, pictures(2, step)) for step in range(1, 5)]
+    whole = StageWatch(family, training_of(family), sampled_as={"seeds": [1]})
+    whole.begin(pictures(2))
+    wanted = [whole.look(*look) for look in seen]
+    first, second = (StageWatch(family, training_of(family), sampled_as={"seeds": [1]}) for _ in range(2))
+    first.begin(pictures(2))
+    found = [first.look(*look) for look in seen[:2]]
+    assert second.resume(json.loads(json.dumps(first.to_dict())))
+    assert found + [second.look(*look) for look in seen[2:]] == wanted
+    assert second.to_dict() == whole.to_dict()
+
+
+def test_samples_that_are_drawn_otherwise_are_not_compared_with_those_before(family):
+    begun = StageWatch(family, training_of(family), sampled_as={"seeds": [1]})
+    begun.begin(pictures(2))
+    told = begun.to_dict()
+    assert not StageWatch(family, training_of(family), sampled_as={"seeds": [2]}).resume(told)
+    assert not StageWatch(family, training_of(family)).resume(None)
+    assert StageWatch(family, training_of(family)).resume(told)  # no samples any more: nothing to compare
+
+
+# in a run
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"bayes": True, "use_ema": True},
+        {"method": "lora", "rank": 2, "lora_dropout": 0.5, "dropout": 0.3},
+        {"method": "oft", "mixed_precision": "bf16"},
+        {"method": "pvera"},
+        {"method": "tlora", "train_rare_token": True},
+    ],
+    ids=lambda arm: arm.get("method", "full"),
+)
+def test_watching_never_changes_training(run, stages_are, arm):
+    stages_are(SPOILS)
+    common = arm | {"max_train_steps": 4, "checkpointing_steps": 4}
+    blind, watched = run("blind", **common), run("watched", **common, monitor_steps=1, validation_steps=2)
+    assert (watched / "best").is_dir()
+    shutil.rmtree(watched / "best")
+    assert same(blind, watched)
+    assert rows(blind, "loss") == rows(watched, "loss")
+
+
+def test_every_look_leaves_a_row_and_its_numbers(run):
+    folder = run("run", monitor_steps=2, validation_steps=3, max_train_steps=5)
+    assert [judgement.step for judgement in judgements(folder)] == [2, 3, 4, 5]  # where it is sampled, and at the end
+    assert [step for step, _ in rows(folder, "stage_learning")] == [2, 3, 4, 5]
+    assert [step for step, _ in rows(folder, "stage_corruption")] == [3, 5]  # seen in samples alone
+    assert [step for step, _ in rows(folder, "loss_training")] == [0, 2, 3, 4, 5]
+    ratio = dict(rows(folder, "loss_training_ratio"))
+    loss = dict(rows(folder, "loss_training"))
+    assert ratio[5] == loss[5] / loss[0]
+
+
+def test_without_a_monitor_nothing_of_it_is_there(run):
+    folder = run("run", validation_steps=2)
+    assert not (folder / "stages.jsonl").exists()
+    assert not (folder / "best").exists()
+    assert not rows(folder, "loss_training")
+
+
+def test_class_images_are_watched_where_training_has_them(run, tmp_path):
+    preserving = {"with_prior_preservation": True, "class_prompt": "a photo of dog", "num_class_images": 3}
+    folder = run("run", **preserving, class_data_dir=str(tmp_path / "class"), monitor_steps=2)
+    assert [step for step, _ in rows(folder, "loss_others")] == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    "arm", [{}, {"method": "lora", "rank": 2}, {"method": "oft"}], ids=lambda arm: arm.get("method", "full")
+)
+def test_best_is_the_model_of_the_last_good_samples_and_can_be_drawn_from(run, stages_are, arm):
+    stages_are(SPOILS)
+    folder = run("run", **arm, **WATCHED, checkpointing_steps=2)
+    told = json.loads((folder / "best/best.json").read_text())
+    assert (told["step"], told["stage"], told["weights"]) == (2, "good", "raw")  # step 3 was good, but not sampled
+    (ours, _), (theirs, word) = (load_for_sampling(str(folder / name)) for name in ("checkpoint-2", "best"))
+    assert word == "<v>"
+    asked = torch.ones(1, 4, 8, 8), torch.tensor([100])
+    answers = [model.predict(*asked, model.encode_prompts(["a <v> dog"])) for model in (ours, theirs)]
+    assert torch.equal(*answers)
+
+
+def test_what_is_exported_is_what_is_watched(run, stages_are):
+    stages_are(SPOILS)
+    folder = run("run", **WATCHED, use_ema=True, export_weights="ema", checkpointing_steps=2)
+    averages = load_file(folder / "checkpoint-2/ema.safetensors")
+    best = load_file(folder / "best/unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, averages[f"denoiser.{name}"]) for name, value in best.items())
+    assert json.loads((folder / "best/best.json").read_text())["weights"] == "ema"
+    rated = [r for r in read_metrics(folder / "metrics.jsonl") if r["metric"] == "loss_training"]
+    assert {r["weights"] for r in rated} == {"ema"}
+
+
+def test_averages_are_shown_to_the_monitor_beside_the_weights_that_are_exported(run, monkeypatch):
+    seen: list[Look] = []
+    judge = Monitor.judge
+    monkeypatch.setattr(Monitor, "judge", lambda self, look: seen.append(look) or judge(self, look))
+    run("raw", use_ema=True, **WATCHED | {"max_train_steps": 2})
+    run("ema", use_ema=True, export_weights="ema", **WATCHED | {"max_train_steps": 2})
+    assert [(look.samples is not None, look.averaged is not None) for look in seen] == [
+        (False, False),
+        (True, True),
+        (False, False),
+        (True, False),
+    ]
+
+
+# stopping
+
+
+def test_a_run_stops_at_the_stage_that_was_named_and_says_what_is_kept(settings, family, stages_are, caplog):
+    stages_are(SPOILS)
+    config = settings("run", **WATCHED, stop_when="corrupted")
+    with caplog.at_level(logging.INFO, "fewbayes"):
+        ended = train(config, family=family, progress=False)
+    assert ended.steps == 4
+    manifest = read_manifest(ended.folder)
+    assert (manifest["status"], manifest["stopped"], manifest["steps"]) == ("done", "corrupted", 4)
+    assert "stopped at step 4 of 6: corrupted; best/ holds step 2" in caplog.text
+    assert (ended.folder / "checkpoint-4").is_dir()
+    assert (ended.folder / "model_index.json").is_file()
+    assert not rows(ended.folder, "loss")[4:]
+
+
+def test_a_stopped_run_is_done_until_it_is_told_to_go_on(settings, family, stages_are, caplog):
+    stages_are(SPOILS)
+    whole = train(settings("whole", **WATCHED), family=family, progress=False).folder
+    stop = WATCHED | {"stop_when": "corrupted"}
+    train(settings("run", **stop), family=family, progress=False)
+    again = train(settings("run", **stop), family=family, progress=False)
+    assert again.steps == again.resumed_from == 4
+    assert "already done, stopped at step 4 as corrupted (stop_when never would train on)" in caplog.text
+    grown = train(settings("run", **WATCHED), family=family, progress=False)
+    assert (grown.resumed_from, grown.steps) == (4, 6)
+    assert read_manifest(grown.folder)["stopped"] is None
+    shutil.rmtree(grown.folder / "checkpoint-4")
+    assert same(whole, grown.folder)
+    assert judgements(whole) == judgements(grown.folder)
+
+
+def test_killed_between_the_stop_and_the_result_it_only_exports(settings, family, stages_are):
+    stages_are(SPOILS)
+    config = settings("run", **WATCHED, stop_when="corrupted")
+    folder = train(config, family=family, progress=False).folder
+    (folder / "model_index.json").unlink()
+    RunFolder(folder).manifest_update(status="running", stopped=None)
+    again = train(config, family=family, progress=False)
+    assert (again.resumed_from, again.steps) == (4, 4)
+    assert read_manifest(folder)["stopped"] == "corrupted"
+    assert (folder / "model_index.json").is_file()
+
+
+def test_a_stage_is_said_once_when_it_comes(settings, family, stages_are, caplog):
+    stages_are(SPOILS)
+    with caplog.at_level(logging.INFO, "fewbayes"):
+        train(settings("run", **WATCHED), family=family, progress=False)
+    said = [record for record in caplog.records if record.getMessage().startswith("step ")]
+    assert [record.getMessage().split(":")[0] for record in said] == ["step 1", "step 2", "step 4"]
+    assert [record.levelname for record in said] == ["INFO", "INFO", "WARNING"]
+    assert "the last look, at step 6, says corrupted; best/ holds step 2" in caplog.text
+
+
+# resuming
+
+
+def test_a_run_continued_from_a_checkpoint_ends_with_the_stages_and_the_best_of_an_uninterrupted_one(settings, family):
+    """With the true monitor, whose history travels in the checkpoint."""
+    arm = {"monitor_steps": 1, "validation_steps": 2, "checkpointing_steps": 3, "use_ema": True}
+    whole = train(settings("whole", **arm, max_train_steps=6), family=family, progress=False).folder
+    torn = train(settings("torn", **arm, max_train_steps=6), family=family, progress=False).folder
+    shutil.rmtree(torn / "checkpoint-6")
+    RunFolder(torn).manifest_update(status="running")
+    again = train(settings("torn", **arm, max_train_steps=6), family=family, progress=False)
+    assert again.resumed_from == 3
+    assert same(whole, torn)
+    assert (whole / "stages.jsonl").read_bytes() == (torn / "stages.jsonl").read_bytes()
+    assert read_metrics(whole / "metrics.jsonl") == read_metrics(torn / "metrics.jsonl")
+    states = [json.loads((folder / "checkpoint-6/trainer_state.json").read_text()) for folder in (whole, torn)]
+    assert states[0]["state"] == states[1]["state"]
+
+
+def test_a_run_that_turns_to_being_watched_compares_with_the_model_it_began_from(settings, family, caplog):
+    arm = {"validation_steps": 2, "checkpointing_steps": 2}
+    whole = train(settings("whole", **arm, monitor_steps=2), family=family, progress=False).folder
+    train(settings("late", **arm, max_train_steps=2), family=family, progress=False)
+    late = train(settings("late", **arm, monitor_steps=2), family=family, progress=False).folder
+    assert "the stage monitor begins anew at step 2" in caplog.text
+    assert rows(late, "loss_training_ratio") == rows(whole, "loss_training_ratio")[1:]
+    assert judgements(late)[-1].scores == judgements(whole)[-1].scores
