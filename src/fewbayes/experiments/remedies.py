@@ -51,6 +51,14 @@ def arms(rate: float, method: str) -> dict[str, Arm]:
         *map(bayesian, STDS[method]),
         arm("fixed", f"Fixed noise, {FIXED[method]:g}", "as Bayesian, the deviations not learned", **fixed),
         arm("slow", "Plain, quarter rate", f"AdamW at {rate / 4:g}", learning_rate=rate / 4),
+        arm(
+            "slow-bayes",
+            f"Bayesian, {FIXED[method]:g}, quarter rate",
+            "both",
+            learning_rate=rate / 4,
+            bayes=True,
+            weight_std=FIXED[method],
+        ),
         *map(pulled, PULLS[method]),
         arm("dropout", "Dropout", "noise on activations: the denoiser's dropout layers at 0.1", dropout=0.1),
     ]

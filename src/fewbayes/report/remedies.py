@@ -84,7 +84,8 @@ def markdown(study: Mapping[str, Any]) -> str:
     notes = [f"- {arm['label']}: {arm['note']}" for arm in study["arms"]]
     parts = [
         f"{len(study['cells'])} trainings: {len(labels)} arms on {', '.join(subjects)}, "
-        f"{len(units) // len(subjects)} seeds each. {reading(len(subjects), len(units))}",
+        f"up to {len({seed for _, seed in units})} seeds. {reading(len(subjects), len(units))} A difference is followed by "
+        "the pairs of trainings on the better side of zero, ties as half.",
         "\n".join(notes),
         "## Levels\n\nMacro means over subjects with 95 % intervals.\n\n" + _levels(table, labels),
         "## At the last checkpoint, other weights and more sampler steps\n\n" + _extras(table, labels),
@@ -144,7 +145,7 @@ def _against(
 
 def _bayesian(table: Mapping[Arm, Any], labels: Mapping[str, str]) -> str:
     """Each standard deviation, so that none is picked after the fact; averaged against averaged."""
-    arms = [arm for arm in labels if arm.startswith(("bayes", "relative"))]
+    arms = [arm for arm in labels if arm.startswith(("bayes", "relative", "slow-bayes"))]
     pieces = [
         _against(table, labels, [(c, w) for c in CONTROLS if (c, w) != ("plain", "raw")], [(arm, w) for arm in arms])
         for w in WEIGHTS
@@ -194,7 +195,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 SHOWN = {
-    "full": ("plain", "bayes-0.01", "bayes-0.03", "slow", "l2-10", "dropout"),
+    "full": ("plain", "bayes-0.01", "bayes-0.03", "slow", "slow-bayes", "l2-10"),
     "lora": ("plain", "bayes-0.1", "bayes-0.3", "slow", "l2-40", "token"),
 }
 COLOURS = ("#1f1f1f", "#8ecae6", "#1d6fb8", "#e07a1f", "#7d5ba6", "#2a9d5c")
