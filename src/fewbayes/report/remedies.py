@@ -84,8 +84,8 @@ def markdown(study: Mapping[str, Any]) -> str:
     notes = [f"- {arm['label']}: {arm['note']}" for arm in study["arms"]]
     parts = [
         f"{len(study['cells'])} trainings: {len(labels)} arms on {', '.join(subjects)}, "
-        f"up to {len({seed for _, seed in units})} seeds. {reading(len(subjects), len(units))} A difference is followed by "
-        "the pairs of trainings on the better side of zero, ties as half.",
+        f"up to {len({seed for _, seed in units})} seeds. {reading(len(subjects), len(units))} "
+        "A difference is followed by the pairs of trainings on the better side of zero, ties as half.",
         "\n".join(notes),
         "## Levels\n\nMacro means over subjects with 95 % intervals.\n\n" + _levels(table, labels),
         "## At the last checkpoint, other weights and more sampler steps\n\n" + _extras(table, labels),
