@@ -3,7 +3,9 @@
 The loop of diffusers' own example scripts: adapters in the attention layers, AdamW, one image per step, the file that
 `save_lora_weights` writes.
 
-    python benchmarks/foreign_lora.py MODEL PHOTOS "a photo of a <v> dog" OUT --steps 500 --rate 3e-4 --rank 16
+The prompt is taken as it is written. `<v>` is a word of the embedded model alone.
+
+    python benchmarks/foreign_lora.py MODEL PHOTOS "a photo of sks dog" OUT --steps 500 --rate 3e-4 --rank 16
 """
 
 import argparse

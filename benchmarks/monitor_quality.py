@@ -10,7 +10,7 @@ with `--monitor_steps`; such runs are taken as they were judged in training.
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, median
 
@@ -21,7 +21,7 @@ from scipy.stats import mannwhitneyu
 from fewbayes.corruption.monitor import Judgement, Look, Monitor
 from fewbayes.corruption.samples import describe
 from fewbayes.report.trajectories import LOW, corrupted, floor, longest
-from fewbayes.runs import STAGES, environment
+from fewbayes.runs import BEST, BEST_STATE, STAGES, environment
 
 CLEARLY_CLEAN = 0.8
 """Where ambiguous checkpoints are left out: corrupted below LOW, clean from this share on."""
@@ -35,14 +35,16 @@ def pictures(folder: Path) -> list[np.ndarray]:
     return found
 
 
-def judgements(run: Path, steps: list[int]) -> dict[int, Judgement]:
-    """By sampled step; those of training where it watched, else from the pictures alone."""
+def judgements(run: Path, steps: list[int]) -> tuple[dict[int, Judgement], int | None]:
+    """By sampled step, and the step that is kept; those of training where it watched, else from the pictures alone."""
     if (run / STAGES).is_file():
         rows = [json.loads(line) for line in (run / STAGES).read_text().splitlines()]
         told = [row.get("judgement", row) for row in rows]
         names = Judgement.__dataclass_fields__
         all_of_them = [Judgement.from_dict({name: row[name] for name in names}) for row in told]
-        return {judgement.step: judgement for judgement in all_of_them if judgement.step in steps}
+        kept = run / BEST / BEST_STATE
+        step = json.loads(kept.read_text())["step"] if kept.is_file() else None
+        return {judgement.step: judgement for judgement in all_of_them if judgement.step in steps}, step
     references = pictures(run / "reference")
     drawn = {step: run / "samples" / f"step-{step:06d}" for step in (0, *steps)}
     base = Look(0, None, describe(pictures(drawn[0] / "raw"), references))
@@ -52,12 +54,7 @@ def judgements(run: Path, steps: list[int]) -> dict[int, Judgement]:
         averaged = pictures(drawn[step] / "ema") if (drawn[step] / "ema").is_dir() else []
         look = Look(step, None, describe(pictures(drawn[step] / "raw"), references), describe(averaged, references))
         found[step] = monitor.judge(look)
-    return found
-
-
-def best_step(found: Mapping[int, Judgement]) -> int | None:
-    good = [step for step, judgement in found.items() if judgement.seen == "good"]
-    return good[-1] if good else None
+    return found, monitor.best
 
 
 def look_at(file: Path) -> Iterable[dict]:
@@ -65,12 +62,11 @@ def look_at(file: Path) -> Iterable[dict]:
     for cell in json.loads(file.read_text())["cells"]:
         run = file.parent / cell["subject"] / str(cell["images"]) / f"{cell['arm']}-seed{cell['seed']}"
         steps = [row["step"] for row in cell["raw"][1:]]
-        found = judgements(run, steps)
+        found, kept = judgements(run, steps)
         bad, share = corrupted(cell, "raw"), [row["quality"] / floor(cell) * LOW for row in cell["raw"][1:]]
         worth = [
             cell["raw"][0]["fidelity"] if b else row["fidelity"] for b, row in zip(bad, cell["raw"][1:], strict=True)
         ]
-        kept = best_step(found)
         alarm = next((s for s in steps if found[s].stage == "corrupted"), None)
         seen = next((s for s in steps if found[s].seen == "corrupted"), None)
         onset = next((s for i, s in enumerate(steps) if bad[i : i + 2].all()), None) if longest(bad) else None

@@ -487,3 +487,12 @@ def test_the_presets_are_those_that_can_be_selected():
 def test_a_config_cannot_be_changed_behind_its_checks():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().seed = -1
+
+
+def test_stopping_at_copies_of_one_image_needs_samples_to_compare():
+    watched = {"monitor_steps": 10, "validation_steps": 10, "stop_when": "memorised"}
+    alone = config(**watched, num_validation_images=1)
+    with pytest.raises(ConfigError, match=r"1 training image.*give num_validation_images 2 or more"):
+        alone.resolve({}, 64, 1)
+    assert alone.resolve({}, 64, 2).stop_when == "memorised"
+    assert config(**watched, num_validation_images=2).resolve({}, 64, 1).stop_when == "memorised"

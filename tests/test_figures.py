@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,14 +11,15 @@ import torch
 from PIL import Image
 
 from fewbayes.corruption.theory import k_response
-from fewbayes.experiments.figures import FIGURES, paper, rounded, run_figure
+from fewbayes.experiments.figures import FIGURES, paper, run_figure
 from fewbayes.experiments.figures.denoise import ddim, one_step
 from fewbayes.experiments.figures.fidelity import dip, dips
 from fewbayes.experiments.figures.fig5 import _inputs
-from fewbayes.experiments.figures.fig12 import predicted
 from fewbayes.experiments.figures.options import parse
+from fewbayes.experiments.figures.trained import left_out
 from fewbayes.report.figures import DRAWN, draw
 from fewbayes.schedule import add_noise
+from fewbayes.train import NonFiniteError
 
 CURVES = ("fig1", "fig2")
 
@@ -78,6 +80,40 @@ def test_a_folder_of_other_settings_is_refused(made, eps_model):
         )
 
 
+@pytest.mark.parametrize(("key", "other"), [("model_sha256", "0" * 64), ("constants", {"t": 99})])
+def test_a_folder_of_another_model_of_that_name_or_of_other_constants_is_refused(key, other, made, eps_model, tmp_path):
+    asked = json.loads((made["fig11"] / "asked.json").read_text())
+    assert key in asked
+    (tmp_path / "asked.json").write_text(json.dumps(asked | {key: other}))
+    with pytest.raises(ValueError, match=f"holds fig11 with {key}"):
+        run_figure("fig11", _options(eps_model, tmp_path, "--subjects", "swirl_fish"))
+
+
+def test_a_training_whose_numbers_ran_away_is_left_out_and_named(made, eps_model, tmp_path):
+    folder = tmp_path / "fig1"
+    shutil.copytree(made["fig1"], folder)
+    run = folder / "runs" / "swirl_fish" / "bayes-seed0"
+    assert not left_out([], 2)
+    assert run.name in left_out([run.name], 2)[0]
+    with pytest.raises(NonFiniteError, match="every run"):
+        left_out([run.name], 1)
+    told = json.loads((folder / "fig1.json").read_text())
+    plain = told["arms"][0]
+    plain["runs"].append({key: v[:3] if isinstance(v, list) else v for key, v in plain["runs"][0].items()})
+    (folder / "fig1.json").write_text(json.dumps(told | {"arms": [plain], "notes": left_out([run.name], 2)}))
+    assert draw(folder).is_file()  # curves of different lengths, one arm gone
+
+
+def test_strips_are_of_the_first_subject_and_say_so(eps_model, tmp_path):
+    alone, both = (tmp_path / name for name in ("alone", "both"))
+    run_figure("fig1", [*_options(eps_model, alone, "--subjects", "swirl_fish"), "--steps", "1"])
+    run_figure("fig1", [*_options(eps_model, both, "--subjects", "swirl_fish", "mosaic_teapot"), "--steps", "1"])
+    told = json.loads((both / "fig1.json").read_text())
+    assert {arm["strip_of"] for arm in told["arms"]} == {"swirl_fish, seed 0"}
+    for picture in (picture for arm in told["arms"] for picture in arm["strip"]):
+        assert (both / picture["file"]).read_bytes() == (alone / picture["file"]).read_bytes()
+
+
 def test_photographs_of_ones_own_are_as_good_as_drawn_ones(eps_model, photos, tmp_path):
     folder = run_figure("fig10", _options(eps_model, tmp_path / "fig10", "--photographs", f"{photos}:dog"))
     told = json.loads((folder / "fig10.json").read_text())
@@ -89,6 +125,9 @@ def test_photographs_of_ones_own_are_as_good_as_drawn_ones(eps_model, photos, tm
     ("wrong", "why"),
     [
         (["--seeds", "0"], "seeds is 0"),
+        (["--steps", "0"], "steps is 0"),
+        (["--weight_std", "0"], "weight_std is 0"),
+        (["--learning_rate", "0"], "learning_rate is 0"),
         (["--learning_rate", "3"], "learning_rate is 3"),
         (["--subjects", "swirl_dragon"], "not an embedded subject"),
         (["--photographs", "folder"], "does not say what it shows"),
@@ -163,8 +202,7 @@ def test_the_line_of_fig12_is_what_the_one_shot_model_answers(exact):
     alpha_bar = float(exact.alpha_bar[t])
     answer = one_step(exact, k * exact.image, t, "")
     factor = float((answer * exact.image).sum() / (exact.image**2).sum())
-    retention = 0.25 / (0.25 + (1 - alpha_bar) / alpha_bar)
-    assert factor == pytest.approx(predicted(k, alpha_bar, retention)) == pytest.approx(k_response(k, alpha_bar, 0.5))
+    assert factor == pytest.approx(k_response(k, alpha_bar, 0.5))
 
 
 def test_a_few_ddim_steps_bring_a_noised_copy_back_to_the_image(exact):
@@ -179,10 +217,6 @@ def test_the_disturbance_of_fig5_lies_in_the_middle_and_nowhere_else():
     inside = delta[..., 6:10, 6:10]
     assert (inside != 0).all()
     assert delta.abs().sum() == pytest.approx(float(delta[..., 4:12, 4:12].abs().sum()))
-
-
-def test_results_are_rounded_to_four_digits_and_infinity_is_no_number():
-    assert rounded({"a": [0.123456, float("inf")], "b": (1, None)}) == {"a": [0.1235, None], "b": [1, None]}
 
 
 @pytest.mark.parametrize("name", CURVES)

@@ -9,11 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewbayes.experiments.grids import CELL, first_images, rounded
+from fewbayes.experiments.grids import CELL, first_images, named_subjects, rounded
 from fewbayes.experiments.methods import drawn_subject
 from fewbayes.experiments.remedies import arms, run_remedies
+from fewbayes.experiments.runner import without_path
+from fewbayes.experiments.trajectories import FILE, score_run
+from fewbayes.metrics.encoders import load_encoders
 from fewbayes.report import remedies as report
-from fewbayes.report.trajectories import at_same_distance, corrupted, longest, measures, roughness
+from fewbayes.report.trajectories import (
+    at_same_distance,
+    corrupted,
+    longest,
+    longest_stretch,
+    measures,
+    roughness,
+    share_compared,
+)
 
 
 def cell(qualities, fidelities, averaged=None, distances=None, **keys):
@@ -86,6 +97,12 @@ def test_the_longest_run_is_what_a_plain_loop_finds(inside):
     assert longest(np.array(inside, dtype=bool)) == (best if best >= 2 else 0)
 
 
+def test_the_longest_stretch_is_all_true_between_edges_that_are_not():
+    assert longest_stretch(np.array([True, True, False, True, True, True])) == (3, 6)
+    assert longest_stretch(np.array([True, True, False, True, True])) == (0, 2)
+    assert longest_stretch(np.array([True, False, True])) is None
+
+
 def test_a_slower_clock_has_no_lead_at_the_same_distance():
     plain = cell([0.7, 0.5, 0.3, 0.2], [0.2, 0.4, 0.6, 0.8], distances=[1.0, 2.0, 3.0, 4.0])
     slow = cell([0.75, 0.7, 0.6, 0.5], [0.1, 0.2, 0.3, 0.4], distances=[0.5, 1.0, 1.5, 2.0])
@@ -101,7 +118,9 @@ def test_a_better_path_leads_by_what_it_is_better():
 
 def test_what_went_farther_than_the_control_ever_did_is_not_compared():
     plain = cell([0.7, 0.5], [0.2, 0.4], distances=[1.0, 2.0])
+    far = cell([0.8, 0.8], [0.2, 0.2], distances=[1.5, 5.0])
     assert at_same_distance(cell([0.8], [0.2], distances=[5.0]), plain, "quality") is None
+    assert (share_compared(far, plain), share_compared(plain, far)) == (0.5, 1.0)
 
 
 def test_fewer_images_are_the_first_ones(tmp_path):
@@ -122,6 +141,50 @@ def test_every_arm_changes_something_and_the_first_is_plain():
     changes = [dict(arm.changes) for arm in arms(1e-3, "full").values()]
     assert next(iter(arms(1e-3, "full"))) == "plain"
     assert all(one != other for i, one in enumerate(changes) for other in changes[:i])
+
+
+def study(cells, *, failed=()):
+    known = arms(1e-3, "full")
+    names = dict.fromkeys(c["arm"] for c in (*cells, *failed))
+    listed = [{"name": name, "label": known[name].label, "note": known[name].note} for name in names]
+    return {"settings": {"method": "full"}, "arms": listed, "cells": cells, "failed": list(failed)}
+
+
+def test_what_failed_is_counted_and_named():
+    lost = {"subject": "mug", "images": 4, "arm": "fixed", "seed": 1, "failed": "step 3: the loss is nan"}
+    good = [cell([0.8, 0.7], [0.5, 0.6], arm=arm, loss_training=0.25) for arm in ("plain", "fixed")]
+    text = report.markdown(study([*good, cell([0.8, 0.7], [0.5, 0.6], seed=1)], failed=[lost]))
+    assert "| Fixed noise, 0.03 | raw | 1 of 2 |" in text
+    assert "| Plain | raw | 2 |" in text
+    assert "- Fixed noise, 0.03 on mug, seed 1: step 3: the loss is nan" in text
+    assert "Begun with fewer" not in text
+
+
+def test_an_arm_with_fewer_seeds_is_said_and_a_single_training_has_no_interval():
+    cells = [cell([0.8, 0.7 - seed / 10], [0.5, 0.6], seed=seed) for seed in (0, 1)]
+    text = report.markdown(study([*cells, cell([0.8, 0.7], [0.5, 0.6], arm="dropout")]))
+    assert "Begun with fewer than 2 trainings: Dropout 1." in text
+    rows = {line.split(" | ")[0]: line for line in text.split("## Levels")[1].split("##")[0].splitlines()}
+    assert "(" in rows["| Plain"]
+    assert "(" not in rows["| Dropout"].removeprefix("| Dropout | averaged")
+
+
+def test_fixed_noise_is_held_against_the_other_remedies():
+    cells = [cell([0.8, 0.7], [0.5, 0.6], arm=arm) for arm in ("plain", "slow", "fixed")]
+    assert "Fixed noise, 0.03, raw less Plain, quarter rate, raw" in report.markdown(study(cells))
+
+
+def test_results_name_no_folders():
+    assert without_path("../../photos/dog:dog") == "dog:dog"
+    assert without_path("--output_dir=/home/me/runs/a") == "--output_dir=a"
+    assert without_path("5e-4") == "5e-4"
+
+
+def test_two_subjects_of_one_name_are_refused(tmp_path):
+    for drawn, photographed in ((["swirl_fish"] * 2, []), (["swirl_fish"], ["photos/swirl_fish:fish"])):
+        with pytest.raises(ValueError, match="two subjects have one name"):
+            named_subjects(drawn, photographed, tmp_path, 64, world=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path):
@@ -150,6 +213,17 @@ def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path):
     stamp = (tmp_path / "swirl_fish/4/plain-seed0" / CELL).stat().st_mtime_ns
     assert json.loads(run_remedies(wanted).read_text())["cells"] == cells
     assert (tmp_path / "swirl_fish/4/plain-seed0" / CELL).stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="holds another training; give another output_dir"):
+        run_remedies([*wanted, "--learning_rate", "2e-3"])
+    run = tmp_path / "swirl_fish/4/plain-seed0"
+    kept = json.loads((run / CELL).read_text())
+    (run / CELL).write_text(json.dumps({key: value for key, value in kept.items() if key != "made_of"}))
+    with pytest.raises(ValueError, match="holds another training"):  # nothing says what it was made from
+        run_remedies(wanted)
+    (run / CELL).unlink()  # trained, not yet scored
+    with pytest.raises(ValueError, match="holds another training"):
+        run_remedies([*wanted, "--num_inference_steps", "3"])
+    assert str(tmp_path) not in first
     text = report.write(file).read_text()
     assert "Bayesian, 0.03, raw less Plain, raw" in text
     for draw in (
@@ -159,10 +233,39 @@ def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path):
         assert draw.stat().st_size > 5000
 
 
+def test_a_run_is_scored_anew_where_its_pictures_changed(tmp_path):
+    wanted = ["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--seeds", "1", "--steps", "8"]
+    wanted += ["--method", "lora", "--rank", "2", "--arms", "token", "--num_inference_steps", "2"]
+    (trained,) = json.loads(run_remedies([*wanted, "--workers", "1"]).read_text())["cells"]
+    assert trained["mean_of_last"].keys() == trained["more_steps"].keys()  # the token's rows are averaged too
+    run = tmp_path / "swirl_fish/4/token-seed0"
+    encoders = load_encoders("embedded")
+    before, stamp = score_run(run, encoders, "<v>"), (run / FILE).stat().st_mtime_ns
+    assert score_run(run, encoders, "<v>") == before
+    assert (run / FILE).stat().st_mtime_ns == stamp
+    last = run / "samples/step-000008/raw/00.png"
+    last.write_bytes(next(run.glob("reference/*.png")).read_bytes())
+    after = score_run(run, encoders, "<v>")
+    assert after["raw"][-1]["nearest"] > before["raw"][-1]["nearest"]
+    assert after["raw"][:-1] == before["raw"][:-1]
+
+
+def test_a_training_that_runs_away_is_kept_as_failed(tmp_path):
+    wanted = ["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--seeds", "1", "--steps", "80", "--arms"]
+    wanted += ["plain", "--num_inference_steps", "2", "--workers", "1"]
+    with pytest.raises(ValueError, match="all 1 trainings failed"):
+        run_remedies([*wanted, "--learning_rate", "1e30"])
+    (failed,) = json.loads((tmp_path / "remedies.json").read_text())["failed"]
+    assert (failed["arm"], failed["seed"]) == ("plain", 0)
+    assert "the loss is nan" in failed["failed"] or "norm is" in failed["failed"]
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(ValueError, match="name at least one"):
         run_remedies(["--output_dir", str(tmp_path)])
     with pytest.raises(ValueError, match="plane is not among the arms"):
         run_remedies(["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--fewer_seeds", "plane=2"])
+    with pytest.raises(ValueError, match="--num_images is 1; it must be 2 or more"):
+        run_remedies(["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--num_images", "1"])
     with pytest.raises(ValueError, match="--steps 4"):
         run_remedies(["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--steps", "4"])

@@ -648,6 +648,22 @@ def test_a_best_model_that_a_kill_left_between_two_names_is_put_back(run, monkey
     assert not list(run.path.glob(".tmp-*"))
 
 
+def test_a_best_model_that_is_dropped_is_never_put_back(run, monkeypatch):
+    """Not even when the kill comes before anything of it is removed."""
+    assert run.best() is None
+    write_best(run, "old", 1)
+    assert run.best() == {"step": 1}
+    monkeypatch.setattr("fewbayes.runs._remove", lambda path: None)
+    run.drop_best()
+    monkeypatch.undo()
+    assert run.best() is None
+    litter = next(run.path.glob(".tmp-*"))
+    os.replace(litter, run.path / f".tmp-00000000-1-0-7-{litter.name.rpartition('-')[2]}")
+    RunFolder(run.path)._sweep()
+    assert not list(run.path.glob(".tmp-*"))
+    assert not (run.path / "best").exists()
+
+
 # --- files and folders ------------------------------------------------------------------------------------------------
 
 

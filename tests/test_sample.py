@@ -114,9 +114,29 @@ def test_a_damaged_file_is_said_by_its_name(settings, eps_model, tmp_path):
         load_for_sampling(str(tmp_path / "cut.safetensors"), base=str(eps_model))
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_damaged_best_is_not_said_to_be_written_again(settings, eps_model, method):
+    run = train(settings(method=method, max_train_steps=1), progress=False).folder
+    result = "pytorch_lora_weights.safetensors" if method == "lora" else "unet/diffusion_pytorch_model.safetensors"
+    parts = [path for path in run.iterdir() if path.name in (result, "model_index.json") or path.is_dir()]
+
+    def write(folder):
+        for part in parts:
+            (shutil.copytree if part.is_dir() else shutil.copyfile)(part, folder / part.name)
+
+    RunFolder(run).write_best(write, {"step": 1})
+    with pytest.raises(ValueError, match="belongs to a run"):
+        load_for_sampling(str(run / "best"), base=str(eps_model))
+    file = run / "best" / result
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"best.* is damaged .* it is not written from a checkpoint: sample from"):
+        load_for_sampling(str(run / "best"))
+
+
 def test_the_old_result_of_a_run_that_went_on_is_said_to_be_old(settings, caplog, monkeypatch):
     config = settings(method="lora", max_train_steps=2, checkpointing_steps=1)
     run = train(config, progress=False).folder
+    caplog.clear()
     load_for_sampling(str(run))
     assert not caplog.records
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from fewbayes.corruption.samples import SampleStats, describe, detail, saturation
+from fewbayes.corruption.samples import SampleStats, contrast, describe, detail, saturation
 
 SIDE = 64
 
@@ -83,12 +83,20 @@ def test_an_unlike_picture_is_less_like_than_a_copy():
     assert describe([other], [scene(5)]).likeness[0] < 0.3
 
 
-def test_training_images_are_compared_with_the_others_only():
-    references = [scene(6), scene(7), scene(6)]
+def test_training_images_are_compared_with_different_ones_only():
+    references = [scene(6), scene(7), scene(6)[:, ::-1]]
     found = describe(references, references)
-    assert found.likeness[0] == found.likeness[2] == pytest.approx(1)
-    assert found.likeness[1] < 0.99
+    assert max(found.likeness) < 0.9
+    assert found.distinct == 2
+    assert describe([scene(6)], references).likeness[0] == pytest.approx(1)  # a sample is spared nothing
     assert describe(references[:1], references[:1]).likeness == (0.0,)
+
+
+def test_contrast_is_of_light_and_dark_at_large():
+    picture = scene(3)
+    assert contrast(np.full((SIDE, SIDE, 3), 200, np.uint8)) == 0
+    assert contrast(picture // 2) == pytest.approx(contrast(picture) / 2, rel=0.05)
+    assert contrast(noised(picture, 30, blotch=1)) == pytest.approx(contrast(picture), rel=0.1)
 
 
 def test_diversity_is_zero_for_one_picture_and_for_equal_ones():
@@ -119,4 +127,5 @@ def test_any_picture_has_finite_numbers_in_their_ranges_that_outlive_json(pictur
     assert 0 <= min(found.saturation) <= max(found.saturation) <= 1
     assert -1 <= min(found.likeness) <= max(found.likeness) <= 1
     assert found.diversity == 0
+    assert min(found.contrast) >= 0
     assert SampleStats.from_dict(json.loads(json.dumps(found.to_dict()))) == found

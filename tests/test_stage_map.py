@@ -30,6 +30,21 @@ def test_a_stage_has_an_onset_a_length_and_an_end():
     assert report.summary(cell([0.9, 0.1, 0.9, 0.1]))["onset"] is None
 
 
+def test_onset_and_recovery_are_those_of_the_longest_stretch():
+    found = report.summary(cell([0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.9, 0.1]))
+    assert (found["onset"], found["longest"]) == (400, 3 / 8)
+    assert found["recovered"] == 1.0  # at 700, although 800 is corrupted again
+
+
+def test_an_onset_that_some_seeds_lack_says_so():
+    seeds = [cell([0.9, 0.1, 0.1, 0.9]), *(cell([0.9] * 4) | {"seed": seed} for seed in (1, 2))]
+    lost = {"subject": "mug", "images": 4, "arm": CENTRE.name, "seed": 3, "failed": "step 2: the loss is nan"}
+    study = {"arms": [{"name": "centre", "label": "centre"}], "axes": {}, "cells": seeds, "failed": [lost]}
+    text = report.markdown(study)
+    assert "|  | centre | 3 of 4 | 200 (1 of 3) |" in text
+    assert "- mug, 4 images, centre, seed 3: step 2: the loss is nan" in text
+
+
 def test_settings_come_axis_by_axis_and_fewer_images_apart():
     study = {
         "arms": [{"name": "centre", "label": "centre"}, {"name": "slow", "label": "slower"}],

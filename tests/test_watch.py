@@ -260,7 +260,7 @@ def test_a_stopped_run_is_done_until_it_is_told_to_go_on(settings, family, stage
     train(settings("run", **stop), family=family, progress=False)
     again = train(settings("run", **stop), family=family, progress=False)
     assert again.steps == again.resumed_from == 4
-    assert "already done, stopped at step 4 as corrupted (stop_when never would train on)" in caplog.text
+    assert "already done, stopped at step 4 as corrupted (stop_when never would train on from step 4)" in caplog.text
     grown = train(settings("run", **WATCHED), family=family, progress=False)
     assert (grown.resumed_from, grown.steps) == (4, 6)
     assert read_manifest(grown.folder)["stopped"] is None
@@ -281,13 +281,14 @@ def test_killed_between_the_stop_and_the_result_it_only_exports(settings, family
     assert (folder / "model_index.json").is_file()
 
 
-def test_a_stage_is_said_once_when_it_comes(settings, family, stages_are, caplog):
+def test_a_stage_and_a_cause_of_damage_are_said_once_when_they_come(settings, family, stages_are, caplog):
     stages_are(SPOILS)
     with caplog.at_level(logging.INFO, "fewbayes"):
         train(settings("run", **WATCHED), family=family, progress=False)
     said = [record for record in caplog.records if record.getMessage().startswith("step ")]
-    assert [record.getMessage().split(":")[0] for record in said] == ["step 1", "step 2", "step 4"]
-    assert [record.levelname for record in said] == ["INFO", "INFO", "WARNING"]
+    assert [record.getMessage().split(":")[0] for record in said] == ["step 1", "step 2", "step 3", "step 4"]
+    assert "step 3: good (lost)" in said[2].getMessage()
+    assert [record.levelname for record in said] == ["INFO", "INFO", "INFO", "WARNING"]
     assert "the last look, at step 6, says corrupted; best/ holds step 2" in caplog.text
 
 
@@ -308,6 +309,113 @@ def test_a_run_continued_from_a_checkpoint_ends_with_the_stages_and_the_best_of_
     assert read_metrics(whole / "metrics.jsonl") == read_metrics(torn / "metrics.jsonl")
     states = [json.loads((folder / "checkpoint-6/trainer_state.json").read_text()) for folder in (whole, torn)]
     assert states[0]["state"] == states[1]["state"]
+
+
+def test_best_is_what_the_true_monitor_last_saw_as_good_and_stays_so_when_nothing_good_follows(
+    settings, family, caplog
+):
+    arm = {"monitor_steps": 2, "validation_steps": 2, "checkpointing_steps": 4, "learning_rate": 1e-2}
+    folder = train(settings("run", **arm, max_train_steps=4), family=family, progress=False).folder
+    good = [judgement for judgement in judgements(folder) if judgement.seen == "good"]
+    told = json.loads((folder / "best/best.json").read_text())
+    assert {key: told[key] for key in ("step", "stage", "seen", "scores")} == {
+        key: value for key, value in good[-1].to_dict().items() if key in told
+    }
+    kept = tensors(folder / "best")
+    with caplog.at_level(logging.INFO, "fewbayes"):
+        blind = arm | {"validation_steps": 0}  # without samples no look can be good
+        train(settings("run", **blind, max_train_steps=6), family=family, progress=False)
+    assert json.loads((folder / "best/best.json").read_text()) == told
+    assert all(torch.equal(value, kept[name]) for name, value in tensors(folder / "best").items())
+    assert f"best/ holds step {told['step']}" in caplog.text
+    assert read_manifest(folder)["steps"] == 6
+
+
+@pytest.fixture
+def killed_after_a_good_look(settings, family, stages_are):
+    """The folder of a run that was killed at step 6 and whose best/ is later than its newest checkpoint."""
+
+    def make(checkpoint: int, **arm) -> Path:
+        stages_are(SPOILS | {4: "good"})
+        arm = WATCHED | {"checkpointing_steps": checkpoint} | arm
+        folder = train(settings("run", **arm), family=family, progress=False).folder
+        for path in folder.glob("checkpoint-*"):
+            if path.name != f"checkpoint-{checkpoint}":
+                shutil.rmtree(path)
+        RunFolder(folder).manifest_update(status="running")
+        assert json.loads((folder / "best/best.json").read_text())["step"] == 4
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"guidance_scale": 3.0}, "says corrupted; no samples were good"),
+        ({"max_train_steps": 3}, "says good; samples were last good at step 2, whose weights best/ does not hold"),
+    ],
+    ids=["other samples", "fewer steps"],
+)
+def test_best_of_a_step_that_is_not_reached_any_more_is_no_longer_there(
+    settings, family, stages_are, killed_after_a_good_look, caplog, changes, said
+):
+    folder = killed_after_a_good_look(3)
+    stages_are(SPOILS | {4: "corrupted"})
+    with caplog.at_level(logging.INFO, "fewbayes"):
+        again = train(settings("run", **WATCHED | {"checkpointing_steps": 3} | changes), family=family, progress=False)
+    assert again.resumed_from == 3
+    assert not (folder / "best").exists()
+    assert "best/ holds step 4, and training goes on from step 3: it is removed" in caplog.text
+    assert said in caplog.text
+
+
+def test_a_run_that_begins_again_keeps_no_best_of_before(settings, family, stages_are, killed_after_a_good_look):
+    folder = killed_after_a_good_look(3)
+    shutil.rmtree(folder / "checkpoint-3")
+    stages_are(dict.fromkeys(range(1, 7), "underfit"))
+    train(settings("run", **WATCHED), family=family, progress=False)
+    assert not (folder / "best").exists()
+
+
+def test_best_is_written_again_from_the_checkpoint_of_its_step(settings, family, killed_after_a_good_look):
+    folder = killed_after_a_good_look(2, use_ema=True, export_weights="ema")
+    arm = {"checkpointing_steps": 2, "use_ema": True, "export_weights": "ema"}
+    train(settings("run", **WATCHED | arm | {"max_train_steps": 2}), family=family, progress=False)
+    short = train(settings("short", **WATCHED | arm | {"max_train_steps": 2}), family=family, progress=False).folder
+    assert (folder / "best/best.json").read_text() == (short / "best/best.json").read_text()
+    assert same(folder / "best", short / "best")
+
+
+def test_other_weights_are_not_compared_with_those_before(settings, family, stages_are, caplog):
+    """Also where there are no samples; what best/ holds stays, and is said."""
+    stages_are(SPOILS)
+    arm = WATCHED | {"use_ema": True, "max_train_steps": 2}
+    folder = train(settings("run", **arm), family=family, progress=False).folder
+    begun = StageWatch(family, training_of(family))
+    begun.begin()
+    assert not StageWatch(family, training_of(family), weights="ema").resume(begun.to_dict())
+    with caplog.at_level(logging.INFO, "fewbayes"):
+        train(settings("run", **arm, export_weights="ema"), family=family, progress=False)
+    assert "begins anew at step 2 and knows nothing of before; best/ holds step 2" in caplog.text
+    assert "has not looked since it began; best/ holds step 2" in caplog.text
+    assert json.loads((folder / "best/best.json").read_text())["weights"] == "raw"
+
+
+def test_a_stopped_run_without_checkpoints_says_that_it_would_begin_again(settings, family, stages_are, caplog):
+    stages_are(SPOILS)
+    config = settings("run", **WATCHED, stop_when="corrupted", checkpointing_steps=0)
+    train(config, family=family, progress=False)
+    train(config, family=family, progress=False)
+    assert "(stop_when never would train again from step 0, as there is no checkpoint)" in caplog.text
+
+
+def test_looks_put_no_more_through_the_denoiser_at_once_than_samples(settings):
+    at_once = watch_room._at_once
+    assert at_once(settings(sample_batch_size=3)) == 6
+    assert at_once(settings(sample_batch_size=3, guidance_scale=1.0)) == 3
+    assert at_once(settings(sample_batch_size=3, mixed_precision="bf16")) == 3  # looks are in float32
+    assert at_once(settings(sample_batch_size=1, guidance_scale=1.0, mixed_precision="bf16")) == 1
 
 
 def test_a_run_that_turns_to_being_watched_compares_with_the_model_it_began_from(settings, family, caplog):

@@ -193,8 +193,10 @@ class TrainConfig:
     monitor_steps: int = 0
     """Steps between looks of the stage monitor, which tells whether the model is underfit, good, corrupted or memorised
     (stages.jsonl); 0 is never. It sees noise and copies in samples alone, so it needs validation_steps: it looks
-    wherever samples are drawn, and keeps the last model whose samples were good in best/. A look by itself takes as
-    long as 2 or 3 steps."""
+    wherever samples are drawn, and keeps the last model whose samples were good in best/. That takes as much of the
+    disk as the run's result, a whole pipeline with method full, and twice as much while it is replaced. On the
+    embedded model at batch 1 a look by itself took as long as 2.5 steps of LoRA or 1.8 of full fine-tuning, and four
+    samples far longer (benchmarks/monitor_cost.py)."""
     stop_when: Literal["never", "corrupted", "memorised"] = "never"
     """End training once the monitor has seen this in the samples of two looks in a row. The result is the last model,
     as always; best/ holds the last good one."""
@@ -235,6 +237,7 @@ class TrainConfig:
         idle = {name for switch, names in _NEEDS.items() if not getattr(self, switch) for name in names}
         if self.weight_std_mode == "relative" or self.weight_std_tolerance is not None:
             idle |= {"weight_std", "prior_std"}  # those on offer are absolute ones
+        _check_copies_can_be_told(self, n_images)
         filled = dataclasses.replace(
             self, **{key: v for key, v in offered.items() if getattr(self, key) is None and key not in idle}
         )
@@ -576,6 +579,16 @@ def _check_monitor(config: TrainConfig) -> None:
         raise ConfigError(
             f"stop_when is {config.stop_when}, but validation_steps is 0 and the monitor says that of samples alone; "
             f"add validation_steps, {config.monitor_steps} shows it samples at every look"
+        )
+
+
+def _check_copies_can_be_told(config: TrainConfig, n_images: int) -> None:
+    """Good pictures of one training image are all like it; that they are copies shows in how alike they are."""
+    if config.stop_when == "memorised" and n_images == 1 and config.num_validation_images < 2:
+        raise ConfigError(
+            f"stop_when is memorised, but with 1 training image and num_validation_images "
+            f"{config.num_validation_images} the monitor cannot tell a copy from a good picture: it compares samples "
+            "of one prompt; give num_validation_images 2 or more, 4 is a sensible one, or more training images"
         )
 
 

@@ -150,9 +150,12 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _retire(path: Path) -> None:
-    """Removes a folder (or file) in two moves, so that a kill in between leaves litter to be swept, no half folder."""
-    litter = _staging(path)
+def _retire(path: Path, name: str = "") -> None:
+    """Removes a folder (or file) in two moves, so that a kill in between leaves litter to be swept, no half folder.
+
+    name: of the litter, where its own would say that it is to be put back.
+    """
+    litter = _staging(path.with_name(name or path.name))
     os.replace(path, litter)
     _sync_folder(path.parent)
     _remove(litter)
@@ -558,6 +561,23 @@ class RunFolder:
         with explained, atomic_folder(self.path / BEST) as folder:
             writer(folder)
             (folder / BEST_STATE).write_text(json.dumps(_plain(told), indent=2) + "\n")
+
+    def stages(self) -> list[dict[str, Any]]:
+        """All judgements so far."""
+        path = self.path / STAGES
+        return read_metrics(path) if path.exists() else []
+
+    def best(self) -> dict[str, Any] | None:
+        """What best.json says, its `step` first of all; None without a best/ that says it."""
+        try:
+            told = json.loads((self.path / BEST / BEST_STATE).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return told if isinstance(told, dict) and isinstance(told.get("step"), int) else None
+
+    def drop_best(self) -> None:
+        """Removes best/. A kill in between leaves litter that is not put back, as half of it may be gone."""
+        _retire(self.path / BEST, "dropped")
 
     # rows of metrics and stages
 

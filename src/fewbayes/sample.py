@@ -91,13 +91,14 @@ def load_for_sampling(source: str, weights: str | None = None, *, base: str | No
     run = folder.resolve().parent
     config_of_best = _run_config(run) if (folder / BEST_STATE).is_file() and not config else None
     if base is not None:
-        return _load_adapter(folder, base, weights, ours=checkpointed or config is not None)
+        return _load_adapter(folder, base, weights, ours=checkpointed or bool(config or config_of_best))
     if checkpointed:
         return _load_checkpoint(verify_checkpoint(folder), weights or "raw")
     if config:
         return _load_run(folder, config, weights)
     if config_of_best and not weights:
-        return _load_result(run, folder, config_of_best)
+        cure = f"it is not written from a checkpoint: sample from {run} itself or one of its checkpoint-N folders"
+        return _load_result(run, folder, config_of_best, cure)
     if weights:
         raise ValueError(f"{source} is no run and no checkpoint of one, which alone hold raw and averaged weights")
     if is_adapter(folder):
@@ -132,23 +133,23 @@ def _load_run(run: Path, config: TrainConfig, weights: str | None) -> tuple[Fami
             "sample from one of its checkpoint-N folders"
         )
     _warn_if_older(run, manifest)
-    return _load_result(run, run, config)
+    cure = f"remove {method.result} and give the training command again, which writes it from the last checkpoint"
+    return _load_result(run, run, config, cure)
 
 
-def _load_result(run: Path, folder: Path, config: TrainConfig) -> tuple[Family, str | None]:
-    """What the method of a run has exported into `folder`: the run's own, or its best/."""
+def _load_result(run: Path, folder: Path, config: TrainConfig, cure: str) -> tuple[Family, str | None]:
+    """What the method of a run has exported into `folder`; cure: what helps where that is damaged."""
     method = make_method(config)
-    if method.result == "model_index.json":
-        return load_family(str(folder)), config.rare_token
-    family = load_family(_base_model(run, config.model))
-    method.attach(family)
+    whole = method.result == "model_index.json"
+    family = None if whole else load_family(_base_model(run, config.model))
     try:
+        if family is None:
+            return load_family(str(folder)), config.rare_token
+        method.attach(family)
         method.load(family, folder)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{folder / method.result} is damaged ({error}); remove it and give the training command again, which "
-            "writes it from the last checkpoint"
-        ) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        damaged = folder if whole else folder / method.result
+        raise ValueError(f"{damaged} is damaged ({error}); {cure}") from error
     return family, config.rare_token
 
 

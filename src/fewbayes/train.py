@@ -106,7 +106,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     method = make_method(config)
     manifest = _from_main(accelerator, lambda: _look(run, config, fingerprint))
     if manifest.get("status") == "done" and _as_asked(manifest, config, method):
-        log.warning("%s is already done%s; nothing to do", run.path, _said_of_stop(manifest))
+        log.warning("%s is already done%s; nothing to do", run.path, _said_of_stop(manifest, run.newest_step()))
         return RunResult(run.path, manifest["steps"], manifest["steps"], time.monotonic() - began)
     there = family is not None and family.device.type == accelerator.device.type
     need = memory.check(card, config, accelerator.device, loaded=there)
@@ -173,6 +173,9 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             shown_progress(config.max_train_steps, start, progress and accelerator.is_main_process)
         )
         stack.enter_context(mode.training())
+        if stages and checkpoint:
+            with mode.resting():
+                _from_main(accelerator, lambda: stages.restore_best(start, method))
 
         done, stopped = start, stages is not None and stages.stop
         for step in range(start, start if stopped else config.max_train_steps):
@@ -326,10 +329,12 @@ def _as_asked(manifest: Mapping[str, Any], config: TrainConfig, method: Method) 
     return all(manifest.get(key) == value for key, value in asked.items()) and result.is_file()
 
 
-def _said_of_stop(manifest: Mapping[str, Any]) -> str:
+def _said_of_stop(manifest: Mapping[str, Any], checkpoint: int | None) -> str:
+    """checkpoint: the step of the newest one, from which training could go on."""
     if not manifest.get("stopped"):
         return ""
-    return f", stopped at step {manifest['steps']} as {manifest['stopped']} (stop_when never would train on)"
+    on = f"on from step {checkpoint}" if checkpoint else "again from step 0, as there is no checkpoint"
+    return f", stopped at step {manifest['steps']} as {manifest['stopped']} (stop_when never would train {on})"
 
 
 def _begin(
@@ -360,8 +365,12 @@ def _begin(
 
 
 def _drop_after(run: RunFolder, step: int) -> None:
-    """Rows and samples of later steps go; these steps will be taken again."""
+    """Rows, samples and the best model of later steps go; these steps will be taken again."""
     run.resume_from(step)
+    best = run.best()
+    if best and best["step"] > step:
+        log.warning("best/ holds step %d, and training goes on from step %d: it is removed", best["step"], max(step, 0))
+        run.drop_best()
     for folder in (run.path / "samples").glob("step-*"):
         number = folder.name.removeprefix("step-")
         if number.isdecimal() and int(number) > step:

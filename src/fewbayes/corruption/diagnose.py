@@ -12,18 +12,17 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fewbayes.config import TrainConfig, load_config
-from fewbayes.corruption.monitor import Judgement, Look, Monitor
+from fewbayes.config import RARE_TOKEN_MARK, TrainConfig, load_config
+from fewbayes.corruption.monitor import ALARMS, CLEAN, Judgement, Look, Monitor
 from fewbayes.corruption.readings import Losses, Reading
 from fewbayes.corruption.samples import SampleStats, describe
 from fewbayes.data import DataReport, check_folder, load_images
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESULT = "diagnosis.json"
-SAMPLERS = get_args(TrainConfig.__dataclass_fields__["sampler"].type) or ("ddim", "pndm", "dpm++", "ddpm", "euler")
+SAMPLERS: tuple[str, ...] = get_args(get_type_hints(TrainConfig)["sampler"])
 BATCH = 4
 NAMES = {
     "training": "training images",
@@ -61,6 +60,8 @@ NAMES = {
     "more_steps": "yours, more steps",
     "other_sampler": "yours, another sampler",
     "weaker": "yours, at a lower strength",
+    "base_more_steps": "base model, more steps",
+    "base_other_sampler": "base model, another sampler",
 }
 """What a folder of pictures/ shows; those of checkpoints are called step-N."""
 SAID = {
@@ -68,19 +69,30 @@ SAID = {
     "good": "Healthy: no sign of the corruption stage, and no copies of the training images.",
     "corrupted": "Corrupted: on the same seeds the pictures have gone bad compared with the base model's.",
     "memorised": "Memorised: the pictures are close to copies of the training images.",
+    None: "Answers that are not finite: the weights are numbers, but what they answer is none, so nothing was sampled.",
 }
+NOT_UNDERFIT = {
+    "diverged": "Damaged: the pictures do not show what the training images show, and the loss on these is above the "
+    "base model's.",
+    "lost": "Lost again: the pictures do not show what the training images show, and an earlier checkpoint's did.",
+}
+"""Said of causes for which training longer would be no help, in place of "not learned yet"."""
 BECAUSE = {
-    "weights": "The weights are broken: no setting makes pictures of numbers that are not finite.",
+    "weights": "Broken weights: no setting makes pictures of numbers that are not finite.",
     "scale": "The cause is the strength of the adapter, not its training.",
     "rate": "The cause is damage, as of too high a learning rate, not narrowing to the subject.",
+    "latents": "The likely cause is the autoencoder: latents drawn from it have noise that the pictures do not have.",
     "sampler": "The cause is the sampler, not the weights.",
     "jitter": "The cause is jitter: the averaged weights of the same run are clean.",
-    None: "None of the look-alikes explains it: this is the corruption stage of few-shot training itself.",
+    "diverged": "The cause is damage: on the whole the training images are predicted worse than by the base model.",
+    "lost": "None of the look-alikes explains it, and what an earlier checkpoint had learned is lost with it.",
+    None: "None of the look-alikes explains it: this is what the corruption stage of few-shot training looks like.",
 }
 BUT = {
-    "weights": BECAUSE["weights"],
     "scale": "But the adapter acts too strongly: at a lower strength it fits the training images better.",
     "rate": "But the training images are predicted worse than by the base model: the weights are damaged.",
+    "diverged": "But on the whole the training images are predicted worse than by the base model: training did damage.",
+    "lost": "But what an earlier checkpoint had learned is not to be seen any more.",
 }
 """Causes that are said whatever the pictures look like; the others explain bad pictures only."""
 
@@ -131,7 +143,7 @@ class Case:
         return [self.asked.seed + i for i in range(self.asked.num_images)]
 
     def worded(self, prompt: str) -> str:
-        return prompt.replace("<v>", self.rare_token or "<v>")
+        return prompt.replace(RARE_TOKEN_MARK, self.rare_token or RARE_TOKEN_MARK)
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """stage: None where the weights are broken and there is nothing to sample. timeline: of checkpoints, in order."""
+    """stage: None where weights or answers are not finite: nothing to sample. timeline: of checkpoints, in order."""
 
     stage: str | None
     cause: str | None
@@ -183,6 +195,10 @@ def settle(asked: Asked) -> Case:
             "put that model back: without it nothing can be compared"
         )
     folder, prompt = _images_and_prompt(asked, config)
+    images = check_folder(folder)
+    rare_token = asked.rare_token or (config.rare_token if config else card.rare_token)
+    if rare_token is None:
+        _check_no_mark([prompt, *(image.caption or "" for image in images.images)], card)
     kept = _checkpoints(run) if asked.checkpoints else {}
     return Case(
         asked=asked,
@@ -191,8 +207,8 @@ def settle(asked: Asked) -> Case:
         step=_step(source, run, config) if config else 1,
         switched=_switched(source, config),
         prompt=prompt,
-        rare_token=asked.rare_token or (config.rare_token if config else card.rare_token),
-        images=check_folder(folder),
+        rare_token=rare_token,
+        images=images,
         resolution=(config.resolution if config else None) or card.resolution,
         how=_how(asked, config),
         weights=_weights(asked, source, run) if config else None,
@@ -243,9 +259,20 @@ def _images_and_prompt(asked: Asked, config: TrainConfig | None) -> tuple[str, s
     if folder is None or prompt is None:
         raise ValueError(
             f"{asked.source} is no run of fewbayes, which would name its images and prompt: give --instance_data_dir, "
-            'the folder it was trained on, and --instance_prompt, as in "a photo of a <v> dog"'
+            "the folder it was trained on, and --instance_prompt, the words it was trained with, as in "
+            '"a photo of sks dog"'
         )
     return folder, prompt
+
+
+def _check_no_mark(prompts: Sequence[str], card: ModelCard) -> None:
+    """A mark that stands for no word would be sampled as it is written, which the model was never told of."""
+    for prompt in prompts:
+        if RARE_TOKEN_MARK in prompt:
+            raise ValueError(
+                f"the prompt {prompt!r} has {RARE_TOKEN_MARK}, and the base model {card.model} names no word for it: "
+                'write the word itself, as in "a photo of sks dog", or name it by --rare_token'
+            )
 
 
 def _how(asked: Asked, config: TrainConfig | None) -> dict[str, Any]:
@@ -442,11 +469,10 @@ class Book:
 
 
 def _told(case: Case) -> dict[str, Any]:
-    """The settings in use; paths only as they were typed."""
-    asked = case.asked
+    """The settings in use; files and folders by their names alone, wherever they lie."""
     return {
-        "source": asked.source,
-        "base": case.card.model if case.card.model == "tiny" else asked.base or Path(case.card.model).name,
+        "source": Path(case.asked.source).resolve().name,
+        "base": Path(case.card.model).resolve().name,
         "weights": case.weights,
         "prompt": case.worded(case.prompt),
         "images": [image.path.name for image in case.images.images],
@@ -468,15 +494,20 @@ def _finite(value: Any) -> Any:
 def _single(case: Case, book: Book) -> Diagnosis:
     notes: list[str] = []
     averaged = _averaged(case, book, notes)
-    with _source_after_base(case, book) as family:
-        seen = _seen_whole(case, book, family, NAMES["source"])
-        judgement = None
-        if seen and seen.stats:
-            monitor = Monitor(_base_look(book), book.scene.training, patience=1)
-            judgement = _alone(monitor.judge(Look(case.step, seen.reading, seen.stats, averaged)), case)
-        if seen:
-            _try_lookalikes(case, book, family, judgement)
-    return _concluded(judgement, book.findings, notes)
+    judgement = _source_judged(case, book, averaged)
+    _settle_samplers(case, book, judgement)
+    return concluded(judgement, book.findings, notes)
+
+
+def _source_judged(case: Case, book: Book, averaged: SampleStats | None) -> Judgement | None:
+    family, judgement = _source_after_base(case, book), None
+    seen = _seen_whole(case, book, family, NAMES["source"])
+    if seen and seen.stats:
+        monitor = Monitor(_base_look(book), book.scene.training, patience=1)
+        judgement = _alone(monitor.judge(Look(case.step, seen.reading, seen.stats, averaged)), case)
+    if seen:
+        _try_lookalikes(case, book, family, judgement)
+    return judgement
 
 
 def _alone(judgement: Judgement, case: Case) -> Judgement:
@@ -504,8 +535,7 @@ def _base_look(book: Book) -> Look:
     return Look(0, book.readings["base"], book.stats["base"])
 
 
-@contextmanager
-def _source_after_base(case: Case, book: Book) -> Iterator[Family]:
+def _source_after_base(case: Case, book: Book) -> Family:
     """The source, loaded, once the base model has been looked at."""
     from fewbayes.corruption.probes import adapters_off
 
@@ -513,10 +543,9 @@ def _source_after_base(case: Case, book: Book) -> Iterator[Family]:
         family = load_source(case, weights=case.asked.weights)
         with adapters_off(*_modules(family).values()):
             book.see("base", book.scene.seen(family, NAMES["base"]))
-    else:
-        book.see("base", book.scene.seen(load_base(case), NAMES["base"]))
-        family = load_source(case, weights=case.asked.weights)
-    yield family
+        return family
+    book.see("base", book.scene.seen(load_base(case), NAMES["base"]))
+    return load_source(case, weights=case.asked.weights)
 
 
 def _averaged(case: Case, book: Book, notes: list[str], checkpoint: Path | None = None) -> SampleStats | None:
@@ -526,7 +555,10 @@ def _averaged(case: Case, book: Book, notes: list[str], checkpoint: Path | None 
     try:
         family = load_source(case, checkpoint, "ema")
     except ValueError as error:
-        notes.append(f"the averaged weights of the run cannot be looked at: {error}")
+        log.warning("%s", error)  # with paths, which the notes are free of
+        notes.append(
+            "the averaged weights of the run could not be looked at: it holds none of this step that are whole"
+        )
         return None
     log.info("%s", NAMES["averaged"])
     pictures = book.scene.pictures(family)
@@ -543,22 +575,23 @@ def _try_lookalikes(case: Case, book: Book, family: Family, judgement: Judgement
     assert mine is not None
     assert base is not None
     corrupted = judgement is None or judgement.seen == "corrupted"
+    alarm = judgement is None or judgement.seen in ALARMS
     book.findings.append(lookalikes.rate_too_high(mine, base))
     layers = lookalikes.lora_layers(*_modules(family).values())
     if layers:
-        _try_scales(book, family, layers, base, corrupted)
+        _try_scales(book, family, layers, base, corrupted, alarm)
     if corrupted and judgement is not None:
         _try_samplers(case, book, family)
     if judgement is not None and judgement.cause == "jitter":
         said = "the averaged weights of the same run give clean pictures on the same seeds"
         book.findings.append(lookalikes.Finding("average", "jitter", said, ("use the averaged weights",)))
     posterior = family.encode_images(np.stack(book.scene.references))
-    book.findings.append(lookalikes.noisy_latents(*posterior, corrupted))
+    book.findings.append(lookalikes.noisy_latents(*posterior, corrupted, ours=case.config is not None))
     log.info("the autoencoder in half precision")
     book.findings.append(lookalikes.half_precision_vae(family.vae, book.scene.latents(family)[:2]))
 
 
-def _try_scales(book: Book, family: Family, layers: list[Any], base: Losses, corrupted: bool) -> None:
+def _try_scales(book: Book, family: Family, layers: list[Any], base: Losses, corrupted: bool, alarm: bool) -> None:
     """Where a lower strength fits better, its pictures too: it may be a remedy even where it is not the cause."""
     from fewbayes.corruption import lookalikes
 
@@ -569,36 +602,60 @@ def _try_scales(book: Book, family: Family, layers: list[Any], base: Losses, cor
         assert found is not None
         return found
 
-    finding = lookalikes.scale_too_high(lookalikes.losses_at_scales(layers, losses), base)
+    finding = lookalikes.scale_too_high(lookalikes.losses_at_scales(layers, losses), base, alarm=alarm)
     best = finding.numbers["best"]
     if corrupted and best < 1:
         log.info("%s: %g", NAMES["weaker"], best)
         with lookalikes.scaled(layers, best):
             pictures = book.scene.pictures(family)
         book.add("weaker", pictures, book.scene.described(pictures), **book.case.how, strength=best)
-        if not finding.cause and _by_pictures(book, "weaker") != "corrupted":
+        if not finding.cause and _corruption(book, "weaker", "base") <= CLEAN:
             finding = replace(finding, options=(f"at strength {best:g} the same seeds are clean", *finding.options))
     book.findings.append(finding)
 
 
 def _try_samplers(case: Case, book: Book, family: Family) -> None:
-    """The same seeds with other settings, each judged by its pictures alone, as those of the source are here."""
-    from fewbayes.corruption import lookalikes
+    """The same seeds with other settings; the base model's too where it is at hand, as the source without adapters."""
+    from fewbayes.corruption.probes import adapters_off
 
-    for name, changes in lookalikes.other_samplers(case.how["sampler"], case.how["steps"]).items():
-        how = {**case.how, **changes}
+    _sample_otherwise(case, book, family, "")
+    if case.switched:
+        with adapters_off(*_modules(family).values()):
+            _sample_otherwise(case, book, family, "base_")
+
+
+def _sample_otherwise(case: Case, book: Book, family: Family, whose: str) -> None:
+    from fewbayes.corruption.lookalikes import other_samplers
+
+    for other, changes in other_samplers(case.how["sampler"], case.how["steps"]).items():
+        name, how = f"{whose}{other}", {**case.how, **changes}
         log.info("%s: %s, %d steps", NAMES[name], how["sampler"], how["steps"])
         pictures = book.scene.pictures(family, **changes)
         book.add(name, pictures, book.scene.described(pictures), **how)
-    names = ("source", *lookalikes.other_samplers(case.how["sampler"], case.how["steps"]))
-    stages = {name: _by_pictures(book, name) for name in names}
-    noise = {name: book.stats[name].noise for name in ("base", *names)}
-    book.findings.append(lookalikes.sampler_too_short(stages, noise, case.how))
 
 
-def _by_pictures(book: Book, name: str) -> str:
-    base = Look(0, None, book.stats["base"])
-    return Monitor(base, book.scene.training, patience=1).judge(Look(1, None, book.stats[name])).seen
+def _settle_samplers(case: Case, book: Book, judgement: Judgement | None) -> None:
+    """Each setting against the base model at the same one, by the pictures alone, as the source at its own is here.
+
+    Called when the source is gone: another base model is loaded for it.
+    """
+    from fewbayes.corruption import lookalikes
+
+    if judgement is None or judgement.seen != "corrupted":
+        return
+    others = tuple(lookalikes.other_samplers(case.how["sampler"], case.how["steps"]))
+    if not case.switched:
+        _sample_otherwise(case, book, load_base(case), "base_")
+    scores = {"source": _corruption(book, "source", "base")}
+    scores |= {name: _corruption(book, name, f"base_{name}") for name in others}
+    noise = {name: book.stats[name].noise for name in ("base", "source", *others)}
+    book.findings.append(lookalikes.sampler_too_short(scores, noise, case.how))
+
+
+def _corruption(book: Book, name: str, base: str) -> float:
+    """The monitor's score of one set of pictures beside the base model's of the same setting."""
+    monitor = Monitor(Look(0, None, book.stats[base]), book.scene.training, patience=1)
+    return monitor.judge(Look(1, None, book.stats[name])).scores["corruption"]
 
 
 # --- checkpoints in order ---------------------------------------------------------------------------------------------
@@ -619,31 +676,61 @@ def _timeline(case: Case, book: Book) -> Diagnosis:
         if seen.stats:
             judged.append(monitor.judge(Look(step, seen.reading, seen.stats, averaged)))
     averaged = _averaged(case, book, notes, last[1])
-    family = load_source(case, last[1], case.weights)
-    seen = _seen_whole(case, book, family, f"the last checkpoint, step {last[0]}", step=last[0])
-    final = monitor.judge(Look(last[0], seen.reading, seen.stats, averaged)) if seen and seen.stats else None
-    if seen:
-        _try_lookalikes(case, book, family, final)
-    keep = monitor.best
-    said = f"Keep checkpoint-{keep}, the last good one." if keep is not None else "No checkpoint is good."
-    diagnosis = _concluded(final, book.findings, notes)
+    final, itself = _last_judged(case, book, monitor, averaged)
+    _settle_samplers(case, book, itself)
+    diagnosis = concluded(itself, book.findings, notes)
     timeline = (*judged, *((final,) if final else ()))
-    return replace(diagnosis, verdict=(*diagnosis.verdict, said), keep=keep, timeline=timeline)
+    said = which_to_keep(monitor.best, itself)
+    return replace(diagnosis, verdict=(*diagnosis.verdict, said), keep=monitor.best, timeline=timeline)
+
+
+def _last_judged(
+    case: Case, book: Book, monitor: Monitor, averaged: SampleStats | None
+) -> tuple[Judgement | None, Judgement | None]:
+    """The last checkpoint in the timeline and by itself; None, twice, where there is nothing to sample."""
+    step, path = [*case.kept.items()][-1]
+    family = load_source(case, path, case.weights)
+    seen = _seen_whole(case, book, family, f"the last checkpoint, step {step}", step=step)
+    final = itself = None
+    if seen and seen.stats:
+        final, itself = judge_last(monitor, Look(step, seen.reading, seen.stats, averaged))
+    if seen:
+        _try_lookalikes(case, book, family, itself)
+    return final, itself
+
+
+def judge_last(monitor: Monitor, look: Look) -> tuple[Judgement, Judgement]:
+    """As the timeline has it, after hysteresis, and by itself, as its own diagnosis would: that is the headline.
+
+    An alarm that the timeline still holds gives a look that is good by itself no options.
+    """
+    alone = Monitor(monitor.base, monitor.training, patience=1).judge(look)
+    final = monitor.judge(look)
+    cause = final.cause or alone.cause
+    options = alone.options if final.seen == "good" and cause is None else final.options
+    return final, replace(final, stage=final.seen, cause=cause, options=options)
+
+
+def which_to_keep(best: int | None, last: Judgement | None) -> str:
+    """In words. A checkpoint that is good just after bad ones does not replace one that was good before them."""
+    if best is None:
+        return "No checkpoint is good."
+    if last and last.seen == "good" and last.step != best:
+        return f"Keep checkpoint-{best}: the last one is good by itself, but comes too soon after bad ones."
+    return f"Keep checkpoint-{best}, the last good one."
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 
-def _concluded(judgement: Judgement | None, findings: Sequence[Finding], notes: Sequence[str]) -> Diagnosis:
-    """judgement: None where the model's answers are not finite and cannot be sampled."""
+def concluded(judgement: Judgement | None, findings: Sequence[Finding], notes: Sequence[str]) -> Diagnosis:
+    """judgement: None where weights or answers are not finite and there is nothing to sample."""
     from fewbayes.corruption.lookalikes import explained
 
     stage = judgement.stage if judgement else None
-    bad = stage in (None, "corrupted")
     found = explained(findings)
-    damage = found if bad or (found and found.cause in BUT) else None
-    cause = damage.cause if damage else None
-    because = (BECAUSE[cause],) if bad else (BUT[cause],) if cause else ()
+    damage = found if stage in (None, "corrupted") or (found and found.cause in BUT) else None
+    cause = damage.cause if damage else judgement.cause if judgement else None
     vae = [finding for finding in findings if finding.cause == "vae"]
     others = [option for finding in findings if finding not in (*vae, damage) for option in finding.options]
     options = (*(damage.options if damage else ()), *others, *(judgement.options if judgement else ()))
@@ -651,12 +738,24 @@ def _concluded(judgement: Judgement | None, findings: Sequence[Finding], notes: 
     return Diagnosis(
         stage=stage,
         cause=cause,
-        verdict=((SAID[stage],) if stage else ()) + because,
+        verdict=_verdict(stage, cause),
         evidence=(*((damage.said,) if damage else ()), *(judgement.evidence if judgement else ()), *tried),
         options=tuple(dict.fromkeys(options)),
         notes=(*notes, *(finding.said for finding in vae)),
         scores=judgement.scores if judgement else {},
     )
+
+
+def _verdict(stage: str | None, cause: str | None) -> tuple[str, ...]:
+    if stage is None and cause == "weights":
+        return (BECAUSE[cause],)
+    if stage == "underfit" and cause in NOT_UNDERFIT:
+        return (NOT_UNDERFIT[cause],)
+    if stage is None and cause is None:
+        return (SAID[stage],)
+    if stage in (None, "corrupted"):
+        return SAID[stage], BECAUSE[cause]
+    return (SAID[stage], BUT[cause]) if cause in BUT else (SAID[stage],)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -691,7 +790,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--output_dir", "--output-dir", required=True, help="a new or empty folder")
     add("--base", metavar="MODEL", help="the model that a pipeline or adapter came from; runs know theirs")
     add("--instance_data_dir", "--instance-data-dir", metavar="DIR", help="the training images [the run's]")
-    add("--instance_prompt", "--instance-prompt", metavar="P", help="with <v> for the rare token [the run's]")
+    add(
+        "--instance_prompt", "--instance-prompt", metavar="P", help="as trained with; <v> is the rare token [the run's]"
+    )
     add("--rare_token", "--rare-token", metavar="W", help="the word that <v> stands for [the run's or the model's]")
     add("--sampler", choices=SAMPLERS, help="the one you use [the run's, or ddim]")
     add("--num_inference_steps", "--num-inference-steps", type=_positive, metavar="N", help="[the run's, or 25]")

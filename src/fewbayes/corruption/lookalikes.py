@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbayes.batches import OPEN, open_channels
+from fewbayes.corruption.monitor import CLEAN
 from fewbayes.corruption.readings import Losses
 
 SCALES = (0.25, 0.5, 1.0, 2.0)
@@ -30,6 +31,8 @@ CLEARLY = 0.95
 RISEN = 1.02
 """A loss on the training images above this multiple of the base model's has risen."""
 MORE_STEPS = 4
+WELL_BELOW = 0.5
+"""Share of the source's corruption score that another sampler's may have at most: near the border both are chance."""
 HALF_LIMIT = 8.0
 """Mean difference of a decoded picture in 8-bit levels, from which on half precision is a matter for the eye."""
 LIKELIEST = ("weights", "scale", "rate", "latents", "sampler", "jitter")
@@ -133,11 +136,12 @@ def best_scale(found: Mapping[float, Losses]) -> float:
     return min(finite, key=finite.__getitem__, default=1.0)
 
 
-def scale_too_high(found: Mapping[float, Losses], base: Losses) -> Finding:
+def scale_too_high(found: Mapping[float, Losses], base: Losses, *, alarm: bool = False) -> Finding:
     """An adapter fits the training images best at the strength it was trained at: too strong, it fits at a lower one.
 
     That one has to be better at every noise level, and better than no adapter: in the corruption stage a lower strength
-    undoes the harm where there is little noise, and what was learned where there is much.
+    undoes the harm where there is little noise, and what was learned where there is much. alarm: the pictures are bad,
+    or copies; nothing stronger is advised then.
     """
     own, best = found[1.0], best_scale(found)
     listed = ", ".join(f"{losses.mean:.3f} at {factor:g}" for factor, losses in found.items())
@@ -151,7 +155,7 @@ def scale_too_high(found: Mapping[float, Losses], base: Losses) -> Finding:
             (f"use it at strength {best:g}: the file's alpha, or the strength given, is too high for these weights",),
             numbers,
         )
-    stronger = best > 1 and _lower_everywhere(found[best], own)
+    stronger = not alarm and best > 1 and _lower_everywhere(found[best], own)
     said = "no lower strength fits the training images better at every noise level"
     options = (f"strength {best:g} fits the training images better than 1",) if stronger else ()
     return Finding("scale", None, f"{said} {by_strength}", options, numbers)
@@ -172,18 +176,27 @@ def other_samplers(sampler: str, steps: int) -> dict[str, dict[str, Any]]:
 
 
 def sampler_too_short(
-    stages: Mapping[str, str], noise: Mapping[str, Sequence[float]], how: Mapping[str, Any]
+    scores: Mapping[str, float], noise: Mapping[str, Sequence[float]], how: Mapping[str, Any]
 ) -> Finding:
-    """stages: of the pictures under "source" and each of `other_samplers`; noise: per picture, of these and "base"."""
+    """The sampler is the cause where another one gives clean pictures, not merely some short of the border.
+
+    scores: corruption, of the pictures under "source" and each of `other_samplers`, each beside the base model's of its
+    own setting. noise: per picture, of these and "base".
+    """
     tried = {name: {**how, **changes} for name, changes in other_samplers(how["sampler"], how["steps"]).items()}
-    clean = [name for name in tried if stages[name] != "corrupted"]
+    limit = min(CLEAN, WELL_BELOW * scores["source"])
+    clean = [name for name in tried if scores[name] <= limit]
     listed = ", ".join(
         f"{noise_name(name, tried)} {fmean(noise[name]):.3g}" for name in ("source", *tried, "base") if noise.get(name)
     )
-    numbers = {"stages": dict(stages), "noise": {name: fmean(values) for name, values in noise.items() if values}}
+    numbers = {
+        "corruption": dict(scores),
+        "limit": limit,
+        "noise": {name: fmean(values) for name, values in noise.items() if values},
+    }
     if not clean:
         return Finding("sampler", None, f"no sampler tried gives clean pictures (noise: {listed})", (), numbers)
-    asked = tried[clean[0]]
+    asked = tried[min(clean, key=scores.__getitem__)]
     return Finding(
         "sampler",
         "sampler",
@@ -202,18 +215,21 @@ def noise_name(name: str, tried: Mapping[str, Mapping[str, Any]]) -> str:
 # --- the autoencoder: what training drew from it, and half precision --------------------------------------------------
 
 
-def noisy_latents(mean: Tensor, deviation: Tensor, corrupted: bool) -> Finding:
-    """Whether training drew its latents from an autoencoder that leaves channels open. Both (count, channels, h, w).
+def noisy_latents(mean: Tensor, deviation: Tensor, corrupted: bool, *, ours: bool) -> Finding:
+    """Whether latents of an autoencoder that leaves channels open were drawn. Both (count, channels, height, width).
 
-    A trait of the autoencoder, and a cause only of pictures that are corrupted.
+    A trait of the autoencoder, and a cause only of pictures that are corrupted. ours: trained here, where latents are
+    drawn; other trainers may have taken their means.
     """
     found = open_channels(mean, deviation)
     numbers = {"channels": {str(channel): share for channel, share in found.items()}, "limit": OPEN}
     if not found:
         return Finding("latents", None, "the autoencoder's posterior on the training images is narrow", (), numbers)
     listed = ", ".join(f"{share:.1f} in channel {channel}" for channel, share in found.items())
+    drew = "drew" if ours else "may have drawn"
     said = (
-        f"the autoencoder's deviations are large beside the spread of the latents ({listed}): training drew that noise"
+        f"the autoencoder's deviations are large beside the spread of the latents ({listed}): training {drew} that "
+        "noise"
     )
     options = ("train with the autoencoder of the pretraining, or with one whose encoder answers its mean",)
     return Finding("latents", "latents" if corrupted else None, said, options if corrupted else (), numbers)

@@ -19,10 +19,19 @@ Stage = Literal["underfit", "good", "corrupted", "memorised"]
 ALARMS = ("corrupted", "memorised")
 
 NOISIER = 1.2
-"""Corrupted: the typical picture has so many times the noise that its base twin and the training images account for.
-Chosen on runs of the embedded world for few alarms where evaluators see none; not yet tried on others."""
+"""Corrupted: the typical picture has so many times the noise that its base twin and the training images account for."""
+MURKIER = 3.0
+"""Corrupted too: noise over contrast at large, so many times that of its base twin. Mottled pictures of low contrast
+are no noisier than many a photograph; but a seed whose picture was clear has lost its objects to the mottling."""
+FADED = 2.0
+"""Corrupted too: a contrast at large so many times lower than in its base twin and in the flattest training image. The
+three were chosen on runs of the embedded world, for few alarms where evaluators see none; not yet tried on others."""
+CHANCE = 1.5
+"""Standard errors by which the typical noise of good pictures and of training images may differ: for their contents."""
+SPREAD = 0.3
+"""Standard deviation of log noise between photographs of one subject, taken for granted with the weight of one."""
 SOFTNESS = 0.25
-"""Width in log noise of the corruption score's way from 0 to 1. It shapes the score and decides nothing but CLEAN."""
+"""Width, in log, of the corruption score's way from 0 to 1. It shapes the score and decides nothing but CLEAN."""
 CLEAN = 1 / (1 + NOISIER ** (1 / SOFTNESS))
 """The corruption score of pictures with no more noise than is accounted for: what averaged weights must reach for a
 cure, lest jitter be told where both sets lie about NOISIER."""
@@ -36,6 +45,10 @@ LEARNED = 0.05
 """Share of the base model's loss on the training images that is gone, or of the way from the base model's likeness to
 1, that tells of learning. The loss is of fixed noise and exact; the mean likeness of four seeds has a standard error of
 about 0.09, so without probes `good` and `underfit` are told apart but loosely: a look too many counts as good."""
+DIVERGED = 1.1
+"""A loss on the training images of so many times the base model's is no lack of training: the model was damaged."""
+UNLIKE = 0.3
+"""So is, without probes, a mean likeness lower than the base model's by such a share of the way to 1."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +80,11 @@ class Look:
 class Judgement:
     """stage: after hysteresis; seen: by this look alone, or, where it drew no samples, by the last one that did.
 
-    scores: `corruption` in [0, 1], 0.5 where NOISIER is; `averaged_corruption`, of the averaged weights; `memorisation`
-    in [0, 1], 1 for copies; `diversity` over the base model's; `learning`, at most 1, below LEARNED for underfit. Those
-    that the look had no means for are not there. cause: "jitter" where averaging the weights cures the pictures.
+    scores: `corruption` in [0, 1], 0.5 where NOISIER, MURKIER or FADED is; `averaged_corruption`, of the averaged
+    weights; `memorisation` in [0, 1], 1 for copies; `diversity` over the base model's; `learning`, at most 1, below
+    LEARNED for underfit. Those that the look had no means for are not there. cause: "jitter" where averaging the
+    weights cures the pictures; "diverged" where the model knows the training images worse than the base model does;
+    "lost" where a good look was followed by one that shows no learning.
     """
 
     step: int
@@ -103,14 +118,15 @@ class Judgement:
 class _State:
     """All that is remembered of earlier looks.
 
-    streak: sampled looks in a row that saw `seen`; cured: corrupted looks, since the averaged weights last were
-    corrupted too, at which these were clean.
+    streak: sampled looks in a row that saw an alarm, or that saw none, like the last; goods: that saw `good`. cured:
+    corrupted looks, since the averaged weights last were corrupted too, at which these were clean.
     """
 
     step: int
     stage: Stage = "underfit"
     seen: Stage = "underfit"
     streak: int = 0
+    goods: int = 0
     cured: int = 0
     best: int | None = None
 
@@ -132,8 +148,14 @@ class Monitor:
 
     @property
     def best(self) -> int | None:
-        """Step of the last look whose samples were good; None before any."""
+        """Step of the last look whose samples were good; None before any. In an alarm one good look replaces none."""
         return self._state.best
+
+    @property
+    def tells_copies(self) -> bool:
+        """Whether `memorised` can be seen: one training image and less than two samples give no means for it."""
+        base = self._base_samples
+        return self._several or bool(base and base.count > 1 and base.diversity > 0)
 
     def judge(self, look: Look) -> Judgement:
         """The stage with this look; it joins the history. samples of no pictures are none."""
@@ -143,11 +165,12 @@ class Monitor:
         averaged = self._checked(look.averaged, "samples of the averaged weights")
         scores = self._scores(look.reading, pictures, averaged)
         if pictures is None:
-            self._state = self._without_samples(look, scores)
+            self._state = replace(self._state, step=look.step)  # no stage begins or ends
         else:
             self._state = self._with_samples(look, scores)
-        cause = self._cause(scores)
-        evidence = (*self._seen_in(pictures, averaged, scores), *self._probed(look.reading))
+        cause = self._cause(look.reading, scores)
+        evidence = (*self._learned(cause, scores), *self._seen_in(pictures, averaged, scores))
+        evidence = (*evidence, *self._probed(look.reading))
         state = self._state
         return Judgement(look.step, state.stage, state.seen, scores, cause, evidence, self._options(cause))
 
@@ -199,25 +222,63 @@ class Monitor:
         learning = [gain for gain in (self._likeness_gain(pictures), self._loss_fall(reading)) if gain is not None]
         return scores | ({"learning": max(learning)} if learning else {})
 
-    def _excess(self, samples: SampleStats) -> list[float]:
-        """Log of each picture's noise over what may be there: its base twin's or the training images' typical one.
+    def _corruption(self, samples: SampleStats) -> float:
+        """Logistic in how far the typical picture is beyond the limit that it passes by most."""
+        found = [(self._excess(samples), NOISIER), (self._murk(samples), MURKIER), (self._fading(samples), FADED)]
+        beyond = max(median(logs) - math.log(limit) for logs, limit in found if logs)
+        return 1 / (1 + math.exp(-beyond / SOFTNESS))
 
-        A copy may be as rich as the richest training image, and NOISIER again: its lines are redrawn by the decoder.
+    def _excess(self, samples: SampleStats) -> list[float]:
+        """Log of each picture's noise over what may be there: its base twin's or what such training images may have.
+
+        The latter is their typical noise and CHANCE standard errors of a difference between two sets. The base model's
+        texture excuses no more than the richest training image has. A copy may be as rich as that one, and NOISIER
+        again: its lines are redrawn by the decoder.
         """
-        typical, richest = fmean(map(math.log, self.training.noise)), math.log(NOISIER * max(self.training.noise))
-        allowed = [richest if close >= COPY else typical for close in self._closeness(samples)]
+        known = [math.log(noise) for noise in self.training.noise]
+        typical, count = fmean(known), len(known)
+        spread = (sum((noise - typical) ** 2 for noise in known) + SPREAD**2) / count
+        typical += CHANCE * math.sqrt(spread * (1 / count + 1 / samples.count))
+        copied = max(known) + math.log(NOISIER)
+        allowed = [copied if close >= COPY else typical for close in self._closeness(samples)]
         if base := self._base_samples:
-            allowed = [max(limit, math.log(twin)) for limit, twin in zip(allowed, base.noise, strict=True)]
+            most = max(typical, *known)
+            allowed = [max(limit, min(math.log(twin), most)) for limit, twin in zip(allowed, base.noise, strict=True)]
         return [math.log(noise) - limit for noise, limit in zip(samples.noise, allowed, strict=True)]
 
-    def _corruption(self, samples: SampleStats) -> float:
-        """Logistic in the median log excess: 0.5 at NOISIER, so that half of the pictures at least must be noisier."""
-        return 1 / (1 + math.exp((math.log(NOISIER) - median(self._excess(samples))) / SOFTNESS))
+    def _murk(self, samples: SampleStats) -> list[float]:
+        """Log of noise over contrast, less that of the base twin; a copy may have that of any training image.
+
+        What all training images have may be there too: so much may be MURKIER than the twin, and only NOISIER than
+        the clearest of them.
+        """
+        base = self._base_samples
+        if not (base and base.contrast and samples.contrast and self.training.contrast):
+            return []
+        known = _noise_over_contrast(self.training)
+        copied, common = max(known), min(known) - math.log(MURKIER / NOISIER)
+        pairs = zip(self._closeness(samples), _noise_over_contrast(base), strict=True)
+        allowed = [max(twin, copied if close >= COPY else common) for close, twin in pairs]
+        return [mine - limit for mine, limit in zip(_noise_over_contrast(samples), allowed, strict=True)]
+
+    def _fading(self, samples: SampleStats) -> list[float]:
+        """Log of the contrast that base twin and flattest training image have at least, over that of each picture."""
+        if not (samples.contrast and self.training.contrast):
+            return []
+        base, flattest = self._base_samples, min(self.training.contrast)
+        twins = base.contrast if base and base.contrast else (flattest,) * samples.count
+        pairs = zip(twins, samples.contrast, strict=True)
+        return [math.log((min(twin, flattest) + 1) / (mine + 1)) for twin, mine in pairs]
 
     def _closeness(self, samples: SampleStats) -> list[float]:
         """Of each picture to a copy: 0 at the likeness of the base model's pictures and of training images, 1 at 1."""
         unlike = max(median(of.likeness) for of in (self.training, self._base_samples) if of)
         return [min(1.0, max(0.0, (like - unlike) / max(1 - unlike, 1e-6))) for like in samples.likeness]
+
+    @property
+    def _several(self) -> bool:
+        """Training images that differ: without `distinct`, in old checkpoints, all of them are taken to."""
+        return (self.training.distinct or self.training.count) > 1
 
     def _diversity(self, samples: SampleStats) -> float | None:
         base = self._base_samples
@@ -243,21 +304,25 @@ class Monitor:
         """Of this look alone. Noise comes first: a noisy picture is no copy that anybody wants to keep or fear."""
         if scores["corruption"] >= 0.5:
             return "corrupted"
-        if scores["memorisation"] >= COPY and (self.training.count > 1 or scores.get("diversity", 1.0) < COLLAPSED):
+        if scores["memorisation"] >= COPY and (self._several or scores.get("diversity", 1.0) < COLLAPSED):
             return "memorised"
         return "good" if scores.get("learning", 0.0) >= LEARNED else "underfit"
 
     def _with_samples(self, look: Look, scores: dict[str, float]) -> _State:
+        """Into and out of the alarms with `patience`; from one to the other, and among the rest, at once."""
         state, seen = self._state, self._see(scores)
-        streak = state.streak + 1 if seen == state.seen else 1
-        believed = streak >= self.patience or (seen not in ALARMS and state.stage not in ALARMS)
+        alarm, before = seen in ALARMS, state.stage in ALARMS
+        streak = state.streak + 1 if alarm == (state.seen in ALARMS) else 1
+        goods = state.goods + 1 if seen == "good" else 0
+        kept = seen == "good" and (not before or state.best is None or goods >= self.patience)
         return _State(
             look.step,
-            stage=seen if believed else state.stage,
+            stage=seen if alarm == before or streak >= self.patience else state.stage,
             seen=seen,
             streak=streak,
+            goods=goods,
             cured=self._cured(seen, scores),
-            best=look.step if seen == "good" else state.best,
+            best=look.step if kept else state.best,
         )
 
     def _cured(self, seen: Stage, scores: dict[str, float]) -> int:
@@ -268,20 +333,27 @@ class Monitor:
             return 0
         return self._state.cured + (seen == "corrupted" and averaged <= CLEAN)
 
-    def _without_samples(self, look: Look, scores: dict[str, float]) -> _State:
-        """No alarm begins or ends; before any samples the loss tells whether anything was learned."""
-        state = replace(self._state, step=look.step)
-        if state.streak or "learning" not in scores:
-            return state
-        seen: Stage = "good" if scores["learning"] >= LEARNED else "underfit"
-        return replace(state, stage=seen, seen=seen)
-
-    def _cause(self, scores: dict[str, float]) -> str | None:
+    def _cause(self, reading: Reading | None, scores: dict[str, float]) -> str | None:
         """Averages lag behind, so that one clean look of theirs at the onset is no cure yet."""
         clean = scores.get("averaged_corruption", 1.0) <= CLEAN
-        return "jitter" if self._state.seen == "corrupted" and clean and self._state.cured >= self.patience else None
+        if self._state.seen == "corrupted" and clean and self._state.cured >= self.patience:
+            return "jitter"
+        fall, unlearned = self._loss_fall(reading), scores.get("learning", 1.0)
+        if (fall is not None and fall <= 1 - DIVERGED) or (fall is None and unlearned <= -UNLIKE):
+            return "diverged"
+        return "lost" if self._state.best is not None and unlearned < LEARNED else None
 
     # --- words --------------------------------------------------------------------------------------------------------
+
+    def _learned(self, cause: str | None, scores: dict[str, float]) -> list[str]:
+        """What would otherwise be taken for a lack of training."""
+        if cause == "diverged":
+            return ["the model knows the training images worse than the base model does: training has damaged it"]
+        if cause == "lost":
+            return [f"what the good look at step {self._state.best} had learned is not to be seen any more"]
+        if not self._state.streak and scores.get("learning", 0.0) >= LEARNED:
+            return ["the loss on the training images has fallen; whether the pictures are good, only samples tell"]
+        return []
 
     def _seen_in(
         self, pictures: SampleStats | None, averaged: SampleStats | None, scores: dict[str, float]
@@ -289,7 +361,8 @@ class Monitor:
         if pictures is None:
             since = "the stage is that of the last samples" if self._state.streak else "there have been none yet"
             return [f"no samples at this step, so noise and copies cannot be seen ({since})"]
-        told = [self._noise_in_words(pictures), self._likeness_in_words(pictures), self._saturation_in_words(pictures)]
+        told = [*self._noise_in_words(pictures), self._likeness_in_words(pictures)]
+        told.append(self._saturation_in_words(pictures))
         if "diversity" in scores:
             told.append(f"diversity {scores['diversity']:.2f} of the base model's")
         if averaged and self._state.seen == "corrupted":
@@ -297,19 +370,26 @@ class Monitor:
             told.append(f"the averaged weights' samples are {'clean' if clean else 'corrupted too'}")
         return told
 
-    def _noise_in_words(self, pictures: SampleStats) -> str:
-        excess = self._excess(pictures)
-        noisier, lower = sum(e > 0 for e in excess), sum(e < 0 for e in excess)
-        return (
-            f"samples {math.exp(median(excess)):.2f}x as noisy as base model and training images account for "
-            f"({noisier} of {len(excess)}, sign test p = {sign_test(noisier, lower):.2g})"
-        )
+    def _noise_in_words(self, pictures: SampleStats) -> list[str]:
+        """What is furthest beyond its limit first."""
+        found = [
+            (self._excess(pictures), NOISIER, "samples {:.2f}x as noisy as base model and training images account for"),
+            (self._murk(pictures), MURKIER, "noise over contrast {:.2f}x that of the base model's samples"),
+            (self._fading(pictures), FADED, "{:.2f}x less contrast than base model and training images have at least"),
+        ]
+        known = sorted((part for part in found if part[0]), key=lambda part: math.log(part[1]) - median(part[0]))
+        return [
+            f"{phrase.format(math.exp(median(logs)))} "
+            f"({sum(log > math.log(limit) for log in logs)} of {len(logs)} pictures above {limit}x)"
+            for logs, limit, phrase in known
+        ]
 
     def _likeness_in_words(self, pictures: SampleStats) -> str:
         copies = sum(close >= COPY for close in self._closeness(pictures))
         base = f", {fmean(self._base_samples.likeness):.2f} from the base model" if self._base_samples else ""
         mean = fmean(pictures.likeness)
-        return f"likeness to a training image {mean:.2f}{base}; {copies} of {pictures.count} are copies"
+        found = f"{copies} of {pictures.count} are copies" if self.tells_copies else "copies cannot be told: too few"
+        return f"likeness to a training image {mean:.2f}{base}; {found}"
 
     def _saturation_in_words(self, pictures: SampleStats) -> str:
         mine, theirs = fmean(pictures.saturation), fmean(self.training.saturation)
@@ -334,6 +414,10 @@ class Monitor:
         keep = f"keep the last good look, step {best}" if best is not None else "no look was good yet: look more often"
         if cause == "jitter":
             return ("use the averaged weights (--use_ema --export_weights ema)", "lower the learning rate", keep)
+        if cause == "diverged":
+            return (keep, "lower the learning rate", "train with --bayes")
+        if cause == "lost" and not stages & set(ALARMS):
+            return (keep, "lower the learning rate", "stop here")
         if "corrupted" in stages:
             return (
                 keep,
@@ -344,10 +428,9 @@ class Monitor:
             )
         if "memorised" in stages:
             return (keep, "stop here", "lower the learning rate", "add training images")
-        return ()
+        return ("train longer", "raise the learning rate") if stages == {"underfit"} and self._state.streak else ()
 
 
-def sign_test(higher: int, lower: int) -> float:
-    """One-sided p value of so many pairs going up and so many down, ties left out; 1 without pairs."""
-    pairs = higher + lower
-    return sum(math.comb(pairs, k) for k in range(higher, pairs + 1)) / 2**pairs
+def _noise_over_contrast(samples: SampleStats) -> list[float]:
+    """In log, by picture; the grey level more keeps flat pictures finite."""
+    return [math.log(n / (c + 1)) for n, c in zip(samples.noise, samples.contrast, strict=True)]

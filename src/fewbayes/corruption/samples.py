@@ -1,4 +1,4 @@
-"""What a set of pictures says without any evaluator: detail where noise shows, saturation, likeness, diversity.
+"""What a set of pictures says without any evaluator: detail where noise shows, contrast, likeness and the like.
 
 No number here means anything alone. Each is to be held against the same number of the base model's pictures of the same
 prompts and seeds, and of the training images: corruption.monitor does that. numpy and PIL only; knows no models, no
@@ -30,7 +30,9 @@ ROUNDING = 1 / np.sqrt(12)
 LIMIT_MARGIN = 2
 """Grey levels from 0 or 255 that count as the limit: decoders and resizing miss it by one or two."""
 COARSE_SIDE = 16
-"""Likeness and diversity are of pictures reduced to so many squares a side: what is where, without its texture."""
+"""Likeness, diversity and contrast are of pictures reduced to so many squares a side: without their texture."""
+SAME = 0.9
+"""Training images of this likeness or more are one photograph twice: copies, mirrored ones, the shots of a burst."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class SampleStats:
 
     noise: grey levels of 255, above 0: typical strength of diagonal detail over SCALES, see `detail`. saturation: share
     of the channel values at their limits, in [0, 1]. likeness: highest correlation with a training image, in [-1, 1],
-    see `likeness`; 0 without any to compare with. diversity: mean distance of two pictures of the set, in [0, 1], see
-    `diversity`; 0 for a single one.
+    see `_likeness`; 0 without any to compare with. diversity: mean distance of two pictures of the set, in [0, 1], see
+    `_diversity`; 0 for a single one. contrast: grey levels of 255, see `contrast`. distinct: pictures of the set of
+    which none is like another by SAME or more. Both are empty in what was written before there were any.
     """
 
     count: int
@@ -48,6 +51,8 @@ class SampleStats:
     saturation: tuple[float, ...]
     likeness: tuple[float, ...]
     diversity: float
+    contrast: tuple[float, ...] = ()
+    distinct: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,29 +61,39 @@ class SampleStats:
     @classmethod
     def from_dict(cls, told: dict[str, Any]) -> SampleStats:
         """Undoes `to_dict`, also after JSON."""
-        lists: dict[str, Any] = {key: tuple(told[key]) for key in ("noise", "saturation", "likeness")}
+        lists: dict[str, Any] = {
+            key: tuple(told[key]) for key in ("noise", "saturation", "likeness", "contrast") if key in told
+        }
         return cls(**(told | lists))
 
 
 def describe(pictures: Sequence[Picture], references: Sequence[Picture]) -> SampleStats:
     """pictures, references: uint8 (height, width, 3), of any sizes.
 
-    An array is never compared with itself: `describe(references, references)` tells how alike the training images are.
+    A picture that is one of the references, the very array, is compared with those that are not the SAME as it:
+    `describe(references, references)` tells how alike different training images are.
     """
     for picture in [*pictures, *references]:
         _check(picture)
     coarse = [_coarse(picture) for picture in pictures]
     known = [(reference, _coarse(reference)) for reference in references]
-    others = [[theirs for reference, theirs in known if reference is not picture] for picture in pictures]
     return SampleStats(
         count=len(pictures),
         noise=tuple(detail(picture) for picture in pictures),
         saturation=tuple(saturation(picture) for picture in pictures),
-        likeness=tuple(
-            max((_likeness(c, o) for o in them), default=0.0) for c, them in zip(coarse, others, strict=True)
-        ),
+        likeness=tuple(_nearest(picture, c, known) for picture, c in zip(pictures, coarse, strict=True)),
         diversity=_diversity(coarse),
+        contrast=tuple(contrast(picture) for picture in pictures),
+        distinct=_distinct(coarse),
     )
+
+
+def contrast(picture: Picture) -> float:
+    """Standard deviation of the grey of COARSE_SIDE squares a side, in grey levels of 255: of light and dark at large.
+
+    Noise much finer than the squares is averaged away; a picture that sinks into haze or a single colour loses it.
+    """
+    return float(_coarse(picture).mean(axis=2).std())
 
 
 def detail(picture: Picture) -> float:
@@ -120,6 +135,23 @@ def _diagonal(pixels: Floats) -> Floats:
 def _coarse(picture: Picture) -> Floats:
     small = Image.fromarray(picture).resize((COARSE_SIDE, COARSE_SIDE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float64)
+
+
+def _nearest(picture: Picture, coarse: Floats, known: Sequence[tuple[Picture, Floats]]) -> float:
+    """Highest likeness with a reference; one of the references is spared its own duplicates."""
+    found = [_likeness(coarse, theirs) for reference, theirs in known if reference is not picture]
+    if any(reference is picture for reference, _ in known):
+        found = [like for like in found if like < SAME]
+    return max(found, default=0.0)
+
+
+def _distinct(coarse: Sequence[Floats]) -> int:
+    """Flat pictures are like nothing, not even each other, and count one by one."""
+    kept: list[Floats] = []
+    for picture in coarse:
+        if all(_likeness(picture, other) < SAME for other in kept):
+            kept.append(picture)
+    return len(kept)
 
 
 def _likeness(picture: Floats, reference: Floats) -> float:

@@ -3,8 +3,8 @@
 `StageWatch` asks and judges; `RunStages` keeps in a run folder what it finds: rows, stages.jsonl, best/. `begin` sees
 the untouched model, `look` whatever it has become; both leave it as it was, bit for bit. The caller rests the model
 first: means of the weights, dropout off, no autocast. What a look costs is PROBES on the training images, and on class
-images where training has them; other pictures are not drawn for it. Knows nothing of optimizers and processes; how a
-stage is decided is the monitor's.
+images where training has them, measured by benchmarks/monitor_cost.py; other pictures are not drawn for it. Knows
+nothing of optimizers and processes; how a stage is decided is the monitor's.
 """
 
 from __future__ import annotations
@@ -36,11 +36,15 @@ PROBES: tuple[Probe, ...] = ("sigma_1", "losses", "blank")
 """Those that a look can afford: 12 forwards without class images, 22 with them, of one example each."""
 PROBED_IMAGES = 16  # training images that the probes see at most, evenly chosen
 
+DAMAGE = ("diverged", "lost")
+"""Causes that are said when they come, whatever the stage."""
+
 
 class StageWatch:
     """The stage of one run; pictures are uint8 (height, width, 3), in the same order in `begin` and `look`.
 
-    batch_size: examples at once. sampled_as: all that the samples depend on; a watch is not continued with others.
+    batch_size: examples at once. sampled_as: all that the samples depend on; weights: which ones are looked at, "raw"
+    or "ema". A watch is not continued with other samples or other weights.
     """
 
     def __init__(
@@ -51,7 +55,9 @@ class StageWatch:
         *,
         batch_size: int = 8,
         sampled_as: Mapping[str, Any] | None = None,
+        weights: str = "raw",
     ):
+        self._weights = weights
         self._references = [training.centred(i) for i in range(len(training))]
         self._sampled_as = dict(sampled_as or {})
         settings = _settings(family.alpha_bar, batch_size)
@@ -93,11 +99,14 @@ class StageWatch:
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint, as JSON."""
         assert self._monitor is not None, "begin comes first"
-        return {"monitor": self._monitor.to_dict(), "stage": self.stage, "sampled_as": self._sampled_as}
+        how = {"sampled_as": self._sampled_as, "weights": self._weights}
+        return {"monitor": self._monitor.to_dict(), "stage": self.stage} | how
 
     def resume(self, told: Mapping[str, Any] | None) -> bool:
-        """Go on as the watch that told `to_dict`; False where its samples cannot be compared with those to come."""
-        if told is None or (self._sampled_as and told["sampled_as"] != self._sampled_as):
+        """Go on as the watch that told `to_dict`; False where what it saw cannot be compared with what is to come."""
+        if told is None or told.get("weights") != self._weights:
+            return False
+        if self._sampled_as and told["sampled_as"] != self._sampled_as:
             return False
         self._sampled_as = told["sampled_as"]
         self._monitor = Monitor.from_dict(told["monitor"])
@@ -124,10 +133,11 @@ class RunStages:
     ):
         self._config, self._run, self._family = config, run, family
         self._average = average if config.export_weights == "ema" else None
+        self._cause: str | None = None
         alike = sampled_as(config) if config.validation_steps else {}
         others = sources[1] if len(sources) > 1 else None
-        # Guidance doubles what sampling does at once: looks need no more memory than samples.
-        self._watch = StageWatch(family, sources[0], others, batch_size=2 * config.sample_batch_size, sampled_as=alike)
+        batch_size, weights = _at_once(config), config.export_weights
+        self._watch = StageWatch(family, sources[0], others, batch_size=batch_size, sampled_as=alike, weights=weights)
 
     @property
     def stop(self) -> bool:
@@ -140,23 +150,24 @@ class RunStages:
             log.warning("the stage monitor sees noise and copies in samples alone: give validation_steps for these")
         base = self._watch.begin(pictures)
         if step:
-            log.warning("the stage monitor begins anew at step %d and knows nothing of before", step)
+            kept = f"; {self._kept()}" if self._run.best() else ""
+            log.warning("the stage monitor begins anew at step %d and knows nothing of before%s", step, kept)
             return
         self._log(0, base.numbers())
 
     def look(self, step: int, pictures: Mapping[str, Sequence[np.ndarray]], method: Method) -> bool:
         """Whether to stop; pictures: the samples of this step, "raw" and "ema"."""
-        before, exported = self._watch.stage, self._config.export_weights
+        before, exported = (self._watch.stage, self._cause), self._config.export_weights
         averaged = pictures.get("ema") if exported == "raw" else None
         with self._average.swapped() if self._average else nullcontext():
             judgement, reading = self._watch.look(step, pictures.get(exported), averaged)
             scores = {f"stage_{name}": value for name, value in judgement.scores.items()}
             self._log(step, scores | reading.numbers(self._watch.base))
             if self._watch.best == step:
-                told = {"step": step, "stage": judgement.stage, "scores": judgement.scores, "weights": exported}
-                self._run.write_best(lambda folder: method.export(self._family, folder), told)
+                self._write_best(judgement.to_dict(), method)
         self._run.log_stage(judgement.to_dict())  # last: a row tells of a best/ that is there
-        if judgement.stage != before:
+        self._cause = judgement.cause
+        if judgement.stage != before[0] or (judgement.cause in DAMAGE and judgement.cause != before[1]):
             log.log(logging.WARNING if judgement.stage in ALARMS else logging.INFO, "%s", judgement.line)
         return self.stop
 
@@ -168,17 +179,52 @@ class RunStages:
         """Go on from the state of a checkpoint; False where it holds nothing to go on from."""
         return self._watch.resume(state.get("stages"))
 
+    def restore_best(self, step: int, method: Method) -> None:
+        """After `resume` at `step`, with its weights in place: best/ had gone on to steps that will be taken again."""
+        if self._run.best() or self._watch.best is None:
+            return
+        row = next((row for row in self._run.stages() if row["step"] == step), None)
+        if row is None or self._watch.best != step:
+            log.warning("%s; best/ is written again at the next good samples", self._kept())
+            return
+        with self._average.swapped() if self._average else nullcontext():
+            self._write_best(row, method)
+
     def say_end(self, step: int) -> None:
-        stage, best = self._watch.stage, self._watch.best
-        kept = "no samples were good" if best is None else f"best/ holds step {best}"
+        stage, told = self._watch.stage, self._run.best()
         if self.stop:
-            log.warning("stopped at step %d of %s: %s; %s", step, self._config.max_train_steps, stage, kept)
-        elif best != step:
-            log.info("the last look, at step %d, says %s; %s", step, stage, kept)
+            log.warning("stopped at step %d of %s: %s; %s", step, self._config.max_train_steps, stage, self._kept())
+        elif stage is None:
+            log.info("the stage monitor has not looked since it began; %s", self._kept())
+        elif told is None or told["step"] != step:
+            log.info("the last look, at step %d, says %s; %s", step, stage, self._kept())
+
+    def _kept(self) -> str:
+        """What best/ holds, by its own word."""
+        if told := self._run.best():
+            return f"best/ holds step {told['step']}"
+        if self._watch.best is None:
+            return "no samples were good"
+        return f"samples were last good at step {self._watch.best}, whose weights best/ does not hold any more"
+
+    def _write_best(self, judgement: Mapping[str, Any], method: Method) -> None:
+        """The weights that are in the family now; judgement: as in stages.jsonl."""
+        told = {name: judgement[name] for name in ("step", "stage", "seen", "scores")}
+        told["weights"] = self._config.export_weights
+        self._run.write_best(lambda folder: method.export(self._family, folder), told)
 
     def _log(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
             self._run.log(step, name, value, weights=self._config.export_weights)
+
+
+def _at_once(config: TrainConfig) -> int:
+    """As many examples as sampling puts through the denoiser at once, which guidance doubles.
+
+    Half as many where sampling is in half precision, as probes are always in float32; one at least.
+    """
+    guided = config.sample_batch_size * (2 if config.guidance_scale > 1 else 1)
+    return guided if config.mixed_precision == "no" else max(1, guided // 2)
 
 
 def _settings(alpha_bar: Tensor, batch_size: int) -> ProbeSettings:

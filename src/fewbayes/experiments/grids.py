@@ -3,9 +3,10 @@ stage and the comparison of its remedies have in common.
 
 A cell is one training: a subject, a number of its images, an arm and a seed. It is trained with dense samples, scored
 by evaluators that training does not use, and weighed: how far its weights have gone, what its loss on the training
-images is, what more sampler steps and the mean of its last checkpoints give. What is done is not done again.
+images is, what more sampler steps and the mean of its last checkpoints give. What is done is not done again, and what
+was done with other settings, another model or other evaluators is refused.
 
-    OUT/<name>.json                        all cells, rounded; what the report reads
+    OUT/<name>.json                        all cells, rounded, and which failed; what the report reads
     OUT/<subject>/photographs[-n]/         the training images
     OUT/<subject>/<images>/<arm>-seed<k>/  the trainings, cell.json beside each result
 
@@ -15,9 +16,8 @@ Knows no figure and no verdict.
 from __future__ import annotations
 
 import json
-import shlex
+import logging
 import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,11 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from fewbayes.config import TrainConfig
-from fewbayes.experiments.methods import StudySubject
-from fewbayes.experiments.runner import Arm, in_parallel, run_one, watching
-from fewbayes.experiments.trajectories import open_pictures, score_pictures, score_run
-from fewbayes.runs import atomic_folder, atomic_write, environment
+from fewbayes.config import TrainConfig, load_config
+from fewbayes.experiments.methods import StudySubject, drawn_subject, photographed_subject
+from fewbayes.experiments.runner import Arm, command, in_parallel, run_one, watching, without_path
+from fewbayes.experiments.trajectories import identities, open_pictures, score_pictures, score_run
+from fewbayes.families import inspect_model
+from fewbayes.runs import CONFIG, RunError, atomic_folder, atomic_write, environment
+
+log = logging.getLogger("fewbayes")
 
 CELL = "cell.json"
 DIGITS = 4
@@ -38,6 +41,10 @@ MEAN_OF = 5
 """Checkpoints in the running mean of the last ones."""
 MORE_STEPS = 4
 """By how much the sampler's steps are multiplied where it is asked whether more of them help."""
+
+
+PLACES = ("model", "instance_data_dir", "class_data_dir", "output_dir")
+"""Settings that say where something lies, not what is done; the model and the pictures are told by their content."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,21 @@ class Cell:
     @property
     def folder(self) -> Path:
         return Path(self.config.output_dir)
+
+
+def named_subjects(
+    drawn: Sequence[str], photographed: Sequence[str], folder: Path, resolution: int, *, world: bool
+) -> list[StudySubject]:
+    """The subjects of --subjects and --photographs, each of which has a folder of its own name."""
+    if not drawn and not photographed:
+        raise ValueError("name at least one of --subjects and --photographs")
+    names = [*drawn, *(Path(given.rpartition(":")[0]).resolve().name for given in photographed)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two subjects have one name among {', '.join(names)}; leave one out, or rename a folder")
+    return [
+        *(drawn_subject(name, folder, resolution) for name in drawn),
+        *(photographed_subject(given, folder, resolution, world=world) for given in photographed),
+    ]
 
 
 def first_images(subject: StudySubject, count: int | None) -> tuple[Path, int]:
@@ -99,45 +121,95 @@ def make_cells(
                 folder = out / subject.name / str(count) / f"{arm.name}-seed{seed}"
                 config = replace(common, **arm.changes, output_dir=str(folder))
                 cells.append(Cell(subject.name, count, arm, seed, config, encoders))
+    _assert_apart(cells)
     return cells
 
 
+def _assert_apart(cells: Sequence[Cell]) -> None:
+    folders = [cell.folder for cell in cells]
+    assert len(set(folders)) == len(folders), "two cells would write into one folder"
+
+
 def run_cells(cells: Sequence[Cell], out: Path, name: str, facts: Mapping[str, Any], workers: int | None) -> Path:
-    """Bring every cell to its end and gather them; the same call continues after an interruption."""
+    """Bring every cell to its end and gather them; the same call continues after an interruption.
+
+    A training whose numbers ran away stands under "failed", without scores; ValueError where all of them did.
+    """
+    _assert_apart(cells)
     with watching({str(cell.folder): cell.config for cell in cells}):
-        found = [cell for cell in in_parallel(_run_cell, cells, workers) if cell]
+        found = in_parallel(_run_cell, cells, workers)
+    failed = [cell for cell in found if "failed" in cell]
+    for cell in failed:
+        log.warning("%s, %s, seed %d failed: %s", cell["subject"], cell["arm"], cell["seed"], cell["failed"])
     arms = {cell.arm.name: cell.arm for cell in cells}.values()
     described = {
         **facts,
+        "settings": {**facts["settings"], "model": without_path(facts["settings"]["model"])},
         "arms": [{"name": arm.name, "label": arm.label, "note": arm.note} for arm in arms],
-        "provenance": {"command": shlex.join(["fewbayes", *sys.argv[1:]]), **environment(None)},
-        "cells": found,
+        "provenance": {"command": command(), **environment(None)},
+        "cells": [cell for cell in found if "failed" not in cell],
+        "failed": failed,
     }
     file = out / f"{name}.json"
     atomic_write(file, json.dumps(described, separators=(",", ":")) + "\n")
+    if len(failed) == len(found):
+        raise ValueError(f"all {len(found)} trainings failed, and {file.name} says how; a lower rate is the usual cure")
     return file
 
 
-def _run_cell(cell: Cell) -> dict[str, Any] | None:
-    """Train, score and weigh one cell; None where its numbers ran away, which its manifest says."""
-    kept = cell.folder / CELL
+def _run_cell(cell: Cell) -> dict[str, Any]:
+    """Train, score and weigh one cell; with "failed", the reason, in place of scores where its numbers ran away."""
+    kept, asked = cell.folder / CELL, made_of(cell)
     if kept.is_file():
-        return json.loads(kept.read_text())
-    if run_one(cell.config):
-        return None
-    trajectory = score_run(cell.folder, _encoders(cell.encoders), _rare_token(cell.folder))
-    result = {
+        result = json.loads(kept.read_text())
+        if result.pop("made_of", None) != asked:
+            raise _other(cell.folder)
+        return result
+    if (cell.folder / CONFIG).is_file() and settings_of(load_config(cell.folder / CONFIG, {})) != asked["settings"]:
+        raise _other(cell.folder)
+    result: dict[str, Any] = {
         "subject": cell.subject,
         "images": cell.images,
         "arm": cell.arm.name,
         "seed": cell.seed,
-        **{key: trajectory[key] for key in ("training", "raw", "ema")},
-        **(_weighed(cell) if cell.config.checkpointing_steps else {}),
     }
-    atomic_write(kept, json.dumps(rounded(result)) + "\n")
+    failure = run_one(cell.config)
+    result |= {"failed": failure} if failure else rounded(_measured(cell))
+    atomic_write(kept, json.dumps(result | {"made_of": asked}) + "\n")
     for checkpoint in cell.folder.glob("checkpoint-*"):  # everything that was asked of them has been answered
         shutil.rmtree(checkpoint)
-    return rounded(result)
+    return result
+
+
+def _measured(cell: Cell) -> dict[str, Any]:
+    trajectory = score_run(cell.folder, _encoders(cell.encoders), _rare_token(cell.folder))
+    scores = {key: trajectory[key] for key in ("training", "raw", "ema")}
+    return scores | (_weighed(cell) if cell.config.checkpointing_steps else {})
+
+
+def made_of(cell: Cell) -> dict[str, Any]:
+    """What a cell's numbers follow from, beside its pictures: settings with what None stands for, model, evaluators."""
+    card = inspect_model(cell.config.model)
+    recommended = card.recommended | ({"rare_token": card.rare_token} if card.rare_token else {})
+    return {
+        "settings": settings_of(cell.config.resolve(recommended, card.resolution, cell.images)),
+        "model": _fingerprint(cell.config.model),
+        "encoders": identities(_encoders(cell.encoders)),
+    }
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """All settings of a run but PLACES."""
+    return {name: value for name, value in config.to_dict().items() if name not in PLACES}
+
+
+@cache
+def _fingerprint(model: str) -> str:
+    return inspect_model(model).fingerprint()
+
+
+def _other(folder: Path) -> RunError:
+    return RunError(f"{folder} holds another training; give another output_dir")
 
 
 def rounded(value: Any) -> Any:
@@ -157,9 +229,7 @@ def _encoders(which: str) -> dict[str, Any]:
 
 
 def _rare_token(folder: Path) -> str:
-    from fewbayes.config import load_config
-
-    token = load_config(folder / "config.yaml", {}).rare_token
+    token = load_config(folder / CONFIG, {}).rare_token
     assert token is not None, "a run records the word that <v> stood for"
     return token
 
@@ -169,20 +239,22 @@ def _rare_token(folder: Path) -> str:
 
 def _weighed(cell: Cell) -> dict[str, Any]:
     """What the weights themselves say, from the checkpoints of a run."""
+    from fewbayes.families import load_family
+    from fewbayes.methods import make_method
     from fewbayes.runs import RunFolder
-    from fewbayes.sample import load_for_sampling
 
     steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in cell.folder.glob("checkpoint-*"))
     paths = [cell.folder / f"checkpoint-{step}" for step in steps]
     assert steps[-1:] == [RunFolder(cell.folder).manifest["steps"]]
-    family, _ = load_for_sampling(str(paths[-1]))
+    family, method = load_family(cell.config.model), make_method(load_config(cell.folder / CONFIG, {}))
+    method.attach(family)
+    _set_mean(method.trainable(family), paths[-1:])
     found = {
         "displacement": [[step, _displacement(path, cell)] for step, path in zip(steps, paths, strict=True)],
-        "loss": _window_losses(cell.folder, steps),
         "loss_training": _loss(family, cell),
         "more_steps": _pictured(family, cell, cell.config.num_inference_steps * MORE_STEPS),
     }
-    _set_mean(family, paths[-MEAN_OF:])
+    _set_mean(method.trainable(family), paths[-MEAN_OF:])
     return found | {"mean_of_last": _pictured(family, cell, cell.config.num_inference_steps)}
 
 
@@ -214,14 +286,6 @@ def _initial_weights(model: str) -> dict[str, Any]:
     return {f"denoiser.{name}": weight.detach().clone() for name, weight in named}
 
 
-def _window_losses(folder: Path, steps: Sequence[int]) -> list[list[float]]:
-    """Mean training loss of the steps up to each checkpoint since the one before, under sampled weights if random."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    losses = {row["step"]: row["value"] for row in rows if row["metric"] == "loss"}
-    windows = zip([0, *steps[:-1]], steps, strict=True)
-    return [[last, float(np.mean([losses[step] for step in range(first + 1, last + 1)]))] for first, last in windows]
-
-
 def _loss(family: Any, cell: Cell) -> float:
     """Of the means of the weights on the training images, relative to telling nothing; fixed draws (probes.Losses)."""
     from fewbayes.corruption.probes import Prober
@@ -248,15 +312,13 @@ def _pictured(family: Any, cell: Cell, steps: int) -> dict[str, float]:
     return score_pictures(pictures, prompts, references, _encoders(cell.encoders), _rare_token(cell.folder))
 
 
-def _set_mean(family: Any, checkpoints: Sequence[Path]) -> None:
-    """The mean of the weights of several checkpoints, put into a family that holds the last of them."""
+def _set_mean(trained: Mapping[str, Any], checkpoints: Sequence[Path]) -> None:
+    """The mean over several checkpoints of every trained weight, a learned rare token's rows included, put in place."""
     import torch
     from safetensors.torch import load_file
 
     saved = [load_file(path / "weights.safetensors") for path in checkpoints]
-    modules = {"denoiser": family.denoiser, **family.text_encoders}
+    assert trained.keys() == saved[0].keys(), trained.keys() ^ saved[0].keys()
     with torch.no_grad():
-        for name in saved[0]:
-            part, _, rest = name.partition(".")
-            if part in modules:
-                modules[part].get_parameter(rest).copy_(torch.stack([one[name] for one in saved]).mean(0))
+        for name, weight in trained.items():
+            weight.copy_(torch.stack([one[name] for one in saved]).mean(0))

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewbayes.experiments.grids import make_cells, run_cells
-from fewbayes.experiments.methods import drawn_subject, photographed_subject
+from fewbayes.experiments.grids import make_cells, named_subjects, run_cells
 from fewbayes.experiments.runner import Arm
 from fewbayes.families import inspect_model
 from fewbayes.world.scenes import SUBJECTS
@@ -81,12 +80,11 @@ def run_remedies(arguments: Sequence[str]) -> Path:
         raise ValueError(
             f"--seeds is {asked.seeds} and --steps {asked.steps}; there must be 1 and {CHECKPOINTS} or more"
         )
-    if not asked.subjects and not asked.photographs:
-        raise ValueError("name at least one of --subjects and --photographs")
+    if asked.num_images < 2:
+        raise ValueError(f"--num_images is {asked.num_images}; it must be 2 or more: diversity is between samples")
     card = inspect_model(asked.model)
     world, folder = asked.model == "tiny", asked.output_dir
-    subjects = [drawn_subject(name, folder, card.resolution) for name in asked.subjects]
-    subjects += [photographed_subject(given, folder, card.resolution, world=world) for given in asked.photographs]
+    subjects = named_subjects(asked.subjects, asked.photographs, folder, card.resolution, world=world)
     every = asked.steps // CHECKPOINTS
     base = {
         "model": asked.model,
@@ -104,7 +102,7 @@ def run_remedies(arguments: Sequence[str]) -> Path:
         "monitor_steps": asked.monitor_steps,
     }
     known = arms(asked.learning_rate, asked.method)
-    chosen = [known[name] for name in _named(asked.arms or list(known), known)]
+    chosen = [known[name] for name in _named(list(dict.fromkeys(asked.arms or known)), known)]
     every_subject = [(subject, None) for subject in subjects]
     encoders = asked.encoders or ("embedded" if world else "paper")
     grid = make_cells(folder, base, every_subject, chosen, range(asked.seeds), encoders)

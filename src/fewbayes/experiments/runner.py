@@ -8,6 +8,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shlex
 import sys
 import threading
 import time
@@ -95,9 +96,20 @@ def _describe(experiment: Experiment, folder: Path) -> None:
         "subject": experiment.subject,
         "question": experiment.question,
         "arms": arms,
-        "provenance": {**experiment.facts, "command": " ".join(["fewbayes", *sys.argv[1:]]), **environment(None)},
+        "provenance": {**experiment.facts, "command": command(), **environment(None)},
     }
     atomic_write(folder / "experiment.json", json.dumps(described, indent=1, default=str) + "\n")
+
+
+def command() -> str:
+    """What was typed, as results keep it: they name no folders of the machine that they were made on."""
+    return shlex.join(["fewbayes", *map(without_path, sys.argv[1:])])
+
+
+def without_path(argument: str) -> str:
+    """The last name of a path: photos/dog:dog is dog:dog, --output_dir=runs/a is --output_dir=a."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + (Path(value).name if "/" in value else value)
 
 
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> list[Result]:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewbayes.experiments.grids import make_cells, run_cells
-from fewbayes.experiments.methods import drawn_subject, photographed_subject
+from fewbayes.experiments.grids import first_images, make_cells, named_subjects, run_cells
 from fewbayes.experiments.runner import Arm
 from fewbayes.families import inspect_model
 from fewbayes.world.scenes import SUBJECTS
@@ -72,12 +71,9 @@ def run_map(arguments: Sequence[str]) -> Path:
         raise ValueError(
             f"--seeds is {asked.seeds} and --steps {asked.steps}; there must be 1 and {CHECKPOINTS} or more"
         )
-    if not asked.subjects and not asked.photographs:
-        raise ValueError("name at least one of --subjects and --photographs")
     card = inspect_model(asked.model)
     world, folder = asked.model == "tiny", asked.output_dir
-    subjects = [drawn_subject(name, folder, card.resolution) for name in asked.subjects]
-    subjects += [photographed_subject(given, folder, card.resolution, world=world) for given in asked.photographs]
+    subjects = named_subjects(asked.subjects, asked.photographs, folder, card.resolution, world=world)
     base = {
         "model": asked.model,
         "method": asked.method,
@@ -95,7 +91,7 @@ def run_map(arguments: Sequence[str]) -> Path:
     everywhere = [CENTRE, *(arm for arms in grid.values() for arm in arms)]
     cells = make_cells(folder, base, [(s, None) for s in subjects], everywhere, range(asked.seeds), encoders)
     if IMAGES in asked.axes:
-        fewer = [(subject, count) for subject in subjects for count in FEWER_IMAGES]
+        fewer = [(s, count) for s in subjects for count in FEWER_IMAGES if count < first_images(s, None)[1]]
         cells += make_cells(folder, base, fewer, [CENTRE], range(asked.seeds), encoders)
     facts = {
         "title": "Where the corruption stage appears",

@@ -7,6 +7,7 @@ stages or of how the run was trained.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fewbayes.runs import atomic_write
+from fewbayes.runs import atomic_write, file_sha256
 
 FILE = "trajectory.json"
 QUANTITIES = {
@@ -31,13 +32,13 @@ TRAINING, BASE = "training", 0
 
 
 def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[str, Any]:
-    """The scores of a finished run; made anew where encoders or pictures are others.
+    """The scores of a finished run; made anew where encoders, rare token, pictures or what they show are others.
 
-    Returns {"encoders", "training": scores of the training images, "raw": [...], "ema": [...]}, one dictionary of
-    QUANTITIES with "step" per sampled checkpoint in order. Step 0 is the base model.
+    Returns {"made_of": what the scores follow from, "training": scores of the training images, "raw": [...], "ema":
+    [...]}, one dictionary of QUANTITIES with "step" per sampled checkpoint in order. Step 0 is the base model.
     """
     steps = sorted((folder / "samples").glob("step-*"), key=_step)
-    made_of = {"encoders": _names(encoders), "steps": [_step(path) for path in steps]}
+    made_of = {"encoders": identities(encoders), "rare_token": rare_token, "pictures": _sha256(folder, steps)}
     kept = folder / FILE
     if kept.is_file() and (found := json.loads(kept.read_text()))["made_of"] == made_of:
         return found
@@ -54,9 +55,17 @@ def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[s
     return result
 
 
-def _names(encoders: dict[str, Any]) -> dict[str, list[str]]:
+def identities(encoders: dict[str, Any]) -> dict[str, list[str]]:
+    """Names and fingerprints of the encoders that score."""
     used = ("clip", "dino", "lpips", "clip_iqa")
     return {key: [encoders[key].identity.name, encoders[key].identity.fingerprint] for key in used}
+
+
+def _sha256(folder: Path, steps: Sequence[Path]) -> str:
+    """Of the training images, the samples, and what is written of these."""
+    files = [*folder.glob("reference/*.png"), *(file for step in steps for file in step.rglob("*.*"))]
+    listed = [f"{file.relative_to(folder).as_posix()} {file_sha256(file)}" for file in sorted(files) if file.is_file()]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
 def _step(path: Path) -> int:

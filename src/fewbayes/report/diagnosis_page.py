@@ -20,8 +20,14 @@ TITLES = {
     "good": "Healthy",
     "corrupted": "Corrupted",
     "memorised": "Memorised",
-    None: "Broken weights",
+    None: "Answers that are not finite",
 }
+BY_CAUSE = {
+    (None, "weights"): "Broken weights",
+    ("underfit", "diverged"): "Damaged",
+    ("underfit", "lost"): "Lost again",
+}
+"""Titles of a stage that its cause puts in another light."""
 PROBES = {
     "retention": "Noise left by one denoising (retention)",
     "retention_from_noise": "The same, from noise alone",
@@ -80,13 +86,14 @@ def write_diagnosis_report(folder: Path, output: Path | None = None) -> Path:
 def render_diagnosis(folder: Path, told: dict[str, Any]) -> str:
     rows = [_row(folder, group, told) for group in told["pictures"]]
     training = next((row for row in rows if row.name == "training"), None)
+    title = BY_CAUSE.get((told["stage"], told["cause"]), TITLES[told["stage"]])
     shown = [row for row in rows if row.name != "training" and row.pictures]
     return page_of(
         "diagnosis.html.j2",
         _rules(shown),
         told=told,
-        title=TITLES[told["stage"]],
-        verdict=[_without(f"{TITLES[told['stage']]}: ", line) for line in told["verdict"]],
+        title=title,
+        verdict=[_without(f"{title}: ", line) for line in told["verdict"]],
         references=training.pictures if training else [],
         rows=shown,
         numbers=_numbers(told),

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -20,6 +22,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 INCHES, DOTS = 9.0, 120
+LETTERS, SMALL_LETTERS = 105, 135
+"""In a line, of the title's and of the notes' size."""
 INK, FAINT, STAGE = "#222222", "#8a8a8a", "#f6e3df"
 COLOURS = ("#c2452d", "#2b6ca3", "#3f8f5b", "#8a5fb0")
 """Told apart by readers who do not see red or green, too: their lightness differs, and their markers do."""
@@ -65,8 +69,9 @@ def draw(folder: Path) -> Path:
 
 def _figure(told: Told, height: float) -> Figure:
     figure = Figure(figsize=(INCHES, height), layout="constrained")
-    figure.suptitle(f"{_title(told)}\n{_made_with(told)}", x=0.01, ha="left", fontsize=10)
-    if foot := "\n".join(_lines(told)):
+    seen = textwrap.fill(f"Seen here: {SEEN[told['figure']](told)}", LETTERS)
+    figure.suptitle(f"{_title(told)}\n{_made_with(told)}\n{seen}", x=0.01, ha="left", fontsize=10)
+    if foot := "\n".join(textwrap.fill(line, SMALL_LETTERS) for line in _lines(told)):
         figure.supxlabel(foot, x=0.01, ha="left", fontsize=8, color=FAINT)
     return figure
 
@@ -83,12 +88,16 @@ def _made_with(told: Told) -> str:
     method = f"{asked['method']} rank {asked['rank']}" if asked["rank"] else asked["method"]
     seeds = f"{asked['seeds']} seed{'s' * (asked['seeds'] > 1)}"
     said = [f"model {asked['model']}", method, f"rate {asked['learning_rate']:g}", *asked["subjects"], seeds]
-    return textwrap.fill(", ".join(said) + ("; only tried out, nothing follows from it" if asked["quick"] else ""), 95)
+    return textwrap.fill(
+        ", ".join(said) + ("; only tried out, nothing follows from it" if asked["quick"] else ""), LETTERS
+    )
 
 
 def _lines(told: Told) -> list[str]:
     says = told["paper"].get("says")
-    return ([f"Paper: {says}"] if says else []) + list(told.get("notes", []))
+    of = told.get("pictures_of")
+    pictures = [f"Pictures of {of}, first seed; numbers are means over runs."] if of else []
+    return ([f"Paper: {says}"] if says else []) + pictures + list(told.get("notes", []))
 
 
 def _show(axes: Axes, file: Path, title: str = "", below: str = "") -> None:
@@ -114,11 +123,19 @@ def _strip(figure: Figure | SubFigure, folder: Path, pictures: Sequence[Told], l
     panels[0].set_ylabel(label, fontsize=8)
 
 
+def _table(runs: Sequence[Told], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Every step that some run has, and runs x steps, NaN where a run has no number."""
+    steps = sorted({step for run in runs for step in run["steps"]})
+    known = [dict(zip(run["steps"], run[key], strict=False)) for run in runs]
+    rows = [[np.nan if (v := of.get(step)) is None else v for step in steps] for of in known]
+    return np.array(steps), np.array(rows, dtype=float)
+
+
 def _band(axes: Axes, runs: Sequence[Told], key: str, label: str, i: int) -> None:
     """Mean line and the range of the runs; where a run has no number, the others speak."""
-    values = np.array([[np.nan if v is None else v for v in run[key]] for run in runs], dtype=float)
-    steps, there = runs[0]["steps"], ~np.isnan(values).all(axis=0)
-    kept = np.array(steps)[there]
+    steps, values = _table(runs, key)
+    there = ~np.isnan(values).all(axis=0)
+    kept = steps[there]
     low, middle, high = (np.asarray(of(values[:, there], axis=0)) for of in (np.nanmin, np.nanmean, np.nanmax))
     axes.plot(kept, middle, color=COLOURS[i], marker=MARKERS[i], linewidth=1.6, label=label)
     if len(runs) > 1:
@@ -136,7 +153,11 @@ def _range(told: Told, digits: int = 2) -> str:
 
 
 def _state(step: int) -> str:
-    return f"{step} iteration{'s' * (step > 1)}" if step else "pretrained"
+    return _iterations(step) if step else "pretrained"
+
+
+def _iterations(step: int) -> str:
+    return f"{step} iteration{'s' * (step > 1)}"
 
 
 # --- curves of fidelity -----------------------------------------------------------------------------------------------
@@ -158,11 +179,9 @@ def _noise(axes: Axes, told: Told) -> None:
     axes.set_ylabel("noise (Haar), grey levels")
 
 
-def _dips(told: Told) -> str:
+def _dips(told: Told) -> list[str]:
     """Depth and onset of the largest fall of each arm, with their intervals over runs."""
-    return "\n".join(
-        f"{arm['label']}: {_fall(arm['dips'])}, last {_interval(arm['dips']['last'], 2)}" for arm in told["arms"]
-    )
+    return [f"{arm['label']}: {_fall(arm['dips'])}, last {_interval(arm['dips']['last'], 2)}" for arm in told["arms"]]
 
 
 def _fall(dips: Told) -> str:
@@ -173,11 +192,13 @@ def _fall(dips: Told) -> str:
 
 def _strips(figure: Figure | SubFigure, told: Told, folder: Path) -> None:
     for part, arm in zip(_parts(figure, [1] * len(told["arms"])), told["arms"], strict=True):
-        _strip(part, folder, arm["strip"], arm["label"])
+        of = f"\n{arm['strip_of']}" if "strip_of" in arm else ""
+        _strip(part, folder, arm["strip"], arm["label"] + of)
 
 
 def _fig1(told: Told, folder: Path) -> Figure:
-    figure = _figure({**told, "notes": [_dips(told), f"Paper: {told['paper']['about']}"]}, 7.6)
+    notes = [*_dips(told), f"Paper: {told['paper']['about']}", *told.get("notes", [])]
+    figure = _figure({**told, "notes": notes}, 8.2)
     top, bottom = _parts(figure, (1, 0.85))
     ours, noise, theirs = top.subplots(1, 3)
     _fidelity(ours, told)
@@ -186,17 +207,17 @@ def _fig1(told: Told, folder: Path) -> Figure:
     noise.set_title("ours: noise of the samples")
     for i, (label, points) in enumerate(zip(("Plain", "Bayesian"), told["paper"]["curves"].values(), strict=True)):
         theirs.plot(*zip(*points, strict=True), color=COLOURS[i], linewidth=1.6, label=label)
-    theirs.axvspan(*told["paper"]["stage"], color=STAGE, zorder=0, label="their corruption stage")
-    theirs.set_title("the paper's")
+    theirs.axvspan(*told["paper"]["stage"], color=STAGE, zorder=0)
+    theirs.set_title("the paper's (shaded: its stage)")
     theirs.set_xlabel("iterations")
     theirs.set_ylabel("Dino (dino-vits16)")
-    theirs.legend()
+    theirs.legend(loc="lower right")
     _strips(bottom, told, folder)
     return figure
 
 
 def _fig2(told: Told, folder: Path) -> Figure:
-    figure = _figure({**told, "notes": [_dips(told), *told.get("notes", [])]}, 8.6)
+    figure = _figure({**told, "notes": [*_dips(told), *told.get("notes", [])]}, 9.0)
     top, bottom = _parts(figure, (1, 1.15))
     fidelity, noise = top.subplots(1, 2)
     _fidelity(fidelity, told)
@@ -213,7 +234,7 @@ def _blanks(told: Told, folder: Path) -> Figure:
     that the last one is nearest to."""
     subjects = list(dict.fromkeys(row["subject"] for row in told["rows"]))
     panels_of = [_blank_panels([row for row in told["rows"] if row["subject"] == name]) for name in subjects]
-    figure = _figure(told, 1.3 + 1.6 * len(subjects))
+    figure = _figure(told, 1.7 + 1.6 * len(subjects))
     panels = figure.subplots(len(subjects), max(map(len, panels_of)), squeeze=False)
     for line, name, shown in zip(panels, subjects, panels_of, strict=True):
         for axes, (file, title, below) in zip(line, shown, strict=False):
@@ -239,13 +260,15 @@ def _blank_panels(rows: Sequence[Told]) -> list[tuple[str, str, str]]:
 
 
 def _fig4(told: Told, folder: Path) -> Figure:
-    figure = _figure(told, 3.9)
+    outside = fmean(share for run in told["runs"] for share in run["outside"])
+    said = f"sigma_1 is 0 or infinite, without a point, where retention leaves (0, 1): {outside:.0%} of it from noise."
+    figure = _figure({**told, "notes": [said, *told.get("notes", [])]}, 4.8)
     first, second = figure.subplots(1, 2)
     _band(first, told["runs"], "sigma_1_from_noise", "from noise alone, as in the paper", 0)
     _band(first, told["runs"], "sigma_1", "from noised training images", 1)
     step, value = told["paper"]["value"]
     first.axhline(value, color=INK, linewidth=1, linestyle="--", label=f"the paper's {value:g}, at its {step:,}")
-    first.set_yscale("log")
+    first.set_yscale("log", nonpositive="mask")
     first.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     first.yaxis.set_major_formatter("{x:g}")
     first.yaxis.set_minor_locator(NullLocator())
@@ -272,6 +295,7 @@ def _halved(axes: Axes, steps: Sequence[int]) -> None:
     ticks = [0, *(step for step in (steps[-1] // 2**i for i in range(8)) if step >= steps[1])]
     axes.set_xscale("symlog", linthresh=steps[1], linscale=0.5)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlim(-steps[1] / 5, steps[-1] * 1.1)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("iterations")
 
@@ -279,7 +303,7 @@ def _halved(axes: Axes, steps: Sequence[int]) -> None:
 def _fig5(told: Told, folder: Path) -> Figure:
     said = [f"gain: ||delta_t||^2 / ||delta'||^2; no model of one image exceeds 1 / alpha_bar = {told['ceiling']:.3f}"]
     said.append(f"The paper prints {told['paper']['gain']:g} for 1,000 iterations, which lies above that ceiling.")
-    figure = _figure({**told, "notes": said}, 8.4)
+    figure = _figure({**told, "notes": [*said, *told.get("notes", [])]}, 9.0)
     panels = figure.subplots(len(told["rows"]), 4, squeeze=False)
     titles = ("given: x_t + delta'", "answer without delta'", "answer with delta'", "difference, 3 times")
     for i, (line, row) in enumerate(zip(panels, told["rows"], strict=True)):
@@ -292,7 +316,7 @@ def _fig5(told: Told, folder: Path) -> Figure:
 
 def _fig10(told: Told, folder: Path) -> Figure:
     most = max(len(row["files"]) for row in told["rows"])
-    figure = _figure(told, 1.2 + 1.75 * len(told["rows"]))
+    figure = _figure(told, 1.5 + 1.75 * len(told["rows"]))
     for part, row in zip(_parts(figure, [1] * len(told["rows"])), told["rows"], strict=True):
         said = f"noise {_range(row['noise'], 1)}, standard deviation {_range(row['contrast'], 1)} grey levels"
         part.suptitle(f"{row['label']}: {said}", fontsize=9, x=0.01, ha="left")
@@ -305,7 +329,7 @@ def _fig10(told: Told, folder: Path) -> Figure:
 
 
 def _fig12(told: Told, folder: Path) -> Figure:
-    figure = _figure(told, 7.6)
+    figure = _figure(told, 8.2)
     top, bottom = _parts(figure, (1, 1))
     factor, similarity = top.subplots(1, 2)
     ks = told["k"]
@@ -327,6 +351,119 @@ def _fig12(told: Told, folder: Path) -> Figure:
         panels[0].set_ylabel(_state(row["step"]), fontsize=8)
     return figure
 
+
+# --- what is seen -----------------------------------------------------------------------------------------------------
+# One sentence with numbers; where the paper's effect is not there, it begins with that.
+
+FALL = 0.25
+"""Of fidelity: half of the paper's fall, which is 0.5. Less is not like it: curves of few samples waver as much."""
+MARKED = 1.5
+"""A value is marked where it is so many times another."""
+CHANGED = 0.2
+"""Of a correlation or a slope: less is no change."""
+
+
+def _seen_fig1(told: Told) -> str:
+    plain, *others = told["arms"]
+    noise = _table(plain["runs"], "noise")[1]
+    mean = noise[:, ~np.isnan(noise).all(axis=0)]
+    said = "; ".join(f"{arm['label']}: {_fall(arm['dips'])}" for arm in told["arms"])
+    said += (
+        f". Noise of the {plain['label'].lower()} samples: {np.nanmean(mean, axis=0).max():.1f} grey levels at most, "
+    )
+    said += f"{np.nanmean(mean[:, 0]):.1f} at first."
+    depth = plain["dips"]["depth"]
+    if depth["mean"] < FALL:
+        return f"no fall like the paper's 0.5: {said}"
+    bands = [(arm["dips"]["depth"]["high"], arm["dips"]["depth"]["mean"]) for arm in others]
+    apart = depth["low"] is not None and all(high is not None and high < depth["low"] for high, _ in bands)
+    return said if apart or not others else f"no smaller fall with Bayesian weights, beyond the spread of runs: {said}"
+
+
+def _seen_fig2(told: Told) -> str:
+    dips = [arm["dips"] for arm in told["arms"]]
+    depths, onsets = [one["depth"]["mean"] for one in dips], [one["onset"]["mean"] for one in dips]
+    said = "; ".join(f"{arm['label']}: {_fall(arm['dips'])}" for arm in told["arms"]) + "."
+    if depths[0] < FALL:
+        return f"no fall like the paper's 0.5 that more images could delay: {said}"
+    weaker = all(a > b for a, b in pairwise(depths))
+    known = [onset for onset in onsets if onset is not None]
+    later = all(a < b for a, b in pairwise(known))
+    not_so = [word for word, so in (("weaker", weaker), ("later", later)) if not so]
+    return f"not {' nor '.join(not_so)} with each further number of images: {said}" if not_so else said
+
+
+def _seen_blanks(told: Told) -> str:
+    rows = told["rows"]
+    last = max(row["step"] for row in rows)
+    before, after = (fmean(row["similarity"]["mean"] for row in rows if row["step"] == step) for step in (0, last))
+    contrast, tuned = (fmean(row["contrast"] for row in rows if row["step"] == step) for step in (0, last))
+    said = (
+        f"correlation with the nearest training image {before:.2f} before and {after:.2f} after {last} iterations "
+        f"(latents); contrast of the answer {contrast:.2f} and {tuned:.2f} of a training image's."
+    )
+    return said if after - before >= CHANGED else f"fine-tuning does not make x_t = 0 a training image: {said}"
+
+
+def _seen_fig4(told: Told) -> str:
+    steps, values = _table(told["runs"], "sigma_1_from_noise")
+    there = ~np.isnan(values).all(axis=0)
+    steps, mean = steps[there], np.nanmean(values[:, there], axis=0)
+    if not len(steps):
+        return "from noise, sigma_1 is infinite throughout."
+    top = int(mean.argmax())
+    said = (
+        f"sigma_1 from noise is {mean[0]:.2f} at {steps[0]}, {mean[top]:.2f} at its highest ({steps[top]}) and "
+        f"{mean[-1]:.2f} at {steps[-1]} iterations."
+    )
+    rises, drops = mean[top] >= MARKED * mean[0], mean[top] >= MARKED * mean[-1]
+    return said if rises and drops else f"no peak in between that is {MARKED:g} times both ends: {said}"
+
+
+def _seen_fig5(told: Told) -> str:
+    first, *tuned = told["rows"]
+    top = max(tuned, key=lambda row: row["gain"]["mean"])
+    said = (
+        f"gain {_range(first['gain'], 3)} pretrained, at most {_range(top['gain'], 3)} fine-tuned, "
+        f"after {_iterations(top['step'])}."
+    )
+    kept = top["gain"]["mean"] >= MARKED * first["gain"]["mean"]
+    return said if kept else f"fine-tuning does not keep the disturbance more than the pretrained model: {said}"
+
+
+def _seen_fig10(told: Told) -> str:
+    by = {row["kind"]: row for row in told["rows"]}
+    noisy, left = (by[kind]["contrast"]["mean"] for kind in ("noisy", "denoised"))
+    said = (
+        f"denoising takes the blank's standard deviation from {noisy:.1f} to {left:.1f} grey levels; the picture asked "
+        f"for has noise {by['asked']['noise']['mean']:.1f}, photographs {by['photographs']['noise']['mean']:.1f}."
+    )
+    return said if left <= noisy / 10 else f"the denoised blank keeps {left / noisy:.0%} of what was put on it: {said}"
+
+
+def _seen_fig12(told: Told) -> str:
+    first, *tuned = told["rows"]
+    top = max(tuned, key=lambda row: row["slope"])
+    said = (
+        f"slope of the factor over k {first['slope']:.2f} pretrained, at most {top['slope']:.2f} fine-tuned, after "
+        f"{_iterations(top['step'])}; correlation with x' at k = {told['k'][-1]:g} {first['similarity'][-1]:.2f} "
+        f"and {top['similarity'][-1]:.2f}."
+    )
+    if top["slope"] - first["slope"] >= CHANGED:
+        return said
+    return f"the pretrained model answers with a multiple of x' as much as the fine-tuned: {said}"
+
+
+SEEN: dict[str, Callable[[Told], str]] = {
+    "fig1": _seen_fig1,
+    "fig2": _seen_fig2,
+    "fig3": _seen_blanks,
+    "fig4": _seen_fig4,
+    "fig5": _seen_fig5,
+    "fig10": _seen_fig10,
+    "fig11": _seen_blanks,
+    "fig12": _seen_fig12,
+}
 
 DRAWN: dict[str, Callable[[Told, Path], Figure]] = {
     "fig1": _fig1,

@@ -6,13 +6,24 @@ Reads the file of `fewbayes experiment remedies` and the samples beside it. The 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewbayes.report.trajectories import MEASURES, PROMPT_FREE, SHARES, WEIGHTS, at_same_distance, measures
+from fewbayes.report.trajectories import (
+    MEASURES,
+    PROMPT_FREE,
+    SHARES,
+    WEIGHED,
+    WEIGHTS,
+    at_same_distance,
+    measures,
+    share_compared,
+    weighed,
+)
 from fewbayes.runs import atomic_write
 from fewbayes.statistics import Estimate, bootstrap, compare, finite, reading
 
@@ -28,29 +39,30 @@ def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def by_arm(study: Mapping[str, Any]) -> dict[Arm, dict[tuple[str, int], dict[str, float]]]:
-    """Measures of every training, by arm and weights."""
-    table: dict[Arm, dict[tuple[str, int], dict[str, float]]] = {}
+def by_arm(study: Mapping[str, Any]) -> dict[Arm, dict[tuple[str, int], dict[str, Any]]]:
+    """Measures of every training, by arm and weights; WEIGHED stand beside those of raw weights."""
+    table: dict[Arm, dict[tuple[str, int], dict[str, Any]]] = {}
     for cell in study["cells"]:
         unit = (cell["subject"], cell["seed"])
         for weights in WEIGHTS:
-            table.setdefault((cell["arm"], weights), {})[unit] = measures(cell, weights)
+            also = weighed(cell) if weights == "raw" else {}
+            table.setdefault((cell["arm"], weights), {})[unit] = measures(cell, weights) | also
         for kind in EXTRA:
             if kind in cell:
                 table.setdefault((cell["arm"], kind), {})[unit] = {name: cell[kind][name] for name in PROMPT_FREE}
     return table
 
 
-def levels(found: Mapping[tuple[str, int], Mapping[str, float]]) -> dict[str, Estimate]:
+def levels(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Estimate]:
     """Macro means with intervals of whatever was measured."""
     names = next(iter(found.values()))
     return {name: bootstrap({unit: values[name] for unit, values in found.items()}) for name in names}
 
 
 def leads(
-    treated: Mapping[tuple[str, int], Mapping[str, float]], control: Mapping[tuple[str, int], Mapping[str, float]]
+    treated: Mapping[tuple[str, int], Mapping[str, Any]], control: Mapping[tuple[str, int], Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Treated less control, paired by subject and seed; wins: pairs and subjects on the better side."""
+    """Treated less control, paired by subject and seed; wins: pairs on the better side."""
     rows = {}
     for name in MEASURES:
         if not all(name in values for values in (*treated.values(), *control.values())):
@@ -59,12 +71,15 @@ def leads(
         found = compare(mine, its, better=MEASURES[name][2])
         paired = [MEASURES[name][2] * (mine[unit] - its[unit]) for unit in finite(mine) if unit in its]
         wins = sum(value > 0 for value in paired) + sum(value == 0 for value in paired) / 2
-        rows[name] = {"difference": found.difference, "pairs": len(paired), "wins": wins, "subjects": found.win_rate}
+        rows[name] = {"difference": found.difference, "pairs": len(paired), "wins": wins}
     return rows
 
 
 def same_distance(study: Mapping[str, Any], control: str = "plain") -> dict[str, dict[str, Estimate]]:
-    """By arm, the lead in quality and fidelity over the control at the same distance from the initial weights."""
+    """By arm, the lead in quality and fidelity over the control at the same distance from the initial weights.
+
+    "compared": the share of checkpoints that had a counterpart.
+    """
     plain = {(c["subject"], c["seed"]): c for c in study["cells"] if c["arm"] == control}
     found: dict[str, dict[str, dict[tuple[str, int], float | None]]] = {}
     for cell in study["cells"]:
@@ -73,6 +88,7 @@ def same_distance(study: Mapping[str, Any], control: str = "plain") -> dict[str,
             for name in ("quality", "fidelity"):
                 lead = at_same_distance(cell, plain[unit], name)
                 found.setdefault(cell["arm"], {}).setdefault(name, {})[unit] = lead
+            found[cell["arm"]].setdefault("compared", {})[unit] = share_compared(cell, plain[unit])
     return {arm: {name: bootstrap(units) for name, units in rows.items()} for arm, rows in found.items()}
 
 
@@ -81,18 +97,22 @@ def markdown(study: Mapping[str, Any]) -> str:
     table, labels = by_arm(study), {arm["name"]: arm["label"] for arm in study["arms"]}
     units = sorted({(cell["subject"], cell["seed"]) for cell in study["cells"]})
     subjects = sorted({subject for subject, _ in units})
+    counts = trainings(study)
     notes = [f"- {arm['label']}: {arm['note']}" for arm in study["arms"]]
     parts = [
         f"{len(study['cells'])} trainings: {len(labels)} arms on {', '.join(subjects)}, "
         f"up to {len({seed for _, seed in units})} seeds. {reading(len(subjects), len(units))} "
         "A difference is followed by the pairs of trainings on the better side of zero, ties as half.",
         "\n".join(notes),
-        "## Levels\n\nMacro means over subjects with 95 % intervals.\n\n" + _levels(table, labels),
-        "## At the last checkpoint, other weights and more sampler steps\n\n" + _extras(table, labels),
+        *_incomplete(study),
+        "## Levels\n\nMacro means over subjects, with 95 % intervals where there are several trainings. The last loss "
+        "is of the means of the raw weights on the training images, relative to telling nothing, at the same draws "
+        "in every arm: the lower, the better they are fitted.\n\n" + _levels(table, counts, labels),
+        "## At the last checkpoint, other weights and more sampler steps\n\n" + _extras(table, counts, labels),
         "## Against plain training, raw weights\n\n" + _against(table, labels, [("plain", "raw")], table),
         "## Bayesian training against the other remedies\n\n" + _bayesian(table, labels),
-        "## At the same distance from the initial weights\n\nLead over plain training that has gone as far.\n\n"
-        + _distances(study, labels),
+        "## At the same distance from the initial weights\n\nLead over plain training that has gone as far, over the "
+        "checkpoints that are not farther out than plain training ever was.\n\n" + _distances(study, labels),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -104,25 +124,52 @@ def write(file: Path) -> Path:
     return target
 
 
-def _levels(table: Mapping[Arm, Any], labels: Mapping[str, str]) -> str:
-    heads = ["arm", "weights", *(_head(name) for name in MEASURES)]
+def trainings(study: Mapping[str, Any]) -> dict[str, str]:
+    """By arm, how many trainings its numbers are of; "n of N" where some of N failed."""
+    counts = {}
+    for arm in study["arms"]:
+        done, lost = (sum(c["arm"] == arm["name"] for c in study.get(kind, ())) for kind in ("cells", "failed"))
+        counts[arm["name"]] = f"{done} of {done + lost}" if lost else str(done)
+    return counts
+
+
+def _incomplete(study: Mapping[str, Any]) -> list[str]:
+    """A paragraph on arms with fewer trainings than others, and one on trainings that failed, where there are any."""
+    lost, labels = study.get("failed", ()), {arm["name"]: arm["label"] for arm in study["arms"]}
+    begun = Counter(cell["arm"] for cell in (*study["cells"], *lost))
+    most = max(begun.values())
+    fewer = "; ".join(f"{labels[arm]} {count}" for arm, count in begun.items() if count < most)
+    said = (
+        f"Begun with fewer than {most} trainings: {fewer}. Levels of these are of fewer seeds than the others'; "
+        "differences are between trainings of the same subject and seed."
+    )
+    failed = [f"- {labels[c['arm']]} on {c['subject']}, seed {c['seed']}: {c['failed']}" for c in lost]
+    return [
+        *([said] if fewer else []),
+        *(["Failed, and in no number below:\n\n" + "\n".join(failed)] if failed else []),
+    ]
+
+
+def _levels(table: Mapping[Arm, Any], counts: Mapping[str, str], labels: Mapping[str, str]) -> str:
+    heads = ["arm", "weights", "trainings", *(_head(name) for name in MEASURES), *WEIGHED.values()]
     rows = []
     for (arm, weights), found in table.items():
         if weights in WEIGHTS:
             values = levels(found)
-            rows.append([labels[arm], WEIGHTS[weights], *(_shown(values[name], name) for name in MEASURES)])
+            shown = [_shown(values[name], name) if name in values else "-" for name in (*MEASURES, *WEIGHED)]
+            rows.append([labels[arm], WEIGHTS[weights], counts[arm], *shown])
     return _table(heads, rows)
 
 
-def _extras(table: Mapping[Arm, Any], labels: Mapping[str, str]) -> str:
-    heads = ["arm", "weights", *(_head(name) for name in PROMPT_FREE)]
+def _extras(table: Mapping[Arm, Any], counts: Mapping[str, str], labels: Mapping[str, str]) -> str:
+    heads = ["arm", "weights", "trainings", *(_head(name) for name in PROMPT_FREE)]
     kinds = WEIGHTS | EXTRA
     rows = []
     for arm in labels:
         for kind, words in kinds.items():
             if (arm, kind) in table:
                 values = levels(table[arm, kind])
-                rows.append([labels[arm], words, *(_shown(values[name], name) for name in PROMPT_FREE)])
+                rows.append([labels[arm], words, counts[arm], *(_shown(values[name], name) for name in PROMPT_FREE)])
     return _table(heads, rows)
 
 
@@ -132,20 +179,21 @@ def _against(
     controls: Sequence[Arm],
     treated: Sequence[Arm] | Mapping[Arm, Any],
 ) -> str:
-    heads = ["difference", *(_head(name) for name in CONTRASTED)]
+    heads = ["difference", "trainings", *(_head(name) for name in CONTRASTED)]
     rows = []
     for control in controls:
         for arm in treated:
             if arm != control and arm in table and control in table and arm[1] in WEIGHTS:
                 found = leads(table[arm], table[control])
                 cells = [_lead(found[name], name) for name in CONTRASTED]
-                rows.append([f"{_named(arm, labels)} less {_named(control, labels)}", *cells])
+                pairs = str(max(found[name]["pairs"] for name in CONTRASTED))
+                rows.append([f"{_named(arm, labels)} less {_named(control, labels)}", pairs, *cells])
     return _table(heads, rows)
 
 
 def _bayesian(table: Mapping[Arm, Any], labels: Mapping[str, str]) -> str:
     """Each standard deviation, so that none is picked after the fact; averaged against averaged."""
-    arms = [arm for arm in labels if arm.startswith(("bayes", "relative", "slow-bayes"))]
+    arms = [arm for arm in labels if arm.startswith(("bayes", "fixed", "relative", "slow-bayes"))]
     pieces = [
         _against(table, labels, [(c, w) for c in CONTROLS if (c, w) != ("plain", "raw")], [(arm, w) for arm in arms])
         for w in WEIGHTS
@@ -156,10 +204,15 @@ def _bayesian(table: Mapping[Arm, Any], labels: Mapping[str, str]) -> str:
 
 def _distances(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     rows = [
-        [labels[arm], *(_shown(found[name], name, signed=True) for name in ("quality", "fidelity"))]
+        [
+            labels[arm],
+            str(found["quality"].units),
+            *(_shown(found[name], name, signed=True) for name in ("quality", "fidelity")),
+            _shown(found["compared"], "compared"),
+        ]
         for arm, found in same_distance(study).items()
     ]
-    return _table(["arm", "quality", "Dino"], rows)
+    return _table(["arm", "trainings", "quality", "Dino", "checkpoints compared, %"], rows)
 
 
 def _named(arm: Arm, labels: Mapping[str, str]) -> str:
@@ -174,7 +227,7 @@ def _head(name: str) -> str:
 def _shown(found: Estimate, name: str, *, signed: bool = False) -> str:
     if found.mean is None:
         return "-"
-    many, digits = (100, 0) if name in SHARES else (1, 2)
+    many, digits = (100, 0) if name in (*SHARES, "compared") else (1, 2)
     sign = "+" if signed else ""
     mean = f"{many * found.mean:{sign}.{digits}f}"
     if found.low is None or found.high is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbayes.report.trajectories import corrupted, floor, longest, measures
+from fewbayes.report.trajectories import corrupted, floor, longest_stretch, measures
 from fewbayes.runs import atomic_write
 
 COLUMNS = ("onset", "corrupted", "longest", "recovered", "deepest fall of Dino", "best Dino, uncorrupted", "last Dino")
@@ -35,16 +35,20 @@ def settings(study: Mapping[str, Any]) -> list[tuple[str, str, list[Mapping[str,
 
 
 def summary(cell: Mapping[str, Any]) -> dict[str, float | None]:
-    """Onset: the first step of the longest stretch of corrupted checkpoints; recovered: whether a later one is not."""
+    """Onset: the first step of the longest stretch of corrupted checkpoints; recovered: whether a later one is not.
+
+    None where there is no stretch of two or more.
+    """
     bad = corrupted(cell, "raw")
     steps = [row["step"] for row in cell["raw"][1:]]
     found = measures(cell, "raw")
-    first = next((i for i in range(len(bad)) if bad[i : i + 2].all()), None) if longest(bad) else None
+    stretch = longest_stretch(bad)
+    first, end = stretch or (0, 0)
     return {
-        "onset": None if first is None else steps[first],
+        "onset": steps[first] if stretch else None,
         "corrupted": found["corrupted"],
-        "longest": longest(bad) / len(bad),
-        "recovered": None if first is None else float(not bad[-1]),
+        "longest": (end - first) / len(bad),
+        "recovered": float(end < len(bad)) if stretch else None,
         "deepest fall of Dino": found["fall"],
         "best Dino, uncorrupted": found["best"],
         "last Dino": found["fidelity"],
@@ -52,7 +56,7 @@ def summary(cell: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def markdown(study: Mapping[str, Any]) -> str:
-    """A table for every subject."""
+    """A table for every subject, and which trainings failed."""
     subjects = list(dict.fromkeys(cell["subject"] for cell in study["cells"]))
     parts = []
     for subject in subjects:
@@ -60,19 +64,34 @@ def markdown(study: Mapping[str, Any]) -> str:
         for axis, words, cells in settings(study):
             mine = [summary(cell) for cell in cells if cell["subject"] == subject]
             if mine:
-                rows.append([axis, words, *(_shown([row[name] for row in mine], name) for name in COLUMNS)])
-        lines = [["axis", "setting", *COLUMNS], ["---"] * (2 + len(COLUMNS)), *rows]
+                count = _trainings(study, [cell for cell in cells if cell["subject"] == subject])
+                rows.append([axis, words, count, *(_shown([row[name] for row in mine], name) for name in COLUMNS)])
+        lines = [["axis", "setting", "trainings", *COLUMNS], ["---"] * (3 + len(COLUMNS)), *rows]
         parts.append(f"## {subject}\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in lines))
+    labels = {arm["name"]: arm["label"] for arm in study["arms"]}
+    lost = [
+        f"- {f['subject']}, {f['images']} images, {labels[f['arm']]}, seed {f['seed']}: {f['failed']}"
+        for f in study.get("failed", ())
+    ]
+    parts += ["## Failed trainings, in no number above\n\n" + "\n".join(lost)] if lost else []
     return "\n\n".join(parts) + "\n"
 
 
+def _trainings(study: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+    """How many trainings of one setting and subject the numbers are of, and of how many where some failed."""
+    same = ("subject", "images", "arm")
+    lost = sum(all(cell[key] == cells[0][key] for key in same) for cell in study.get("failed", ()))
+    return f"{len(cells)} of {len(cells) + lost}" if lost else str(len(cells))
+
+
 def _shown(values: Sequence[float | None], name: str) -> str:
+    """The mean over seeds; onset and recovery are those of the seeds with a stage, and say how many these are."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
     mean = float(np.mean(known))
     if name == "onset":
-        return f"{mean:.0f}"
+        return f"{mean:.0f}" + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
     if name == "recovered":
         return f"{sum(known):.0f} of {len(known)}" if len(values) > 1 else ("yes" if known[0] else "no")
     return f"{100 * mean:.0f} %" if name in ("corrupted", "longest") else f"{mean:.2f}"

@@ -31,6 +31,11 @@ MEASURES = {
 """Name: (in words, unit, 1 where more is better and -1 where less is)."""
 SHARES = ("usable", "corrupted", "sustained")
 WEIGHTS = {"raw": "raw", "ema": "averaged"}
+WEIGHED = {
+    "loss_training": "last loss on the training images",
+    "displacement": "last distance from the initial weights",
+}
+"""Of the means of the raw weights at the last checkpoint. The loss is relative to telling nothing, at fixed draws."""
 PROMPT_FREE = ("fidelity", "quality", "prompt", "diversity")
 
 
@@ -70,10 +75,18 @@ def measures(cell: Mapping[str, Any], weights: str) -> dict[str, float]:
 
 def longest(inside: np.ndarray) -> int:
     """Length of the longest run of true values; runs of fewer than FEWEST_IN_A_ROW count as none."""
+    found = longest_stretch(inside)
+    return found[1] - found[0] if found else 0
+
+
+def longest_stretch(inside: np.ndarray) -> tuple[int, int] | None:
+    """Beginning and end of the longest run of true values, the first of several, None where `longest` is 0."""
     edges = np.diff([0, *inside.astype(int), 0])
-    lengths = np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
-    kept = lengths[lengths >= FEWEST_IN_A_ROW]
-    return int(kept.max()) if len(kept) else 0
+    begins, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    if not len(begins) or (ends - begins).max() < FEWEST_IN_A_ROW:
+        return None
+    widest = int(np.argmax(ends - begins))
+    return int(begins[widest]), int(ends[widest])
 
 
 def roughness(values: Sequence[float]) -> float:
@@ -82,18 +95,36 @@ def roughness(values: Sequence[float]) -> float:
     return float(np.abs(curve[1:-1] - (curve[:-2] + curve[2:]) / 2).mean()) if len(curve) > 2 else 0.0
 
 
+def weighed(cell: Mapping[str, Any]) -> dict[str, float | None]:
+    """WEIGHED of one training; None for what was not measured."""
+    path = cell.get("displacement") or [[0, None]]
+    return {"loss_training": cell.get("loss_training"), "displacement": path[-1][1]}
+
+
 def at_same_distance(cell: Mapping[str, Any], control: Mapping[str, Any], name: str) -> float | None:
     """Mean lead of a quantity over the control's at the same distance of the weights from the start, raw weights.
 
     The control is interpolated between its checkpoints, the base model at distance 0 included. Checkpoints farther out
     than the control ever got have no counterpart; None where none has, or distances were not measured.
     """
-    if not cell.get("displacement") or cell["displacement"][0][1] is None:
+    if not _distances_known(cell, control):
         return None
     far, level = _by_distance(control, name)
     mine = list(zip(*_by_distance(cell, name), strict=True))[1:]
     leads = [value - float(np.interp(distance, far, level)) for distance, value in mine if distance <= far[-1]]
     return float(np.mean(leads)) if leads else None
+
+
+def share_compared(cell: Mapping[str, Any], control: Mapping[str, Any]) -> float | None:
+    """The share of the checkpoints that `at_same_distance` has a counterpart for."""
+    if not _distances_known(cell, control):
+        return None
+    farthest = max(distance for _, distance in control["displacement"])
+    return float(np.mean([distance <= farthest for _, distance in cell["displacement"]]))
+
+
+def _distances_known(*cells: Mapping[str, Any]) -> bool:
+    return all(cell.get("displacement") and cell["displacement"][0][1] is not None for cell in cells)
 
 
 def _by_distance(cell: Mapping[str, Any], name: str) -> tuple[list[float], list[float]]:

@@ -32,44 +32,52 @@ FIGURES = {
 
 
 def run_figure(name: str, arguments: Sequence[str]) -> Path:
-    """The figure's folder, whole; the same call continues after an interruption and repeats nothing that is done."""
+    """The figure's folder, whole; the same call continues after an interruption.
+
+    Finished trainings, looks and scored samples are kept and not made again. Repeated are what follows from them in no
+    time (strips, intervals, the result file), and a training whose numbers ran away: it is tried again from its last
+    checkpoint, and left out of the result if it fails again.
+    """
     if name not in FIGURES:
         raise ValueError(f"{name!r} is not a figure; there are {', '.join(FIGURES)}")
     ask = parse(name, FIGURES[name], arguments)
-    _claim(ask)
-    found = importlib.import_module(f"{__name__}.{name}").run(ask)
-    return _write(ask, found)
+    figure = importlib.import_module(f"{__name__}.{name}")
+    facts = {**ask.facts(), "constants": figure.CONSTANTS}
+    _claim(ask.folder, facts)
+    return _write(ask, facts, figure.run(ask))
 
 
-def _claim(ask: Ask) -> None:
-    """Remember what the folder is of; one of other settings is refused."""
-    file, told = ask.folder / "asked.json", json.loads(json.dumps(ask.facts()))
+def _claim(folder: Path, facts: dict[str, Any]) -> None:
+    """Remember what the folder is of; one of other settings, another model or other constants is refused."""
+    file, told = folder / "asked.json", json.loads(json.dumps(facts))
     if file.is_file():
         found = json.loads(file.read_text())
         other = [key for key in told if found.get(key) != told[key]]
         if other:
             raise ValueError(
-                f"{ask.folder} holds {found['figure']} with {other[0]} {found.get(other[0])}, not {told[other[0]]}; "
+                f"{folder} holds {found['figure']} with {other[0]} {found.get(other[0])}, not {told[other[0]]}; "
                 "give another output_dir"
             )
         return
     from fewbayes.runs import atomic_write
 
-    ask.folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     atomic_write(file, json.dumps(told, indent=1) + "\n")
 
 
-def _write(ask: Ask, found: dict[str, Any]) -> Path:
+def _write(ask: Ask, facts: dict[str, Any], found: dict[str, Any]) -> Path:
+    """What was asked is told as it was; what was found, rounded."""
+    from fewbayes.experiments.grids import rounded
     from fewbayes.runs import atomic_write, environment
 
     told = {
         "figure": ask.name,
         "title": FIGURES[ask.name],
-        "asked": ask.facts() | {"seeds": ask.seeds},
-        **found,
+        "asked": facts | {"seeds": ask.seeds},
+        **rounded(found),
         "provenance": {"command": ask.command, **environment(_gpu())},
     }
-    atomic_write(ask.folder / f"{ask.name}.json", json.dumps(rounded(told), indent=1) + "\n")
+    atomic_write(ask.folder / f"{ask.name}.json", json.dumps(told, indent=1) + "\n")
     return ask.folder
 
 
@@ -77,15 +85,3 @@ def _gpu() -> str | None:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def rounded(value: Any) -> Any:
-    """Four significant digits: results are kept, and read by people. What is not finite becomes None, as JSON has no
-    word for it."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if abs(value) < float("inf") else None
-    return value

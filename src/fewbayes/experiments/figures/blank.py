@@ -6,34 +6,35 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from fewbayes.corruption.probes import Prober, ProbeSettings
-from fewbayes.experiments.figures.denoise import encoded, keep, one_step, opened
+from fewbayes.experiments.figures.denoise import encoded, keep, one_step
 from fewbayes.experiments.figures.options import Ask
 from fewbayes.experiments.figures.trained import Task, counts, follow, settings
 from fewbayes.families import Family
 from fewbayes.metrics.pixels import normalised_cross_correlation
 
 
-def blanks(ask: Ask, wanted: Sequence[int], t: int) -> list[dict[str, Any]]:
-    """For each subject and number of training images: the pretrained and the fine-tuned model's answers."""
+def blanks(ask: Ask, wanted: Sequence[int], t: int) -> dict[str, Any]:
+    """Rows for each subject and number of training images: the pretrained and the fine-tuned model's answers."""
     kinds = [(subject, count) for subject in ask.subjects for count in counts(subject, wanted)]
     tasks = [
         Task(ask, subject, settings(ask, subject, count, seed), ask.course, look, (t,))
         for subject, count in kinds
         for seed in range(ask.seeds)
     ]
-    found = follow(tasks, ask.workers)
+    found, notes = follow(tasks, ask.workers)
     rows = []
-    for i, (subject, count) in enumerate(kinds):
-        of_seeds = found[i * ask.seeds : (i + 1) * ask.seeds]
+    for subject, count in kinds:
+        of_seeds = [looks for task, looks in found if task.subject is subject and len(task.references) == count]
         rows += [
             {"subject": subject.name, "images": count if step else 0, "trained_on": count, "step": step}
             | _over_seeds([seed[step] for seed in of_seeds])
-            for step in ask.course
+            for step in (ask.course if of_seeds else ())
         ]
-    return rows
+    return {"t": t, "rows": rows, "notes": notes}
 
 
 def look(family: Family, task: Task, step: int) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def look(family: Family, task: Task, step: int) -> dict[str, Any]:
     blank = torch.zeros_like(latents[:1])
     answer = family.decode_latents(one_step(family, blank, t, prompt))[0]
     decoded = family.decode_latents(blank)[0]
-    nearest = opened(task.references[reading.nearest[0]])
+    nearest = np.asarray(task.references[reading.nearest[0]])
     name = f"{task.name}-step-{step}"
     return {
         "similarity": list(reading.similarity[0]),

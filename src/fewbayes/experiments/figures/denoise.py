@@ -35,14 +35,9 @@ def ddim(family: Family, xt: Tensor, timesteps: Sequence[int], prompt: str) -> T
     return one_step(family, xt, timesteps[-1], prompt)
 
 
-def encoded(family: Family, paths: Sequence[Path]) -> Tensor:
+def encoded(family: Family, pictures: Sequence[Image.Image]) -> Tensor:
     """Latents of photographs that are of the model's size already; the means, on the CPU."""
-    return family.encode_images(np.stack([opened(path) for path in paths]))[0].float().cpu()
-
-
-def opened(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    return family.encode_images(np.stack([np.asarray(picture) for picture in pictures]))[0].float().cpu()
 
 
 SIDE = 256

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from fewbayes.experiments.figures.denoise import keep, opened
+from fewbayes.experiments.figures.denoise import keep
 from fewbayes.experiments.figures.options import Ask
-from fewbayes.experiments.figures.trained import settings
+from fewbayes.experiments.figures.trained import kept, left_out, settings
 from fewbayes.experiments.methods import StudySubject
-from fewbayes.experiments.runner import Arm, Experiment, run_experiment
+from fewbayes.experiments.runner import Arm, Experiment, is_done, run_experiment
+from fewbayes.experiments.trajectories import open_pictures
 from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.metrics.scores import fidelity
@@ -27,6 +27,7 @@ from fewbayes.statistics import Estimate, bootstrap
 LOOKS = 20
 SHOWN = 8
 """Samples of a strip along training."""
+SAMPLING = {"looks": LOOKS}
 
 
 def curves(ask: Ask, arms: Mapping[str, Sequence[Arm]]) -> dict[str, Any]:
@@ -36,18 +37,31 @@ def curves(ask: Ask, arms: Mapping[str, Sequence[Arm]]) -> dict[str, Any]:
     absent = f"Dino could not be had ({encoder.reason})" if isinstance(encoder, Missing) else None
     found = {"dino": dino.identity.name if dino else None, "absent": absent}
     by_name: dict[str, dict[str, Any]] = {}
+    failed, runs = [], 0
     for subject in ask.subjects:
         folder = ask.folder / "runs" / subject.name
         run_experiment(_experiment(ask, subject, arms[subject.name]), folder, ask.workers)
         for arm in arms[subject.name]:
             told = by_name.setdefault(arm.name, {"name": arm.name, "label": arm.label, "note": arm.note, "runs": []})
             for seed in range(ask.seeds):
-                run = folder / f"{arm.name}-seed{seed}"
-                told["runs"].append({"subject": subject.name, "seed": seed} | _curve(run, dino))
-            told.setdefault("strip", _strip(ask, arm.name, folder / f"{arm.name}-seed0"))
-    for told in by_name.values():
+                run, runs = folder / f"{arm.name}-seed{seed}", runs + 1
+                if not is_done(run):
+                    failed.append(f"{subject.name} {run.name}")
+                    continue
+                told["runs"].append({"subject": subject.name, "seed": seed} | _scored(ask, subject, run, dino))
+                if "strip" not in told:  # that of the first run that there is
+                    told |= {"strip": _strip(ask, arm.name, run), "strip_of": f"{subject.name}, seed {seed}"}
+    notes = left_out(failed, runs)
+    shown = [told for told in by_name.values() if told["runs"]]
+    for told in shown:
         told["dips"] = dips(told["runs"], "fidelity" if dino else "similarity")
-    return found | {"arms": list(by_name.values())}
+    return found | {"arms": shown, "notes": notes}
+
+
+def _scored(ask: Ask, subject: StudySubject, run: Path, dino: Any) -> dict[str, list[float]]:
+    made_of = {"dino": dino.identity.fingerprint if dino else None, "steps": list(_samples(run))}
+    file = ask.folder / "looks" / f"{subject.name}-{run.name}" / "curve.json"
+    return kept(file, made_of, lambda: _curve(run, dino))
 
 
 def _experiment(ask: Ask, subject: StudySubject, arms: Sequence[Arm]) -> Experiment:
@@ -63,24 +77,23 @@ def _experiment(ask: Ask, subject: StudySubject, arms: Sequence[Arm]) -> Experim
     )
 
 
-def _samples(run: Path) -> dict[int, list[Path]]:
-    """Pictures of the raw weights by step."""
-    folders = sorted((int(path.name.removeprefix("step-")), path) for path in run.glob("samples/step-*"))
-    return {step: sorted((path / "raw").glob("*.png")) for step, path in folders}
+def _samples(run: Path) -> dict[int, Path]:
+    """The folder with pictures of the raw weights, by step."""
+    return dict(sorted((int(path.name.removeprefix("step-")), path / "raw") for path in run.glob("samples/step-*")))
 
 
 def _curve(run: Path, dino: Any) -> dict[str, list[float]]:
     """dino: an encoder of pictures, or None where there is none."""
-    references = [opened(path) for path in sorted((run / "reference").glob("*.png"))]
+    references = open_pictures(run / "reference")
     curve: dict[str, list[float]] = {"steps": [], "fidelity": [], "similarity": [], "noise": []}
-    for step, paths in _samples(run).items():
-        pictures = [opened(path) for path in paths]
+    for step, folder in _samples(run).items():
+        pictures = open_pictures(folder)
         curve["steps"].append(step)
         if dino is not None:
-            features = [dino.images([Image.fromarray(one) for one in part]) for part in (pictures, references)]
-            curve["fidelity"].append(fidelity(*features).mean)
-        curve["similarity"].append(image_similarity(pictures, references))
-        curve["noise"].append(float(np.mean([haar_noise(picture) for picture in pictures])))
+            curve["fidelity"].append(fidelity(dino.images(pictures), dino.images(references)).mean)
+        pixels = [np.asarray(picture) for picture in pictures]
+        curve["similarity"].append(image_similarity(pixels, [np.asarray(reference) for reference in references]))
+        curve["noise"].append(float(np.mean([haar_noise(picture) for picture in pixels])))
     return curve
 
 
@@ -88,7 +101,8 @@ def _strip(ask: Ask, arm: str, run: Path) -> list[dict[str, Any]]:
     """The picture of one seed along training, as the paper shows it below each curve."""
     samples = _samples(run)
     chosen = sorted({list(samples)[i] for i in np.linspace(0, len(samples) - 1, SHOWN).round().astype(int)})
-    return [{"step": s, "file": keep(ask.folder, f"{arm}-step-{s}", opened(samples[s][0]))} for s in chosen]
+    first = {step: np.asarray(open_pictures(samples[step])[0]) for step in chosen}
+    return [{"step": s, "file": keep(ask.folder, f"{arm}-step-{s}", picture)} for s, picture in first.items()]
 
 
 def dip(steps: Sequence[int], values: Sequence[float]) -> dict[str, float | None]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fewbayes.experiments.figures import paper
-from fewbayes.experiments.figures.fidelity import curves
+from fewbayes.experiments.figures.fidelity import SAMPLING, curves
 from fewbayes.experiments.figures.options import Ask
 from fewbayes.experiments.runner import Arm
+
+CONSTANTS = SAMPLING
 
 
 def run(ask: Ask) -> dict[str, Any]:

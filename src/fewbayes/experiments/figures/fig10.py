@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from fewbayes.experiments.figures import paper
-from fewbayes.experiments.figures.denoise import ddim, encoded, keep, opened
+from fewbayes.experiments.figures.denoise import ddim, encoded, keep
 from fewbayes.experiments.figures.options import TINY, Ask
-from fewbayes.experiments.figures.trained import photographs, pretrained
+from fewbayes.experiments.figures.trained import kept, pretrained
+from fewbayes.experiments.trajectories import open_pictures
 from fewbayes.families import Family
 from fewbayes.metrics.pixels import haar_noise
 from fewbayes.noise import generator
@@ -23,23 +24,29 @@ TINY_PROMPT = "a photo of a white ball in the snow"
 T = 100
 STEPS = 5
 """What strength 0.1 leaves of 50 sampler steps."""
+CONSTANTS = {"t": T, "steps": STEPS, "prompts": (TINY_PROMPT, paper.FIG10_PROMPT)}
 
 
 def run(ask: Ask) -> dict[str, Any]:
+    file = ask.folder / "looks" / "pretrained" / "blanks.json"
+    said = [f'The prompt of the paper, "{paper.FIG10_PROMPT}", has no words that the embedded model knows.']
+    rows = kept(file, {}, lambda: {"rows": _rows(ask)})  # of the model and settings that the folder is of
+    return {"t": T, **rows, "paper": {"says": paper.FIG10}, "notes": said if ask.model == TINY else []}
+
+
+def _rows(ask: Ask) -> list[dict[str, Any]]:
     family, count = pretrained(ask.model), ask.usual.pictures
     prompt = TINY_PROMPT if ask.model == TINY else paper.FIG10_PROMPT
     drawn = [np.asarray(picture) for picture in sample_images(family, [prompt] * count, range(count), **_how(ask))]
     noisy, denoised = _blank(ask, family)
-    real = [opened(path) for subject in ask.subjects for path in photographs(subject)]
+    real = [np.asarray(picture) for subject in ask.subjects for picture in open_pictures(subject.photographs)]
     kinds = {
         "asked": (f'asked for "{prompt}"', drawn),
         "noisy": (f"blank with noise, t = {T}", noisy),
         "denoised": ("the same, denoised without a prompt", denoised),
         "photographs": ("photographs of subjects", real),
     }
-    rows = [_row(ask, kind, label, pictures) for kind, (label, pictures) in kinds.items()]
-    said = [f'The prompt of the paper, "{paper.FIG10_PROMPT}", has no words that the embedded model knows.']
-    return {"t": T, "rows": rows, "paper": {"says": paper.FIG10}, "notes": said if ask.model == TINY else []}
+    return [_row(ask, kind, label, pictures) for kind, (label, pictures) in kinds.items()]
 
 
 def _row(ask: Ask, kind: str, label: str, pictures: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -60,7 +67,7 @@ def _how(ask: Ask) -> dict[str, Any]:
 
 def _blank(ask: Ask, family: Family) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """x_100 = sqrt(1 - alpha_bar_100) eps: blank latents with noise; as pictures, before and after."""
-    shape = encoded(family, photographs(ask.subjects[0])[:1]).shape[1:]
+    shape = encoded(family, open_pictures(ask.subjects[0].photographs)[:1]).shape[1:]
     draws = [torch.randn(shape, generator=generator(0, "figure 10", i)) for i in range(ask.usual.pictures)]
     xt = float(1 - family.alpha_bar[T]) ** 0.5 * torch.stack(draws)
     denoised = ddim(family, xt, list(range(T, 0, -T // STEPS)), "")

@@ -9,7 +9,8 @@ from fewbayes.experiments.figures.blank import blanks
 from fewbayes.experiments.figures.options import Ask
 
 IMAGES, T = (1,), 100
+CONSTANTS = {"images": IMAGES, "t": T}
 
 
 def run(ask: Ask) -> dict[str, Any]:
-    return {"t": T, "rows": blanks(ask, IMAGES, T), "paper": {"says": paper.FIG11}}
+    return blanks(ask, IMAGES, T) | {"paper": {"says": paper.FIG11}}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fewbayes.corruption.probes import Prober, ProbeSettings
-from fewbayes.corruption.theory import gain, sigma_1_of
+from fewbayes.corruption.theory import k_response, sigma_1_of
 from fewbayes.experiments.figures import paper
 from fewbayes.experiments.figures.denoise import encoded, keep, one_step
 from fewbayes.experiments.figures.options import Ask
@@ -17,6 +17,7 @@ from fewbayes.families import Family
 
 T, KS, EXAMPLES = 400, (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), 8
 """The paper says neither t nor ks."""
+CONSTANTS = {"t": T, "k": KS, "examples": EXAMPLES}
 
 
 def run(ask: Ask) -> dict[str, Any]:
@@ -26,9 +27,17 @@ def run(ask: Ask) -> dict[str, Any]:
         for subject in ask.subjects
         for seed in range(ask.seeds)
     ]
-    found = follow(tasks, ask.workers)
-    rows = [{"step": step} | _over_runs([looks[step] for looks in found]) for step in steps]
-    return {"t": T, "k": KS, "alpha_bar": found[0][0]["alpha_bar"], "rows": rows, "paper": {"says": paper.FIG12}}
+    found, notes = follow(tasks, ask.workers)
+    rows = [{"step": step} | _over_runs([looks[step] for _, looks in found]) for step in steps]
+    return {
+        "t": T,
+        "k": KS,
+        "alpha_bar": rows[0]["alpha_bar"],
+        "rows": rows,
+        "pictures_of": found[0][0].subject.name,
+        "paper": {"says": paper.FIG12},
+        "notes": notes,
+    }
 
 
 def look(family: Family, task: Task, step: int) -> dict[str, Any]:
@@ -46,16 +55,11 @@ def look(family: Family, task: Task, step: int) -> dict[str, Any]:
         "slope": reading.scaled.slope,
         "at_zero": reading.scaled.at_zero,
         "retention": retention,
-        "theory": [float(predicted(k, alpha_bar, retention)) for k in KS],
+        "theory": k_response(np.array(KS), alpha_bar, sigma_1_of(retention, alpha_bar)).tolist(),
         "answers": [
             keep(task.ask.folder, f"{task.name}-step-{step}-k{i}", picture) for i, picture in enumerate(answers)
         ],
     }
-
-
-# Factor of x' in the answer to k x' (appendix F), sigma_1 read off noised training images.
-def predicted(k: float, alpha_bar: float, retention: float) -> float:
-    return float(1 + gain(alpha_bar, sigma_1_of(retention, alpha_bar)) * (k - np.sqrt(alpha_bar)))
 
 
 def _over_runs(found: list[dict[str, Any]]) -> dict[str, Any]:

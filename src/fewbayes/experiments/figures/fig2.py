@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fewbayes.experiments.figures import paper
-from fewbayes.experiments.figures.fidelity import curves
+from fewbayes.experiments.figures.fidelity import SAMPLING, curves
 from fewbayes.experiments.figures.options import Ask
 from fewbayes.experiments.figures.trained import counts, first
 from fewbayes.experiments.methods import StudySubject
 from fewbayes.experiments.runner import Arm
 
 NUM = (1, 2, 6)
+CONSTANTS = {"num": NUM} | SAMPLING
 
 
 def run(ask: Ask) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def run(ask: Ask) -> dict[str, Any]:
     notes = (
         [] if nums == list(NUM) else [f"{fewest.name} has {nums[-1]} photographs: Num = {', '.join(map(str, nums))}"]
     )
-    return found | {"paper": {"says": paper.FIG2}, "notes": notes}
+    return found | {"paper": {"says": paper.FIG2}, "notes": found["notes"] + notes}
 
 
 def _arm(ask: Ask, subject: StudySubject, num: int) -> Arm:

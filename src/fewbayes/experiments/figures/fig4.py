@@ -19,6 +19,7 @@ from fewbayes.families import Family
 SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 """Of the longest run: where it is looked at."""
 EXAMPLES = 4
+CONSTANTS = {"shares": SHARES, "examples": EXAMPLES, "timesteps": ProbeSettings().timesteps}
 
 
 def run(ask: Ask) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def run(ask: Ask) -> dict[str, Any]:
         for subject in ask.subjects
         for seed in range(ask.seeds)
     ]
-    found = zip(tasks, follow(tasks, ask.workers), strict=True)
+    found, notes = follow(tasks, ask.workers)
     runs = [
         {"subject": task.subject.name, "seed": task.config.seed, "steps": list(looks), **_by_name(list(looks.values()))}
         for task, looks in found
@@ -37,6 +38,7 @@ def run(ask: Ask) -> dict[str, Any]:
         "timesteps": list(ProbeSettings().timesteps),
         "runs": runs,
         "paper": {"says": paper.FIG4, "value": paper.FIG4_VALUE},
+        "notes": notes,
     }
 
 

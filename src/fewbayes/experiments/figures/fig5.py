@@ -21,6 +21,7 @@ T, EXAMPLES, STRENGTH, PATCH = 100, 8, 2.0, 0.3
 the noise's, and its side as a share of the picture's, neither of which the paper says."""
 AMPLIFIED = 3
 """Differences are shown so many times larger."""
+CONSTANTS = {"t": T, "examples": EXAMPLES, "strength": STRENGTH, "patch": PATCH, "amplified": AMPLIFIED}
 
 
 def run(ask: Ask) -> dict[str, Any]:
@@ -30,11 +31,13 @@ def run(ask: Ask) -> dict[str, Any]:
         for subject in ask.subjects
         for seed in range(ask.seeds)
     ]
-    found = follow(tasks, ask.workers)
-    rows = [{"step": step} | _over_runs([looks[step] for looks in found]) for step in steps]
+    found, notes = follow(tasks, ask.workers)
+    rows = [{"step": step} | _over_runs([looks[step] for _, looks in found]) for step in steps]
     return {
         "t": T,
-        "ceiling": found[0][0]["ceiling"],
+        "ceiling": rows[0]["ceiling"],
+        "pictures_of": found[0][0].subject.name,
+        "notes": notes,
         "rows": rows,
         "paper": {"says": paper.FIG5, "gain": paper.FIG5_GAIN},
     }

@@ -44,10 +44,12 @@ QUICK: dict[str, Any] = {"steps": 16, "seeds": 1, "pictures": 1, "sampler_steps"
 
 @dataclass(frozen=True)
 class Ask:
-    """One figure with everything decided. token: the rare word of the prompts; workers: runs at a time."""
+    """One figure with everything decided. model_sha256: the model's fingerprint; token: the rare word of the prompts;
+    workers: runs at a time."""
 
     name: str
     model: str
+    model_sha256: str
     folder: Path
     subjects: tuple[StudySubject, ...]
     token: str
@@ -86,7 +88,9 @@ class Ask:
         return {
             "figure": self.name,
             "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
+            "model_sha256": self.model_sha256,
             "subjects": [subject.name for subject in self.subjects],
+            "words": [self.token, *(subject.class_word for subject in self.subjects)],
             "method": usual.method,
             "rank": usual.rank if usual.method == "lora" else None,
             "learning_rate": usual.learning_rate,
@@ -107,7 +111,7 @@ def parse(name: str, title: str, arguments: Sequence[str]) -> Ask:
     told = {
         key: value
         for key in ("method", "rank", "learning_rate", "weight_std", "steps")
-        if (value := getattr(asked, key))
+        if (value := getattr(asked, key)) is not None
     }
     usual = replace(usual, **(changes | told))
     seeds = usual.seeds if asked.seeds is None else asked.seeds
@@ -116,11 +120,14 @@ def parse(name: str, title: str, arguments: Sequence[str]) -> Ask:
             raise ValueError(f"--{option} is {value}; it must be 1 or more")
     if not 0 < usual.learning_rate < 1:
         raise ValueError(f"--learning_rate is {usual.learning_rate}; it must lie between 0 and 1, say 1e-4")
+    if not 0 < usual.weight_std < 1:
+        raise ValueError(f"--weight_std is {usual.weight_std}; it must lie between 0 and 1, say 0.01")
     card = inspect_model(asked.model)
     folder: Path = asked.output_dir or Path("runs") / name
     return Ask(
         name=name,
         model=asked.model,
+        model_sha256=card.fingerprint(),
         folder=folder,
         subjects=_subjects(asked, folder, card.resolution, several=name == "fig11"),
         token=card.rare_token or USUAL_RARE_TOKEN,

@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from fewbayes.config import TrainConfig
 from fewbayes.experiments.figures.options import Ask
 from fewbayes.experiments.methods import StudySubject
 from fewbayes.experiments.runner import in_parallel
+from fewbayes.experiments.trajectories import open_pictures
 from fewbayes.families import Family, load_family
 from fewbayes.runs import atomic_folder, atomic_write
 from fewbayes.sample import load_for_sampling
-from fewbayes.train import train
+from fewbayes.train import NonFiniteError, train
 
 Look = Callable[[Family, "Task", int], dict[str, Any]]
+Found = dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Task:
         return Path(self.config.output_dir).name
 
     @property
-    def references(self) -> list[Path]:
-        return sorted(Path(self.config.instance_data_dir).glob("*.png"))
+    def references(self) -> list[Image.Image]:
+        return open_pictures(Path(self.config.instance_data_dir))
 
 
 def settings(ask: Ask, subject: StudySubject, count: int, seed: int, **changes: Any) -> TrainConfig:
@@ -90,18 +93,32 @@ def counts(subject: StudySubject, wanted: Sequence[int]) -> list[int]:
     return sorted({min(count, len(photographs(subject))) for count in wanted})
 
 
-def follow(tasks: Sequence[Task], workers: int | None = None) -> list[dict[int, dict[str, Any]]]:
-    """What the looks found, by milestone, for each task in order."""
-    return in_parallel(_followed, tasks, workers)
+def follow(tasks: Sequence[Task], workers: int | None = None) -> tuple[list[tuple[Task, Found]], list[str]]:
+    """What the looks found, by milestone, of each task in order; and notes on those left out since numbers ran away."""
+    found = list(zip(tasks, in_parallel(_followed, tasks, workers), strict=True))
+    return [(task, looks) for task, looks in found if looks is not None], left_out(
+        [task.name for task, looks in found if looks is None], len(tasks)
+    )
 
 
-def _followed(task: Task) -> dict[int, dict[str, Any]]:
+def left_out(failed: Sequence[str], of: int) -> list[str]:
+    """Notes for the figure; nothing can be shown where all have failed."""
+    if len(failed) == of:
+        raise NonFiniteError(f"the numbers of every run ran away ({', '.join(failed)}); take a lower learning_rate")
+    return [f"Left out, since their numbers ran away: {', '.join(failed)}."] if failed else []
+
+
+def _followed(task: Task) -> Found | None:
     found = {}
     for step in task.milestones:
         file = task.ask.folder / "looks" / task.name / f"step-{step}.json"
         if not file.is_file():
+            try:
+                model = _model_at(task.config, step)
+            except NonFiniteError:
+                return None
             file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, json.dumps(task.look(_model_at(task.config, step), task, step)) + "\n")
+            atomic_write(file, json.dumps(task.look(model, task, step)) + "\n")
         found[step] = json.loads(file.read_text())
     return found
 
@@ -112,6 +129,15 @@ def _model_at(config: TrainConfig, step: int) -> Family:
     until = replace(config, max_train_steps=step, checkpointing_steps=500, checkpoints_total_limit=1)
     train(until, family=pretrained(config.model), progress=False)
     return on_device(load_for_sampling(config.output_dir)[0])
+
+
+def kept(file: Path, made_of: dict[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `find` finds, kept in a file with what it was found of; found anew where that is another."""
+    if file.is_file() and (known := json.loads(file.read_text()))["made_of"] == made_of:
+        return known["found"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, json.dumps({"made_of": made_of, "found": find()}) + "\n")
+    return json.loads(file.read_text())["found"]
 
 
 @cache
