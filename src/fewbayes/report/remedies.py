@@ -333,5 +333,5 @@ def draw_strips(file: Path, picture: Path, subject: str, *, arms: Sequence[str] 
         line[0].set_ylabel(words.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=9)
     for axis, step in zip(axes[0], steps, strict=True):
         axis.set_title("base" if not step else f"{step}", fontsize=9)
-    figure.savefig(picture, dpi=100)
+    figure.savefig(picture, dpi=72)
     return picture
