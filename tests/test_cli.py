@@ -118,7 +118,7 @@ def test_numbers_that_run_away_are_exit_code_1(command, capsys):
 
 
 def test_an_interrupted_run_exits_130_and_the_same_command_ends_it(command, capsys, caplog, tmp_path):
-    arguments = command(max_train_steps=40, checkpointing_steps=1, checkpoints_total_limit=1)
+    arguments = command(max_train_steps=40, checkpointing_steps=1)  # all are kept: none is missed on a busy machine
 
     def interrupt_when_training():
         while not (tmp_path / "run/checkpoint-3").exists() and threading.main_thread().is_alive():
