@@ -19,9 +19,7 @@ import argparse
 import hashlib
 import io
 import json
-import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +32,7 @@ from PIL import Image
 
 from fewbayes.config import RARE_TOKEN_MARK, USUAL_RARE_TOKEN, TrainConfig
 from fewbayes.data import load_images
-from fewbayes.experiments.runner import Arm, Experiment, in_parallel, run_experiment
+from fewbayes.experiments.runner import Arm, Experiment, command, in_parallel, run_experiment
 from fewbayes.families import inspect_model
 from fewbayes.layouts import Subject, draw_identities, read_subjects
 from fewbayes.prompts import IMAGES_PER_PROMPT, PROMPT_SETS, class_prompt, drift_prompts, prompts, samples, set_for
@@ -495,7 +493,7 @@ def _described(
         "seeds": list(seeds),
         "model": model,
         "sampling": {**asdict(protocol), "safety_filter": "off: none is loaded", "prompts": texts},
-        "provenance": {"command": shlex.join(["fewbayes", *sys.argv[1:]]), **environment(None)},
+        "provenance": {"command": command(), **environment(None)},
     }
 
 

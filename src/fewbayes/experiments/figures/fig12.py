@@ -12,7 +12,7 @@ from fewbayes.corruption.theory import k_response, sigma_1_of
 from fewbayes.experiments.figures import paper
 from fewbayes.experiments.figures.denoise import encoded, keep, one_step
 from fewbayes.experiments.figures.options import Ask
-from fewbayes.experiments.figures.trained import Task, follow, settings
+from fewbayes.experiments.figures.trained import Task, follow, on_one_photograph
 from fewbayes.families import Family
 
 T, KS, EXAMPLES = 400, (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), 8
@@ -22,11 +22,7 @@ CONSTANTS = {"t": T, "k": KS, "examples": EXAMPLES}
 
 def run(ask: Ask) -> dict[str, Any]:
     steps = ask.course
-    tasks = [
-        Task(ask, subject, settings(ask, subject, 1, seed), steps, look)
-        for subject in ask.subjects
-        for seed in range(ask.seeds)
-    ]
+    tasks = on_one_photograph(ask, steps, look)
     found, notes = follow(tasks, ask.workers)
     rows = [{"step": step} | _over_runs([looks[step] for _, looks in found]) for step in steps]
     return {

@@ -13,7 +13,7 @@ from fewbayes.corruption.probes import Prober, ProbeSettings
 from fewbayes.experiments.figures import paper
 from fewbayes.experiments.figures.denoise import encoded
 from fewbayes.experiments.figures.options import Ask
-from fewbayes.experiments.figures.trained import Task, follow, settings
+from fewbayes.experiments.figures.trained import Task, follow, on_one_photograph
 from fewbayes.families import Family
 
 SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
@@ -24,11 +24,7 @@ CONSTANTS = {"shares": SHARES, "examples": EXAMPLES, "timesteps": ProbeSettings(
 
 def run(ask: Ask) -> dict[str, Any]:
     steps = (0, *sorted({max(1, round(share * ask.steps)) for share in SHARES}))
-    tasks = [
-        Task(ask, subject, settings(ask, subject, 1, seed), steps, look)
-        for subject in ask.subjects
-        for seed in range(ask.seeds)
-    ]
+    tasks = on_one_photograph(ask, steps, look)
     found, notes = follow(tasks, ask.workers)
     runs = [
         {"subject": task.subject.name, "seed": task.config.seed, "steps": list(looks), **_by_name(list(looks.values()))}

@@ -12,7 +12,7 @@ from fewbayes.corruption.probes import Prober, ProbeSettings
 from fewbayes.experiments.figures import paper
 from fewbayes.experiments.figures.denoise import encoded, keep, one_step
 from fewbayes.experiments.figures.options import Ask
-from fewbayes.experiments.figures.trained import Task, follow, settings
+from fewbayes.experiments.figures.trained import Task, follow, on_one_photograph
 from fewbayes.families import Family
 from fewbayes.noise import generator
 
@@ -26,11 +26,7 @@ CONSTANTS = {"t": T, "examples": EXAMPLES, "strength": STRENGTH, "patch": PATCH,
 
 def run(ask: Ask) -> dict[str, Any]:
     steps = (0, *ask.moments)
-    tasks = [
-        Task(ask, subject, settings(ask, subject, 1, seed), steps, look)
-        for subject in ask.subjects
-        for seed in range(ask.seeds)
-    ]
+    tasks = on_one_photograph(ask, steps, look)
     found, notes = follow(tasks, ask.workers)
     rows = [{"step": step} | _over_runs([looks[step] for _, looks in found]) for step in steps]
     return {

@@ -10,6 +10,7 @@ from typing import Any
 
 from fewbayes.config import USUAL_RARE_TOKEN
 from fewbayes.experiments.methods import StudySubject, drawn_subject, photographed_subject
+from fewbayes.experiments.runner import without_path
 from fewbayes.families import inspect_model
 from fewbayes.world.scenes import SUBJECTS
 
@@ -136,7 +137,7 @@ def parse(name: str, title: str, arguments: Sequence[str]) -> Ask:
         quick=asked.quick,
         encoders=asked.encoders or ("embedded" if asked.model == TINY else "paper"),
         workers=asked.workers,
-        command=" ".join(["fewbayes experiment", name, *map(_without_path, arguments)]),
+        command=" ".join(["fewbayes experiment", name, *map(without_path, arguments)]),
     )
 
 
@@ -174,8 +175,3 @@ def _subjects(asked: argparse.Namespace, folder: Path, resolution: int, *, sever
     if len(set(known)) < len(known):
         raise ValueError(f"two subjects have one name among {', '.join(known)}; rename a folder")
     return tuple(found)
-
-
-def _without_path(argument: str) -> str:
-    """Results name no folders of the machine that they were made on."""
-    return Path(argument).name if "/" in argument else argument

@@ -74,6 +74,15 @@ def settings(ask: Ask, subject: StudySubject, count: int, seed: int, **changes: 
     )
 
 
+def on_one_photograph(ask: Ask, milestones: tuple[int, ...], look: Look) -> list[Task]:
+    """Every subject and seed, trained on the subject's first photograph."""
+    return [
+        Task(ask, subject, settings(ask, subject, 1, seed), milestones, look)
+        for subject in ask.subjects
+        for seed in range(ask.seeds)
+    ]
+
+
 def first(ask: Ask, subject: StudySubject, count: int) -> Path:
     """A folder with the subject's first `count` photographs."""
     folder = ask.folder / subject.name / f"first-{count}"
