@@ -195,7 +195,7 @@ class TrainConfig:
     (stages.jsonl); 0 is never. It sees noise and copies in samples alone, so it needs validation_steps: it looks
     wherever samples are drawn, and keeps the last model whose samples were good in best/. That takes as much of the
     disk as the run's result, a whole pipeline with method full, and twice as much while it is replaced. On the
-    embedded model at batch 1 a look by itself took as long as 2.5 steps of LoRA or 1.8 of full fine-tuning, and four
+    embedded model at batch 1 a look by itself took as long as 2.5 steps of LoRA or 1.6 of full fine-tuning, and four
     samples far longer (benchmarks/monitor_cost.py)."""
     stop_when: Literal["never", "corrupted", "memorised"] = "never"
     """End training once the monitor has seen this in the samples of two looks in a row. The result is the last model,
