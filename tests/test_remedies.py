@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from fewbayes.experiments.trajectories import FILE, score_run
 from fewbayes.metrics.encoders import load_encoders
 from fewbayes.report import remedies as report
 from fewbayes.report.trajectories import (
-    at_same_distance,
+    Along,
+    at_same,
     corrupted,
     longest,
     longest_stretch,
@@ -103,24 +105,54 @@ def test_the_longest_stretch_is_all_true_between_edges_that_are_not():
     assert longest_stretch(np.array([True, False, True])) is None
 
 
-def test_a_slower_clock_has_no_lead_at_the_same_distance():
+def losses(*values):
+    """Of a base model of loss 0.5 and checkpoints every 100 steps."""
+    return [[100 * i, loss] for i, loss in enumerate([0.5, *values])]
+
+
+def test_a_slower_clock_has_no_lead_where_it_has_come_as_far():
     plain = cell([0.7, 0.5, 0.3, 0.2], [0.2, 0.4, 0.6, 0.8], distances=[1.0, 2.0, 3.0, 4.0])
+    plain["losses"] = losses(0.4, 0.3, 0.2, 0.1)
     slow = cell([0.75, 0.7, 0.6, 0.5], [0.1, 0.2, 0.3, 0.4], distances=[0.5, 1.0, 1.5, 2.0])
-    assert at_same_distance(slow, plain, "quality") == pytest.approx(0)
-    assert at_same_distance(slow, plain, "fidelity") == pytest.approx(0)
+    slow["losses"] = losses(0.45, 0.4, 0.35, 0.3)
+    for along in get_args(Along):
+        assert at_same(along, slow, plain, "quality") == pytest.approx(0)
+        assert at_same(along, slow, plain, "fidelity") == pytest.approx(0)
+        assert share_compared(along, slow, plain) == 1.0
 
 
 def test_a_better_path_leads_by_what_it_is_better():
-    plain = cell([0.7, 0.5], [0.2, 0.4], distances=[1.0, 2.0])
-    better = cell([0.8, 0.6], [0.2, 0.4], distances=[1.0, 2.0])
-    assert at_same_distance(better, plain, "quality") == pytest.approx(0.1)
+    plain = cell([0.7, 0.5], [0.2, 0.4], distances=[1.0, 2.0], losses=losses(0.4, 0.3))
+    better = cell([0.8, 0.6], [0.2, 0.4], distances=[1.0, 2.0], losses=losses(0.4, 0.3))
+    for along in get_args(Along):
+        assert at_same(along, better, plain, "quality") == pytest.approx(0.1)
+
+
+def test_the_two_ways_of_having_come_far_differ():
+    plain = cell([0.7, 0.5], [0.2, 0.4], distances=[1.0, 2.0], losses=losses(0.4, 0.3))
+    near = cell([0.6, 0.5], [0.2, 0.4], distances=[0.5, 1.0], losses=losses(0.4, 0.3))
+    assert at_same("displacement", near, plain, "quality") == pytest.approx((0.6 - 0.75 + 0.5 - 0.7) / 2)
+    assert at_same("losses", near, plain, "quality") == pytest.approx((0.6 - 0.7 + 0.5 - 0.5) / 2)
 
 
 def test_what_went_farther_than_the_control_ever_did_is_not_compared():
-    plain = cell([0.7, 0.5], [0.2, 0.4], distances=[1.0, 2.0])
-    far = cell([0.8, 0.8], [0.2, 0.2], distances=[1.5, 5.0])
-    assert at_same_distance(cell([0.8], [0.2], distances=[5.0]), plain, "quality") is None
-    assert (share_compared(far, plain), share_compared(plain, far)) == (0.5, 1.0)
+    plain = cell([0.7, 0.5], [0.2, 0.4], distances=[1.0, 2.0], losses=losses(0.4, 0.3))
+    far = cell([0.8, 0.8], [0.2, 0.2], distances=[1.5, 5.0], losses=losses(0.35, 0.1))
+    assert at_same("displacement", cell([0.8], [0.2], distances=[5.0]), plain, "quality") is None
+    for along in get_args(Along):
+        assert (share_compared(along, far, plain), share_compared(along, plain, far)) == (0.5, 1.0)
+
+
+def test_a_loss_that_rose_is_no_way_gone():
+    plain = cell([0.7, 0.5], [0.2, 0.4], losses=losses(0.6, 0.7))
+    other = cell([0.8, 0.6], [0.2, 0.4], losses=losses(0.5, 0.8))
+    assert at_same("losses", other, plain, "quality") == pytest.approx((0.8 - 0.8 + 0.6 - 0.5) / 2)
+
+
+def test_trainings_whose_way_was_not_measured_are_left_out():
+    known, unknown = cell([0.7], [0.2], losses=losses(0.4)), cell([0.7], [0.2])
+    assert at_same("losses", known, unknown, "quality") is at_same("losses", unknown, known, "quality") is None
+    assert share_compared("losses", unknown, known) is None
 
 
 def test_fewer_images_are_the_first_ones(tmp_path):
@@ -152,7 +184,7 @@ def study(cells, *, failed=()):
 
 def test_what_failed_is_counted_and_named():
     lost = {"subject": "mug", "images": 4, "arm": "fixed", "seed": 1, "failed": "step 3: the loss is nan"}
-    good = [cell([0.8, 0.7], [0.5, 0.6], arm=arm, loss_training=0.25) for arm in ("plain", "fixed")]
+    good = [cell([0.8, 0.7], [0.5, 0.6], arm=arm, losses=losses(0.3, 0.25)) for arm in ("plain", "fixed")]
     text = report.markdown(study([*good, cell([0.8, 0.7], [0.5, 0.6], seed=1)], failed=[lost]))
     assert "| Fixed noise, 0.03 | raw | 1 of 2 |" in text
     assert "| Plain | raw | 2 |" in text
@@ -209,6 +241,8 @@ def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path):
     assert [row["step"] for row in cells[0]["raw"]] == list(range(9))
     assert cells[0]["raw"][0] == cells[0]["ema"][0] == cells[1]["raw"][0]
     assert 0 < cells[0]["displacement"][0][1] < cells[0]["displacement"][-1][1]
+    assert [step for step, _ in cells[0]["losses"]] == list(range(9))
+    assert cells[0]["losses"][0] == cells[1]["losses"][0] != cells[0]["losses"][-1]
     assert not list(tmp_path.glob("**/checkpoint-*"))
     stamp = (tmp_path / "swirl_fish/4/plain-seed0" / CELL).stat().st_mtime_ns
     assert json.loads(run_remedies(wanted).read_text())["cells"] == cells

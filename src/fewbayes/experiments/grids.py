@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,12 +33,17 @@ from fewbayes.experiments.trajectories import identities, open_pictures, score_p
 from fewbayes.families import inspect_model
 from fewbayes.runs import CONFIG, RunError, atomic_folder, atomic_write, environment
 
+if TYPE_CHECKING:
+    from fewbayes.corruption.probes import Prober
+
 log = logging.getLogger("fewbayes")
 
 CELL = "cell.json"
 DIGITS = 4
 MEAN_OF = 5
 """Checkpoints in the running mean of the last ones."""
+LOSS_DRAWS = 2
+"""Draws of every training image's latents that the loss is of."""
 MORE_STEPS = 4
 """By how much the sampler's steps are multiplied where it is asked whether more of them help."""
 
@@ -247,11 +252,15 @@ def _weighed(cell: Cell) -> dict[str, Any]:
     paths = [cell.folder / f"checkpoint-{step}" for step in steps]
     assert steps[-1:] == [RunFolder(cell.folder).manifest["steps"]]
     family, method = load_family(cell.config.model), make_method(load_config(cell.folder / CONFIG, {}))
+    prober, losses = _prober(family, cell), []
+    losses.append([0, _loss(prober)])
     method.attach(family)
-    _set_mean(method.trainable(family), paths[-1:])
+    for step, path in zip(steps, paths, strict=True):
+        _set_mean(method.trainable(family), [path])
+        losses.append([step, _loss(prober)])
     found = {
         "displacement": [[step, _displacement(path, cell)] for step, path in zip(steps, paths, strict=True)],
-        "loss_training": _loss(family, cell),
+        "losses": losses,
         "more_steps": _pictured(family, cell, cell.config.num_inference_steps * MORE_STEPS),
     }
     _set_mean(method.trainable(family), paths[-MEAN_OF:])
@@ -286,13 +295,23 @@ def _initial_weights(model: str) -> dict[str, Any]:
     return {f"denoiser.{name}": weight.detach().clone() for name, weight in named}
 
 
-def _loss(family: Any, cell: Cell) -> float:
-    """Of the means of the weights on the training images, relative to telling nothing; fixed draws (probes.Losses)."""
-    from fewbayes.corruption.probes import Prober
+def _prober(family: Any, cell: Cell) -> Prober:
+    """Asks for the loss that training lowers: latents are drawn as training draws them, once, more than once each."""
+    import torch
+
+    from fewbayes.corruption.probes import Prober, ProbeSettings
+    from fewbayes.noise import generator
 
     pictures = np.stack([np.asarray(picture) for picture in open_pictures(cell.folder / "reference")])
     prompt = cell.config.instance_prompt.replace("<v>", _rare_token(cell.folder))
-    prober = Prober(family, family.encode_images(pictures)[0], [prompt] * len(pictures))
+    means, deviations = (part.repeat(LOSS_DRAWS, 1, 1, 1) for part in family.encode_images(pictures))
+    latents = means + deviations * torch.randn(means.shape, generator=generator(0, "latents of the loss"))
+    settings = ProbeSettings(examples=len(latents))
+    return Prober(family, latents, [prompt] * len(latents), settings=settings)
+
+
+def _loss(prober: Prober) -> float:
+    """Of the weights as they are on the training images, relative to telling nothing; fixed draws (probes.Losses)."""
     losses = prober.read(("losses",)).losses
     assert losses is not None
     return losses.mean

@@ -19,7 +19,8 @@ from fewbayes.report.trajectories import (
     SHARES,
     WEIGHED,
     WEIGHTS,
-    at_same_distance,
+    Along,
+    at_same,
     measures,
     share_compared,
     weighed,
@@ -75,10 +76,10 @@ def leads(
     return rows
 
 
-def same_distance(study: Mapping[str, Any], control: str = "plain") -> dict[str, dict[str, Estimate]]:
-    """By arm, the lead in quality and fidelity over the control at the same distance from the initial weights.
+def equally_far(along: Along, study: Mapping[str, Any], control: str = "plain") -> dict[str, dict[str, Estimate]]:
+    """By arm, the lead in quality and fidelity over the control where that had come equally far.
 
-    "compared": the share of checkpoints that had a counterpart.
+    "compared": the share of checkpoints that had a counterpart. Only trainings whose way was measured.
     """
     plain = {(c["subject"], c["seed"]): c for c in study["cells"] if c["arm"] == control}
     found: dict[str, dict[str, dict[tuple[str, int], float | None]]] = {}
@@ -86,9 +87,9 @@ def same_distance(study: Mapping[str, Any], control: str = "plain") -> dict[str,
         unit = (cell["subject"], cell["seed"])
         if cell["arm"] != control and unit in plain:
             for name in ("quality", "fidelity"):
-                lead = at_same_distance(cell, plain[unit], name)
+                lead = at_same(along, cell, plain[unit], name)
                 found.setdefault(cell["arm"], {}).setdefault(name, {})[unit] = lead
-            found[cell["arm"]].setdefault("compared", {})[unit] = share_compared(cell, plain[unit])
+            found[cell["arm"]].setdefault("compared", {})[unit] = share_compared(along, cell, plain[unit])
     return {arm: {name: bootstrap(units) for name, units in rows.items()} for arm, rows in found.items()}
 
 
@@ -112,7 +113,11 @@ def markdown(study: Mapping[str, Any]) -> str:
         "## Against plain training, raw weights\n\n" + _against(table, labels, [("plain", "raw")], table),
         "## Bayesian training against the other remedies\n\n" + _bayesian(table, labels),
         "## At the same distance from the initial weights\n\nLead over plain training that has gone as far, over the "
-        "checkpoints that are not farther out than plain training ever was.\n\n" + _distances(study, labels),
+        "checkpoints that are not farther out than plain training ever was.\n\n"
+        + _equally_far("displacement", study, labels),
+        "## At the same loss on the training images\n\nLead over plain training whose loss has fallen as far, over the "
+        "checkpoints that are not better fitted than plain training ever was; of the trainings whose loss was measured "
+        "at every checkpoint.\n\n" + _equally_far("losses", study, labels),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -202,7 +207,7 @@ def _bayesian(table: Mapping[Arm, Any], labels: Mapping[str, str]) -> str:
     return "\n\n".join(piece for piece in (*pieces, crossed) if piece)
 
 
-def _distances(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def _equally_far(along: Along, study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     rows = [
         [
             labels[arm],
@@ -210,9 +215,10 @@ def _distances(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
             *(_shown(found[name], name, signed=True) for name in ("quality", "fidelity")),
             _shown(found["compared"], "compared"),
         ]
-        for arm, found in same_distance(study).items()
+        for arm, found in equally_far(along, study).items()
+        if found["quality"].units
     ]
-    return _table(["arm", "trainings", "quality", "Dino", "checkpoints compared, %"], rows)
+    return _table(["arm", "trainings", "quality", "Dino", "checkpoints compared, %"], rows) or "Not measured."
 
 
 def _named(arm: Arm, labels: Mapping[str, str]) -> str:

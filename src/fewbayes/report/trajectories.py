@@ -10,7 +10,7 @@ the way from the base model's fidelity to that of the training images among them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,10 +32,12 @@ MEASURES = {
 SHARES = ("usable", "corrupted", "sustained")
 WEIGHTS = {"raw": "raw", "ema": "averaged"}
 WEIGHED = {
-    "loss_training": "last loss on the training images",
+    "losses": "last loss on the training images",
     "displacement": "last distance from the initial weights",
 }
 """Of the means of the raw weights at the last checkpoint. The loss is relative to telling nothing, at fixed draws."""
+Along = Literal["displacement", "losses"]
+"""What measures how far a training has come: the weights' distance from their start, or the fall of the loss."""
 PROMPT_FREE = ("fidelity", "quality", "prompt", "diversity")
 
 
@@ -97,38 +99,38 @@ def roughness(values: Sequence[float]) -> float:
 
 def weighed(cell: Mapping[str, Any]) -> dict[str, float | None]:
     """WEIGHED of one training; None for what was not measured."""
-    path = cell.get("displacement") or [[0, None]]
-    return {"loss_training": cell.get("loss_training"), "displacement": path[-1][1]}
+    return {name: (cell.get(name) or [[0, None]])[-1][1] for name in WEIGHED}
 
 
-def at_same_distance(cell: Mapping[str, Any], control: Mapping[str, Any], name: str) -> float | None:
-    """Mean lead of a quantity over the control's at the same distance of the weights from the start, raw weights.
+def at_same(along: Along, cell: Mapping[str, Any], control: Mapping[str, Any], name: str) -> float | None:
+    """Mean lead of a quantity over the control's where that had come equally far, raw weights.
 
-    The control is interpolated between its checkpoints, the base model at distance 0 included. Checkpoints farther out
-    than the control ever got have no counterpart; None where none has, or distances were not measured.
+    The control is interpolated between its checkpoints, the base model included. Checkpoints that are farther than the
+    control ever got have no counterpart; None where none has, or how far they are was not measured.
     """
-    if not _distances_known(cell, control):
+    mine, its = _way(along, cell), _way(along, control)
+    if not mine or not its:
         return None
-    far, level = _by_distance(control, name)
-    mine = list(zip(*_by_distance(cell, name), strict=True))[1:]
-    leads = [value - float(np.interp(distance, far, level)) for distance, value in mine if distance <= far[-1]]
+    rows = sorted((its[row["step"]], row[name]) for row in control["raw"])  # it may have gone back now and then
+    far, level = [at for at, _ in rows], [value for _, value in rows]
+    there = [row for row in cell["raw"][1:] if mine[row["step"]] <= far[-1]]
+    leads = [row[name] - float(np.interp(mine[row["step"]], far, level)) for row in there]
     return float(np.mean(leads)) if leads else None
 
 
-def share_compared(cell: Mapping[str, Any], control: Mapping[str, Any]) -> float | None:
-    """The share of the checkpoints that `at_same_distance` has a counterpart for."""
-    if not _distances_known(cell, control):
+def share_compared(along: Along, cell: Mapping[str, Any], control: Mapping[str, Any]) -> float | None:
+    """The share of the checkpoints that `at_same` has a counterpart for."""
+    mine, its = _way(along, cell), _way(along, control)
+    if not mine or not its:
         return None
-    farthest = max(distance for _, distance in control["displacement"])
-    return float(np.mean([distance <= farthest for _, distance in cell["displacement"]]))
+    return float(np.mean([mine[row["step"]] <= max(its.values()) for row in cell["raw"][1:]]))
 
 
-def _distances_known(*cells: Mapping[str, Any]) -> bool:
-    return all(cell.get("displacement") and cell["displacement"][0][1] is not None for cell in cells)
-
-
-def _by_distance(cell: Mapping[str, Any], name: str) -> tuple[list[float], list[float]]:
-    """Distances and a quantity, in order of the distance, which may shrink now and then."""
-    distance = {0: 0.0} | dict(cell["displacement"])
-    pairs = sorted((distance[row["step"]], row[name]) for row in cell["raw"])
-    return [d for d, _ in pairs], [value for _, value in pairs]
+def _way(along: Along, cell: Mapping[str, Any]) -> dict[int, float]:
+    """By step, how far a training has come from the base model, which is at 0; empty where it was not measured."""
+    path = dict(cell.get(along) or ())
+    if not path or None in path.values():
+        return {}
+    if along == "displacement":
+        return {0: 0.0} | path
+    return {step: path[0] - loss for step, loss in path.items()}
