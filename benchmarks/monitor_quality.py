@@ -47,13 +47,16 @@ def judgements(run: Path, steps: list[int]) -> tuple[dict[int, Judgement], int |
         return {judgement.step: judgement for judgement in all_of_them if judgement.step in steps}, step
     references = pictures(run / "reference")
     drawn = {step: run / "samples" / f"step-{step:06d}" for step in (0, *steps)}
-    base = Look(0, None, describe(pictures(drawn[0] / "raw"), references))
+    twins = pictures(drawn[0] / "raw")
+    base = Look(0, None, describe(twins, references, twins))
     monitor = Monitor(base, describe(references, references))
     found = {}
     for step in steps:
-        averaged = pictures(drawn[step] / "ema") if (drawn[step] / "ema").is_dir() else []
-        look = Look(step, None, describe(pictures(drawn[step] / "raw"), references), describe(averaged, references))
-        found[step] = monitor.judge(look)
+        raw, averaged = (
+            describe(pictures(drawn[step] / weights), references, twins) if (drawn[step] / weights).is_dir() else None
+            for weights in ("raw", "ema")
+        )
+        found[step] = monitor.judge(Look(step, None, raw, averaged))
     return found, monitor.best
 
 

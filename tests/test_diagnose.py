@@ -167,6 +167,17 @@ def test_weights_that_are_not_finite_are_said_and_not_sampled(lora, asked, tmp_p
     assert "Broken weights" in write_report(tmp_path / "diagnosis").read_text()
 
 
+def test_a_base_model_that_answers_no_numbers_is_refused_by_name(lora, eps_model, asked, tmp_path):
+    base = tmp_path / "torn"
+    shutil.copytree(eps_model, base)
+    (weights,) = (base / "unet").glob("*.safetensors")
+    save_file({name: torch.full_like(w, float("nan")) for name, w in load_file(weights).items()}, weights)
+    for source in (lora, eps_model):
+        with pytest.raises(ValueError, match=r"the base model .*torn itself answers with numbers that are not finite"):
+            diagnose(asked(source, base=str(base)))
+    assert not (tmp_path / "diagnosis").exists()
+
+
 def test_a_pipeline_that_is_its_own_base_has_learned_nothing(eps_model, asked):
     question = asked(eps_model)
     diagnosis = diagnose(question)
@@ -238,7 +249,7 @@ def test_checkpoints_are_judged_in_their_order_and_one_of_them_or_none_is_to_be_
 
 def stats(noise: float, likeness: float) -> SampleStats:
     """Of four pictures, all alike in their numbers."""
-    return SampleStats(4, (noise,) * 4, (0.0,) * 4, (likeness,) * 4, 0.4)
+    return SampleStats(4, (noise,) * 4, (0.0,) * 4, (likeness,) * 4, 0.4, (40.0,) * 4, (noise,) * 4, 4)
 
 
 GOOD, CORRUPTED, UNLEARNED, COPIES = stats(5, 0.5), stats(50, 0.5), stats(5, 0.3), stats(5, 0.98)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbayes.corruption.monitor import CLEAN, Judgement, Look, Monitor
+from fewbayes.corruption.monitor import (
+    CLEAN,
+    CORRUPTED,
+    SOFTNESS,
+    VISIBLE,
+    Judgement,
+    Look,
+    Monitor,
+    corruption,
+)
 from fewbayes.corruption.readings import Blank, Losses, Reading
 from fewbayes.corruption.samples import SampleStats, describe
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
@@ -23,7 +34,7 @@ BLENDS = [(b * 0.3 + r * 0.7).astype(np.uint8) for b, r in zip(BASE, [*REFERENCE
 
 
 def stats(pictures) -> SampleStats:
-    return describe(pictures, REFERENCES)
+    return describe(pictures, REFERENCES, BASE[: len(pictures)])
 
 
 def noisy(strength: float) -> list[np.ndarray]:
@@ -105,7 +116,7 @@ def test_with_one_training_image_likeness_is_no_memorisation_before_diversity_fa
     one = REFERENCES[:1]
     base = describe(BASE, one)
     watch = Monitor(Look(0, reading(0.5), base), describe(one, one), patience=1)
-    spread = SampleStats(4, base.noise, base.saturation, (0.99,) * 4, base.diversity)
+    spread = replace(base, likeness=(0.99,) * 4)
     assert watch.judge(Look(1, LEARNED, spread)).seen == "good"
     assert watch.judge(Look(2, LEARNED, describe([one[0].copy()] * 4, one))).seen == "memorised"
 
@@ -256,7 +267,7 @@ def test_mottling_that_drowns_a_clear_picture_is_corruption_beside_rich_training
     assert watch.judge(judge(BASE)).seen == "good"
     judged = watch.judge(judge(mottled))
     assert judged.seen == "corrupted"
-    assert "noise over contrast" in judged.evidence[0]
+    assert "as restless as" in judged.evidence[0]
 
 
 @pytest.mark.parametrize("grey", [0, 128, 255])
@@ -303,7 +314,7 @@ def test_one_photograph_twice_is_one_photograph():
     twice = [REFERENCES[0], REFERENCES[0].copy()]
     watch = against(BASE, twice)
     base = describe(BASE, twice)
-    spread = SampleStats(4, base.noise, base.saturation, (0.99,) * 4, base.diversity, base.contrast, base.distinct)
+    spread = replace(base, likeness=(0.99,) * 4)
     assert watch.judge(Look(1, LEARNED, spread)).seen == "good"
 
 
@@ -345,8 +356,36 @@ def test_a_fallen_loss_alone_is_not_called_good():
     assert "only samples tell" in judged.evidence[0]
 
 
-def test_statistics_of_before_there_was_contrast_are_still_judged():
-    told = monitor().to_dict()
-    for statistics in (told["base"]["samples"], told["training"]):
-        del statistics["contrast"], statistics["distinct"]
-    assert Monitor.from_dict(told).judge(at(1, SEEN["C"])).seen == "corrupted"
+def plainly(unrest: float, kept: float = 1.0, contrast: float = 49.0) -> SampleStats:
+    """Four pictures of one kind, of no fine noise and as like the training images as the base model's."""
+    four = {"noise": 1e-9, "saturation": 0.0, "likeness": 0.2, "contrast": contrast, "unrest": unrest, "kept": kept}
+    return SampleStats(4, diversity=0.3, distinct=4, **{name: (value,) * 4 for name, value in four.items()})
+
+
+@given(st.floats(0.2, 10), st.floats(0.3, 3), st.floats(-1, 1))
+def test_restless_colours_count_more_the_stranger_a_picture_is(restless, faded, kept):
+    base, seen = replace(plainly(10), noise=(1.0,) * 4), plainly(10 * restless, kept, 49 * faded)
+    unrest = math.hypot(10 * restless, VISIBLE) / (49 * faded + 1) / (math.hypot(10, VISIBLE) / 50)
+    strange = min(1, (1 - max(kept, 0.2)) / 0.8)
+    beyond = math.log(unrest) + 2 * (strange - 0.85)
+    assert corruption(seen, base, base) == pytest.approx(1 / (1 + math.exp(-beyond / SOFTNESS)))
+
+
+def test_twice_the_unrest_is_excused_where_the_picture_is_the_twin_and_not_where_it_is_strange():
+    assert corruption(plainly(20, kept=1), plainly(10), plainly(10)) < CORRUPTED
+    assert corruption(plainly(20, kept=0), plainly(10), plainly(10)) > CORRUPTED
+    assert corruption(plainly(10, kept=0), plainly(10), plainly(10)) > CORRUPTED
+    assert corruption(plainly(6, kept=0), plainly(10), plainly(10)) < CORRUPTED
+    assert corruption(plainly(0.8, kept=0.5), plainly(0.1), plainly(0.1)) < CORRUPTED  # nobody sees such changes
+
+
+def test_pictures_on_the_way_from_the_base_model_to_the_training_images_are_clean():
+    for share in (0.2, 0.4, 0.6, 0.8):
+        mixed = [(b * (1 - share) + r * share).astype(np.uint8) for b, r in zip(BASE, REFERENCES, strict=True)]
+        assert alone(Look(1, LEARNED, stats(mixed))).seen in ("good", "memorised")
+
+
+def test_one_set_of_pictures_has_the_score_of_its_judgement():
+    mine, base = stats(noisy(20)), stats(BASE)
+    judged = Monitor(Look(0, None, base), TRAINING).judge(Look(1, None, mine))
+    assert corruption(mine, base, TRAINING) == judged.scores["corruption"]

@@ -20,7 +20,6 @@ from fewbayes.report import remedies as report
 from fewbayes.report.trajectories import (
     Along,
     at_same,
-    corrupted,
     longest,
     longest_stretch,
     measures,
@@ -30,12 +29,12 @@ from fewbayes.report.trajectories import (
 
 
 def cell(qualities, fidelities, averaged=None, distances=None, **keys):
-    """A training with a base of quality 0.8 and fidelity 0, of images with quality 0.9 and fidelity 0.8."""
+    """A training with a base of quality 0.8 and fidelity 0, of images of fidelity 0.8; corrupted up to quality 0.5."""
 
     def rows(values):
         found = zip([0.8, *values], [0.0, *fidelities], strict=True)
         return [
-            {"step": 100 * i, "quality": q, "fidelity": f, "prompt": 0.5, "diversity": 0.6}
+            {"step": 100 * i, "quality": q, "corruption": 1 - q, "fidelity": f, "prompt": 0.5, "diversity": 0.6}
             for i, (q, f) in enumerate(found)
         ]
 
@@ -69,12 +68,6 @@ def test_what_averaging_repairs_is_not_sustained():
 
 def test_one_bad_checkpoint_between_good_ones_is_not_sustained():
     assert measures(cell([0.8, 0.1, 0.8, 0.1, 0.8], [0.5] * 5), "raw")["sustained"] == 0
-
-
-def test_quality_counts_against_the_worse_of_base_and_training_images():
-    poor = cell([0.35, 0.25], [0.5, 0.5])
-    poor["training"]["quality"] = 0.45  # textured photographs are judged harshly, and so must their copies not be
-    assert corrupted(poor, "raw").tolist() == [False, True]
 
 
 def test_an_unlearned_checkpoint_is_not_usable_and_neither_is_a_corrupted_one():
@@ -279,6 +272,7 @@ def test_a_run_is_scored_anew_where_its_pictures_changed(tmp_path):
     assert (run / FILE).stat().st_mtime_ns == stamp
     last = run / "samples/step-000008/raw/00.png"
     last.write_bytes(next(run.glob("reference/*.png")).read_bytes())
+    assert [row["corruption"] < 0.5 for row in before["raw"][:1]] == [True]  # the base model beside itself
     after = score_run(run, encoders, "<v>")
     assert after["raw"][-1]["nearest"] > before["raw"][-1]["nearest"]
     assert after["raw"][:-1] == before["raw"][:-1]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from fewbayes.corruption.samples import SampleStats, contrast, describe, detail, saturation
+from fewbayes.corruption.samples import ROUNDING, SampleStats, coarse, contrast, describe, detail, saturation, unrest
 
 SIDE = 64
 
@@ -99,6 +99,44 @@ def test_contrast_is_of_light_and_dark_at_large():
     assert contrast(noised(picture, 30, blotch=1)) == pytest.approx(contrast(picture), rel=0.1)
 
 
+def test_unrest_is_of_colour_everywhere():
+    picture = scene(4)
+    assert unrest(np.full((SIDE, SIDE, 3), 90, np.uint8)) == pytest.approx(ROUNDING)
+    found = [unrest(noised(picture, strength)) for strength in (0, 5, 10, 20, 40)]
+    assert found == sorted(found)
+    assert found[-1] > 8 * found[0]
+
+
+def test_light_and_dark_are_no_unrest():
+    grey = np.random.default_rng(0).integers(0, 200, (SIDE, SIDE, 1), np.uint8).repeat(3, axis=2)
+    assert unrest(grey) == pytest.approx(ROUNDING)
+    tinted = grey + np.array([40, 0, 10], np.uint8)
+    assert unrest(tinted) == pytest.approx(ROUNDING)
+
+
+def test_one_object_of_many_colours_is_no_unrest():
+    picture = scene(5)
+    coloured = picture.copy()
+    coloured[20:44, 20:44] = noised(picture, 60)[20:44, 20:44]
+    assert unrest(coloured) < 1.5 * unrest(picture) < 0.5 * unrest(noised(picture, 60))
+
+
+def test_a_larger_print_of_a_picture_has_the_same_unrest():
+    picture = noised(scene(2, 128), 20)
+    assert unrest(picture.repeat(4, 0).repeat(4, 1)) == pytest.approx(unrest(picture))
+
+
+def test_what_is_kept_is_told_from_twins_and_from_no_others():
+    pictures, twins = [scene(6), scene(7)], [scene(6), scene(8)]
+    found = describe(pictures, [scene(9)], twins)
+    assert found.kept[0] == pytest.approx(1)
+    assert found.kept[1] < 0.9
+    assert describe(pictures, [scene(9)]).kept == ()
+    assert describe(pictures, [scene(9)], [coarse(twin) for twin in twins]) == found
+    with pytest.raises(ValueError, match="shorter"):
+        describe(pictures, [scene(9)], twins[:1])
+
+
 def test_diversity_is_zero_for_one_picture_and_for_equal_ones():
     assert describe([scene(8)], []).diversity == describe([scene(8)] * 3, []).diversity == 0
     assert describe([scene(8), scene(9)], []).diversity > 0.02
@@ -107,7 +145,7 @@ def test_diversity_is_zero_for_one_picture_and_for_equal_ones():
 
 
 def test_no_pictures_have_no_numbers():
-    assert describe([], [scene(0)]) == SampleStats(0, (), (), (), 0.0)
+    assert describe([], [scene(0)]) == SampleStats(0, (), (), (), 0.0, (), (), 0)
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((8, 8), np.uint8), ((8, 8, 4), np.uint8), ((8, 8, 3), np.float32)])

@@ -17,8 +17,8 @@ def test_no_two_settings_of_the_map_are_one(method):
 
 
 def cell(qualities, arm=CENTRE.name, images=4):
-    rows = [{"step": 100 * i, "quality": q, "fidelity": 0.5} for i, q in enumerate([0.9, *qualities])]
-    rows = [row | {"prompt": 0.5, "diversity": 0.5} for row in rows]
+    rows = [{"step": 100 * i, "quality": q, "corruption": 1 - q} for i, q in enumerate([0.9, *qualities])]
+    rows = [row | {"fidelity": 0.5, "prompt": 0.5, "diversity": 0.5} for row in rows]
     training = {"quality": 0.9, "fidelity": 0.9}
     return {"subject": "mug", "images": images, "arm": arm, "seed": 0, "training": training, "raw": rows, "ema": []}
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewbayes.config import RARE_TOKEN_MARK, TrainConfig, load_config
-from fewbayes.corruption.monitor import ALARMS, CLEAN, Judgement, Look, Monitor
+from fewbayes.corruption.monitor import ALARMS, CLEAN, Judgement, Look, Monitor, corruption
 from fewbayes.corruption.readings import Losses, Reading
 from fewbayes.corruption.samples import SampleStats, describe
 from fewbayes.data import DataReport, check_folder, load_images
@@ -329,6 +329,7 @@ class Scene:
         self.references = [image.pixels for image in loaded]
         self.captions = [case.worded(image.caption or case.prompt) for image in loaded]
         self.training = describe(self.references, self.references)
+        self._twins: list[NDArray[np.uint8]] = []
         self._latents: Tensor | None = None
 
     def latents(self, family: Family) -> Tensor:
@@ -354,14 +355,16 @@ class Scene:
         return [np.asarray(picture) for picture in made]
 
     def described(self, pictures: list[NDArray[np.uint8]]) -> SampleStats:
-        return describe(pictures, self.references)
+        return describe(pictures, self.references, self._twins)
 
-    def seen(self, family: Family, what: str) -> Seen:
+    def seen(self, family: Family, what: str, *, base: bool = False) -> Seen:
+        """The base model comes first: the pictures of the others are compared with its own, one by one."""
         log.info("%s: probes, then %s", what, self._sampling())
         reading = self.probed(family)
         if not reading.losses or not np.isfinite(reading.losses.mean):
             return Seen(reading, [], None)
         pictures = self.pictures(family)
+        self._twins = pictures if base else self._twins
         return Seen(reading, pictures, self.described(pictures))
 
     def _sampling(self) -> str:
@@ -542,10 +545,20 @@ def _source_after_base(case: Case, book: Book) -> Family:
     if case.switched:
         family = load_source(case, weights=case.asked.weights)
         with adapters_off(*_modules(family).values()):
-            book.see("base", book.scene.seen(family, NAMES["base"]))
+            _see_base(case, book, family)
         return family
-    book.see("base", book.scene.seen(load_base(case), NAMES["base"]))
+    _see_base(case, book, load_base(case))
     return load_source(case, weights=case.asked.weights)
+
+
+def _see_base(case: Case, book: Book, family: Family) -> None:
+    seen = book.scene.seen(family, NAMES["base"], base=True)
+    if seen.stats is None:
+        raise ValueError(
+            f"the base model {case.card.model} itself answers with numbers that are not finite, and everything is "
+            "judged against it: get a whole copy of it, or name another by --base"
+        )
+    book.see("base", seen)
 
 
 def _averaged(case: Case, book: Book, notes: list[str], checkpoint: Path | None = None) -> SampleStats | None:
@@ -654,8 +667,7 @@ def _settle_samplers(case: Case, book: Book, judgement: Judgement | None) -> Non
 
 def _corruption(book: Book, name: str, base: str) -> float:
     """The monitor's score of one set of pictures beside the base model's of the same setting."""
-    monitor = Monitor(Look(0, None, book.stats[base]), book.scene.training, patience=1)
-    return monitor.judge(Look(1, None, book.stats[name])).scores["corruption"]
+    return corruption(book.stats[name], book.stats[base], book.scene.training)
 
 
 # --- checkpoints in order ---------------------------------------------------------------------------------------------
@@ -663,7 +675,7 @@ def _corruption(book: Book, name: str, base: str) -> float:
 
 def _timeline(case: Case, book: Book) -> Diagnosis:
     """All checkpoints through one monitor, then the look-alikes on the last one, which is the source."""
-    book.see("base", book.scene.seen(load_base(case), NAMES["base"]))
+    _see_base(case, book, load_base(case))
     monitor = Monitor(_base_look(book), book.scene.training)
     notes: list[str] = []
     judged: list[Judgement] = []

@@ -18,14 +18,23 @@ from fewbayes.corruption.samples import SampleStats
 Stage = Literal["underfit", "good", "corrupted", "memorised"]
 ALARMS = ("corrupted", "memorised")
 
+CORRUPTED = 0.5
+"""The corruption score of pictures that are at the limit that they pass by most, NOISIER or RESTLESS."""
 NOISIER = 1.2
 """Corrupted: the typical picture has so many times the noise that its base twin and the training images account for."""
-MURKIER = 3.0
-"""Corrupted too: noise over contrast at large, so many times that of its base twin. Mottled pictures of low contrast
-are no noisier than many a photograph; but a seed whose picture was clear has lost its objects to the mottling."""
-FADED = 2.0
-"""Corrupted too: a contrast at large so many times lower than in its base twin and in the flattest training image. The
-three were chosen on runs of the embedded world, for few alarms where evaluators see none; not yet tried on others."""
+RESTLESS = 1.0
+"""Corrupted too: colour that is restless, see `samples.unrest`, relative to the contrast, so many times as much as in
+base twin or training images, times what a strange picture adds."""
+ADDED = 2.0
+STRANGE = 0.85
+"""What it adds: e to the power of ADDED for each unit by which a picture's strangeness is above STRANGE, less below.
+Strangeness is 0 for what is the base model's picture or a training image, 1 for what is as unlike both as the base
+model's pictures are unlike the training images. Chosen on pictures of the embedded world that had been rated by eye
+(docs/diagnose.md); not yet tried on others."""
+VISIBLE = 2.0
+"""Unrest, in grey levels, that is added in squares to any: pictures calmer than this look alike."""
+UNKNOWN = 0.4
+"""Strangeness taken for granted, that of clean pictures, where the base model's own are not there to compare with."""
 CHANCE = 1.5
 """Standard errors by which the typical noise of good pictures and of training images may differ: for their contents."""
 SPREAD = 0.3
@@ -80,7 +89,7 @@ class Look:
 class Judgement:
     """stage: after hysteresis; seen: by this look alone, or, where it drew no samples, by the last one that did.
 
-    scores: `corruption` in [0, 1], 0.5 where NOISIER, MURKIER or FADED is; `averaged_corruption`, of the averaged
+    scores: `corruption` in [0, 1]; `averaged_corruption`, of the averaged
     weights; `memorisation` in [0, 1], 1 for copies; `diversity` over the base model's; `learning`, at most 1, below
     LEARNED for underfit. Those that the look had no means for are not there. cause: "jitter" where averaging the
     weights cures the pictures; "diverged" where the model knows the training images worse than the base model does;
@@ -224,8 +233,8 @@ class Monitor:
 
     def _corruption(self, samples: SampleStats) -> float:
         """Logistic in how far the typical picture is beyond the limit that it passes by most."""
-        found = [(self._excess(samples), NOISIER), (self._murk(samples), MURKIER), (self._fading(samples), FADED)]
-        beyond = max(median(logs) - math.log(limit) for logs, limit in found if logs)
+        found = [(self._excess(samples), NOISIER), (self._unrest(samples), RESTLESS)]
+        beyond = max(median(logs) - math.log(limit) for logs, limit in found)
         return 1 / (1 + math.exp(-beyond / SOFTNESS))
 
     def _excess(self, samples: SampleStats) -> list[float]:
@@ -246,29 +255,23 @@ class Monitor:
             allowed = [max(limit, min(math.log(twin), most)) for limit, twin in zip(allowed, base.noise, strict=True)]
         return [math.log(noise) - limit for noise, limit in zip(samples.noise, allowed, strict=True)]
 
-    def _murk(self, samples: SampleStats) -> list[float]:
-        """Log of noise over contrast, less that of the base twin; a copy may have that of any training image.
+    def _unrest(self, samples: SampleStats) -> list[float]:
+        """Log of each picture's unrest over contrast, less that of its twin or of the typical training image, and more
+        for strange pictures. A copy may have that of any training image."""
+        known, base = _unrest_over_contrast(self.training), self._base_samples
+        typical, copied = fmean(known), max(known)
+        allowed = [copied if close >= COPY else typical for close in self._closeness(samples)]
+        if base:
+            allowed = [max(limit, twin) for limit, twin in zip(allowed, _unrest_over_contrast(base), strict=True)]
+        found = zip(_unrest_over_contrast(samples), allowed, self._strangeness(samples), strict=True)
+        return [mine - limit + ADDED * (strange - STRANGE) for mine, limit, strange in found]
 
-        What all training images have may be there too: so much may be MURKIER than the twin, and only NOISIER than
-        the clearest of them.
-        """
-        base = self._base_samples
-        if not (base and base.contrast and samples.contrast and self.training.contrast):
-            return []
-        known = _noise_over_contrast(self.training)
-        copied, common = max(known), min(known) - math.log(MURKIER / NOISIER)
-        pairs = zip(self._closeness(samples), _noise_over_contrast(base), strict=True)
-        allowed = [max(twin, copied if close >= COPY else common) for close, twin in pairs]
-        return [mine - limit for mine, limit in zip(_noise_over_contrast(samples), allowed, strict=True)]
-
-    def _fading(self, samples: SampleStats) -> list[float]:
-        """Log of the contrast that base twin and flattest training image have at least, over that of each picture."""
-        if not (samples.contrast and self.training.contrast):
-            return []
-        base, flattest = self._base_samples, min(self.training.contrast)
-        twins = base.contrast if base and base.contrast else (flattest,) * samples.count
-        pairs = zip(twins, samples.contrast, strict=True)
-        return [math.log((min(twin, flattest) + 1) / (mine + 1)) for twin, mine in pairs]
+    def _strangeness(self, samples: SampleStats) -> list[float]:
+        """Of each picture, at most 1; without twins at most UNKNOWN."""
+        unrelated = median((self._base_samples or self.training).likeness)
+        kept, most = (samples.kept, 1.0) if samples.kept else (samples.likeness, UNKNOWN)
+        related = [max(pair) for pair in zip(samples.likeness, kept, strict=True)]
+        return [min(most, (1 - like) / max(1 - unrelated, 1e-6)) for like in related]
 
     def _closeness(self, samples: SampleStats) -> list[float]:
         """Of each picture to a copy: 0 at the likeness of the base model's pictures and of training images, 1 at 1."""
@@ -277,8 +280,8 @@ class Monitor:
 
     @property
     def _several(self) -> bool:
-        """Training images that differ: without `distinct`, in old checkpoints, all of them are taken to."""
-        return (self.training.distinct or self.training.count) > 1
+        """Training images that differ."""
+        return self.training.distinct > 1
 
     def _diversity(self, samples: SampleStats) -> float | None:
         base = self._base_samples
@@ -302,7 +305,7 @@ class Monitor:
 
     def _see(self, scores: dict[str, float]) -> Stage:
         """Of this look alone. Noise comes first: a noisy picture is no copy that anybody wants to keep or fear."""
-        if scores["corruption"] >= 0.5:
+        if scores["corruption"] >= CORRUPTED:
             return "corrupted"
         if scores["memorisation"] >= COPY and (self._several or scores.get("diversity", 1.0) < COLLAPSED):
             return "memorised"
@@ -329,7 +332,7 @@ class Monitor:
         averaged = scores.get("averaged_corruption")
         if averaged is None:
             return self._state.cured
-        if averaged >= 0.5:
+        if averaged >= CORRUPTED:
             return 0
         return self._state.cured + (seen == "corrupted" and averaged <= CLEAN)
 
@@ -366,7 +369,7 @@ class Monitor:
         if "diversity" in scores:
             told.append(f"diversity {scores['diversity']:.2f} of the base model's")
         if averaged and self._state.seen == "corrupted":
-            clean = scores["averaged_corruption"] < 0.5
+            clean = scores["averaged_corruption"] < CORRUPTED
             told.append(f"the averaged weights' samples are {'clean' if clean else 'corrupted too'}")
         return told
 
@@ -374,10 +377,9 @@ class Monitor:
         """What is furthest beyond its limit first."""
         found = [
             (self._excess(pictures), NOISIER, "samples {:.2f}x as noisy as base model and training images account for"),
-            (self._murk(pictures), MURKIER, "noise over contrast {:.2f}x that of the base model's samples"),
-            (self._fading(pictures), FADED, "{:.2f}x less contrast than base model and training images have at least"),
+            (self._unrest(pictures), RESTLESS, "colours {:.2f}x as restless as these account for"),
         ]
-        known = sorted((part for part in found if part[0]), key=lambda part: math.log(part[1]) - median(part[0]))
+        known = sorted(found, key=lambda part: math.log(part[1]) - median(part[0]))
         return [
             f"{phrase.format(math.exp(median(logs)))} "
             f"({sum(log > math.log(limit) for log in logs)} of {len(logs)} pictures above {limit}x)"
@@ -431,6 +433,15 @@ class Monitor:
         return ("train longer", "raise the learning rate") if stages == {"underfit"} and self._state.streak else ()
 
 
-def _noise_over_contrast(samples: SampleStats) -> list[float]:
+def corruption(samples: SampleStats, base: SampleStats, training: SampleStats) -> float:
+    """The corruption score of one set of pictures, as a judgement has it: corrupted from CORRUPTED on.
+
+    base: of the base model's pictures of the same prompts and seeds. training: `describe(references, references)`.
+    """
+    monitor = Monitor(Look(0, None, base), training, patience=1)
+    return monitor.judge(Look(1, None, samples)).scores["corruption"]
+
+
+def _unrest_over_contrast(samples: SampleStats) -> list[float]:
     """In log, by picture; the grey level more keeps flat pictures finite."""
-    return [math.log(n / (c + 1)) for n, c in zip(samples.noise, samples.contrast, strict=True)]
+    return [math.log(math.hypot(u, VISIBLE) / (c + 1)) for u, c in zip(samples.unrest, samples.contrast, strict=True)]

@@ -42,8 +42,9 @@ class SampleStats:
     noise: grey levels of 255, above 0: typical strength of diagonal detail over SCALES, see `detail`. saturation: share
     of the channel values at their limits, in [0, 1]. likeness: highest correlation with a training image, in [-1, 1],
     see `_likeness`; 0 without any to compare with. diversity: mean distance of two pictures of the set, in [0, 1], see
-    `_diversity`; 0 for a single one. contrast: grey levels of 255, see `contrast`. distinct: pictures of the set of
-    which none is like another by SAME or more. Both are empty in what was written before there were any.
+    `_diversity`; 0 for a single one. contrast, unrest: grey levels of 255, see there. distinct: pictures of the set of
+    which none is like another by SAME or more. kept: correlation with the twin, the base model's picture of the same
+    prompt and seed, in [-1, 1]; empty where there was none to compare with.
     """
 
     count: int
@@ -51,8 +52,10 @@ class SampleStats:
     saturation: tuple[float, ...]
     likeness: tuple[float, ...]
     diversity: float
-    contrast: tuple[float, ...] = ()
-    distinct: int = 0
+    contrast: tuple[float, ...]
+    unrest: tuple[float, ...]
+    distinct: int
+    kept: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -61,31 +64,38 @@ class SampleStats:
     @classmethod
     def from_dict(cls, told: dict[str, Any]) -> SampleStats:
         """Undoes `to_dict`, also after JSON."""
-        lists: dict[str, Any] = {
-            key: tuple(told[key]) for key in ("noise", "saturation", "likeness", "contrast") if key in told
-        }
-        return cls(**(told | lists))
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
 
 
-def describe(pictures: Sequence[Picture], references: Sequence[Picture]) -> SampleStats:
-    """pictures, references: uint8 (height, width, 3), of any sizes.
+def describe(
+    pictures: Sequence[Picture], references: Sequence[Picture], twins: Sequence[Picture] | None = None
+) -> SampleStats:
+    """pictures, references, twins: uint8 (height, width, 3), of any sizes; what `coarse` makes of a twin will do.
 
     A picture that is one of the references, the very array, is compared with those that are not the SAME as it:
     `describe(references, references)` tells how alike different training images are.
     """
-    for picture in [*pictures, *references]:
+    for picture in [*pictures, *references, *(twins or ())]:
         _check(picture)
-    coarse = [_coarse(picture) for picture in pictures]
+    small = [_coarse(picture) for picture in pictures]
     known = [(reference, _coarse(reference)) for reference in references]
+    pairs = zip(small, map(_coarse, twins), strict=True) if twins else ()
     return SampleStats(
         count=len(pictures),
         noise=tuple(detail(picture) for picture in pictures),
         saturation=tuple(saturation(picture) for picture in pictures),
-        likeness=tuple(_nearest(picture, c, known) for picture, c in zip(pictures, coarse, strict=True)),
-        diversity=_diversity(coarse),
+        likeness=tuple(_nearest(picture, c, known) for picture, c in zip(pictures, small, strict=True)),
+        diversity=_diversity(small),
         contrast=tuple(contrast(picture) for picture in pictures),
-        distinct=_distinct(coarse),
+        unrest=tuple(unrest(picture) for picture in pictures),
+        distinct=_distinct(small),
+        kept=tuple(_correlation(picture, twin) for picture, twin in pairs),
     )
+
+
+def coarse(picture: Picture) -> Picture:
+    """COARSE_SIDE squares a side: all of a twin that `describe` needs."""
+    return _coarse(picture).astype(np.uint8)
 
 
 def contrast(picture: Picture) -> float:
@@ -108,6 +118,23 @@ def detail(picture: Picture) -> float:
     scales = [scale for scale in SCALES if min(pixels.shape[:2]) >= 2 * scale]
     found = [np.median(np.linalg.norm(_diagonal(_block_means(pixels, scale)), axis=2)) for scale in scales]
     return float(np.exp(np.mean(np.log(np.hypot(found, ROUNDING)))))
+
+
+def unrest(picture: Picture) -> float:
+    """How much the colour changes from place to place in the calm parts of a picture, in grey levels of 255, above 0.
+
+    Lower quartile over places of the length over R, G, B of the differences between a block of the largest of SCALES
+    and its right and lower neighbours, what is common to the channels taken out. Few pictures of things have colour
+    that changes in three quarters of the places from one latent cell to the next; mottling has. A single textured
+    object does not count, and neither do lines of light and dark.
+    """
+    pixels = _reduced(picture)
+    side = max(scale for scale in SCALES if min(pixels.shape[:2]) >= 2 * scale)
+    blocks = _block_means(pixels, side)
+    blocks = blocks - blocks.mean(2, keepdims=True)
+    right, lower = blocks[:-1, 1:] - blocks[:-1, :-1], blocks[1:, :-1] - blocks[:-1, :-1]
+    change = np.sqrt((right**2 + lower**2).sum(2))
+    return float(np.hypot(np.quantile(change, 0.25), ROUNDING))
 
 
 def saturation(picture: Picture) -> float:

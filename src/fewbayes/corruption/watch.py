@@ -23,7 +23,7 @@ from fewbayes.config import TrainConfig
 from fewbayes.corruption.monitor import ALARMS, Judgement, Look, Monitor, Stage
 from fewbayes.corruption.probes import Probe, Prober, ProbeSettings
 from fewbayes.corruption.readings import Reading
-from fewbayes.corruption.samples import SampleStats, describe
+from fewbayes.corruption.samples import SampleStats, coarse, describe
 from fewbayes.ema import WeightAverage
 from fewbayes.families import Family
 from fewbayes.methods import Method
@@ -65,6 +65,7 @@ class StageWatch:
         theirs, their_prompts = _latents(family, others, settings.examples) if others else (None, [])
         self._prober = Prober(family, images, prompts, others=theirs, other_prompts=their_prompts, settings=settings)
         self._monitor: Monitor | None = None
+        self._twins: list[np.ndarray] = []
         self.stage: Stage | None = None
         """The stage of the last look; None before any."""
 
@@ -81,6 +82,7 @@ class StageWatch:
     def begin(self, pictures: Sequence[np.ndarray] | None = None) -> Reading:
         """With the untouched model, and its samples if it is sampled at all."""
         reading = self._prober.read(PROBES)
+        self._twins = [coarse(picture) for picture in pictures or ()]
         base = Look(0, reading, self._described(pictures))
         self._monitor = Monitor(base, describe(self._references, self._references))
         return reading
@@ -100,21 +102,23 @@ class StageWatch:
         """For a checkpoint, as JSON."""
         assert self._monitor is not None, "begin comes first"
         how = {"sampled_as": self._sampled_as, "weights": self._weights}
-        return {"monitor": self._monitor.to_dict(), "stage": self.stage} | how
+        twins = [twin.tolist() for twin in self._twins]
+        return {"monitor": self._monitor.to_dict(), "twins": twins, "stage": self.stage} | how
 
     def resume(self, told: Mapping[str, Any] | None) -> bool:
         """Go on as the watch that told `to_dict`; False where what it saw cannot be compared with what is to come."""
-        if told is None or told.get("weights") != self._weights:
+        if told is None or told.get("weights") != self._weights or "twins" not in told:
             return False
         if self._sampled_as and told["sampled_as"] != self._sampled_as:
             return False
         self._sampled_as = told["sampled_as"]
         self._monitor = Monitor.from_dict(told["monitor"])
+        self._twins = [np.array(twin, np.uint8) for twin in told["twins"]]
         self.stage = told["stage"]
         return True
 
     def _described(self, pictures: Sequence[np.ndarray] | None) -> SampleStats | None:
-        return describe(pictures, self._references) if pictures else None
+        return describe(pictures, self._references, self._twins) if pictures else None
 
 
 class RunStages:

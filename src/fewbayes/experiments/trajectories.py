@@ -1,8 +1,8 @@
 """What evaluators say of a run's samples, checkpoint by checkpoint: the curves that the corruption stage is seen in.
 
 A run keeps the pictures of its checkpoints, from raw weights and, where it averages, from averaged ones; here they are
-scored, once, into `trajectory.json` beside them. Knows folders of pictures and encoders, and nothing of arms, of
-stages or of how the run was trained.
+scored, once, into `trajectory.json` beside them. Knows folders of pictures, encoders and the stage monitor's score, and
+nothing of arms or of how the run was trained.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ QUANTITIES = {
     "prompt": "Clip-T: cosine with the picture's own prompt, the rare token left out",
     "diversity": "distance of pictures of one prompt, mean over pairs",
     "noise": "Haar's median deviation, in grey levels",
+    "corruption": "the stage monitor's score of the pictures beside the base model's, in [0, 1]; needs no evaluator",
 }
-"""What is scored, each the mean over the pictures of a checkpoint."""
+"""What is scored; all but the last are the mean over the pictures of a checkpoint."""
 TRAINING, BASE = "training", 0
 
 
@@ -39,6 +40,7 @@ def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[s
     """
     steps = sorted((folder / "samples").glob("step-*"), key=_step)
     made_of = {"encoders": identities(encoders), "rare_token": rare_token, "pictures": _sha256(folder, steps)}
+    made_of["quantities"] = list(QUANTITIES)
     kept = folder / FILE
     if kept.is_file() and (found := json.loads(kept.read_text()))["made_of"] == made_of:
         return found
@@ -47,7 +49,8 @@ def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[s
     result["ema"] = []
     for weights in ("raw", "ema") if steps and _rows(steps[-1], "ema") else ("raw",):
         result[weights] = [
-            {"step": _step(path)} | _scores(path, rows, references, encoders, rare_token)
+            {"step": _step(path), "corruption": _corruption(path, rows, steps[0], references)}
+            | _scores(path, rows, references, encoders, rare_token)
             for path in steps
             if (rows := _rows(path, weights))
         ]
@@ -88,6 +91,20 @@ def _rows(path: Path, weights: str) -> list[dict[str, Any]]:
     kinds = {row["weights"] for row in rows}
     wanted = "raw" if weights == "ema" and _step(path) == BASE else weights
     return [row for row in rows if row["weights"] == wanted] if wanted in kinds else []
+
+
+def _corruption(path: Path, rows: Sequence[dict[str, Any]], base: Path, references: Sequence[Image.Image]) -> float:
+    """Of the pictures of a step, beside those of the base model, which come in the same order."""
+    from fewbayes.corruption.monitor import corruption
+    from fewbayes.corruption.samples import describe
+
+    real, twins = [np.asarray(picture) for picture in references], _pixels(base, _rows(base, "raw"))
+    mine, its = (describe(pictures, real, twins) for pictures in (_pixels(path, rows), twins))
+    return corruption(mine, its, describe(real, real))
+
+
+def _pixels(path: Path, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    return [np.asarray(_open(path / row["file"])) for row in rows]
 
 
 def _scores(

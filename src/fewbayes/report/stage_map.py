@@ -1,4 +1,4 @@
-"""The map of the corruption stage as a table and a picture: a strip of quality over the steps for every setting.
+"""The map of the corruption stage as a table and a picture: a strip over the steps for every setting.
 
 Reads the file of `fewbayes experiment map`. Numbers are means over seeds; the definitions are those of trajectories.py.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbayes.report.trajectories import corrupted, floor, longest_stretch, measures
+from fewbayes.report.trajectories import corrupted, longest_stretch, measures
 from fewbayes.runs import atomic_write
 
 COLUMNS = ("onset", "corrupted", "longest", "recovered", "deepest fall of Dino", "best Dino, uncorrupted", "last Dino")
@@ -105,8 +105,7 @@ def write(file: Path) -> Path:
 
 
 def draw(file: Path, picture: Path) -> Path:
-    """A row per setting and a block per subject; colour: quality over the level below which it counts as corrupted."""
-    from matplotlib.colors import TwoSlopeNorm
+    """A row per setting and a block per subject; colour: the corruption score."""
     from matplotlib.figure import Figure
 
     study = json.loads(file.read_text(encoding="utf-8"))
@@ -119,7 +118,7 @@ def draw(file: Path, picture: Path) -> Path:
         strips = [_strip([c for c in cells if c["subject"] == subject]) for _, _, cells in rows]
         width = max(map(len, strips))
         values = np.array([[*strip, *[np.nan] * (width - len(strip))] for strip in strips])
-        image = axis.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(1.0, 0.0, 2.0), aspect="auto")
+        image = axis.imshow(values, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
         steps = [row["step"] for row in study["cells"][0]["raw"]]
         axis.set_xticks(range(0, len(steps), 2), [str(step) for step in steps[::2]], fontsize=8)
         axis.set_title(subject.replace("_", " "), fontsize=10)
@@ -131,13 +130,11 @@ def draw(file: Path, picture: Path) -> Path:
     panels[0].set_yticks(range(len(rows)), [words for _, words, _ in rows], fontsize=9)
     assert image is not None
     bar = figure.colorbar(image, ax=list(panels), shrink=0.6, pad=0.02)
-    bar.set_label("quality; below 1 it counts as corrupted", fontsize=9)
+    bar.set_label("corruption score; from 0.5 on it counts as corrupted", fontsize=9)
     figure.savefig(picture, dpi=110)
     return picture
 
 
 def _strip(cells: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Mean over seeds of quality over the floor."""
-    if not cells:
-        return []
-    return np.mean([[row["quality"] / floor(cell) for row in cell["raw"]] for cell in cells], axis=0).tolist()
+    """Mean over seeds."""
+    return np.mean([[row["corruption"] for row in cell["raw"]] for cell in cells], axis=0).tolist() if cells else []

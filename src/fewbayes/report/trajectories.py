@@ -1,10 +1,10 @@
 """What a curve over checkpoints says of a corruption stage: how much is corrupted, how long in one piece, how much of
 it is only jitter, and how much could be used. Numpy only; reads the cells that `experiments/grids.py` writes.
 
-*Corrupted*: the quality of a checkpoint's pictures is below LOW of the lower of two levels, the base model's and the
-training images' own. *Sustained*: corrupted in raw and averaged weights alike, two checkpoints in a row or more; the
-rest is *jitter*, which averaging removes or the next checkpoint undoes. *Usable*: not corrupted, and at least half of
-the way from the base model's fidelity to that of the training images among themselves.
+*Corrupted*: the stage monitor's score of a checkpoint's pictures is CORRUPTED or more, see docs/diagnose.md.
+*Sustained*: corrupted in raw and averaged weights alike, two checkpoints in a row or more; the rest is *jitter*, which
+averaging removes or the next checkpoint undoes. *Usable*: not corrupted, and at least half of the way from the base
+model's fidelity to that of the training images among themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-LOW = 2 / 3
+from fewbayes.corruption.monitor import CORRUPTED
+
 FEWEST_IN_A_ROW = 2
 MEASURES = {
     "usable": ("usable checkpoints", "%", 1),
@@ -41,14 +42,9 @@ Along = Literal["displacement", "losses"]
 PROMPT_FREE = ("fidelity", "quality", "prompt", "diversity")
 
 
-def floor(cell: Mapping[str, Any]) -> float:
-    """The quality below which a checkpoint counts as corrupted."""
-    return LOW * min(cell["raw"][0]["quality"], cell["training"]["quality"])
-
-
 def corrupted(cell: Mapping[str, Any], weights: str) -> np.ndarray:
     """By checkpoint, the base model left out."""
-    return np.array([row["quality"] < floor(cell) for row in cell[weights][1:]])
+    return np.array([row["corruption"] >= CORRUPTED for row in cell[weights][1:]])
 
 
 def half_way(cell: Mapping[str, Any]) -> float:
