@@ -1,8 +1,8 @@
 """The stage of a training run, from looks at the model: underfit, good, corrupted or memorised, and what can be done.
 
 Everything is judged against two standards: what the base model gives on the same questions and seeds, and the training
-images themselves. There is no threshold in grey levels or similarities. Knows nothing of how looks are taken, of
-evaluators and of files; without torch.
+images themselves; the one number in grey levels, VISIBLE, is what no eye sees. Knows nothing of how looks are taken,
+of evaluators and of files; without torch.
 """
 
 from __future__ import annotations
@@ -377,7 +377,7 @@ class Monitor:
         """What is furthest beyond its limit first."""
         found = [
             (self._excess(pictures), NOISIER, "samples {:.2f}x as noisy as base model and training images account for"),
-            (self._unrest(pictures), RESTLESS, "colours {:.2f}x as restless as these account for"),
+            (self._unrest(pictures), RESTLESS, "colours {:.2f}x as restless as accounted for, strangeness weighed in"),
         ]
         known = sorted(found, key=lambda part: math.log(part[1]) - median(part[0]))
         return [

@@ -64,7 +64,8 @@ class SampleStats:
     @classmethod
     def from_dict(cls, told: dict[str, Any]) -> SampleStats:
         """Undoes `to_dict`, also after JSON."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
+        lists: dict[str, Any] = {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
+        return cls(**(told | lists))
 
 
 def describe(
