@@ -257,6 +257,7 @@ SHOWN = {
     "full": ("plain", "bayes-0.01", "bayes-0.03", "slow", "slow-bayes", "l2-10"),
     "lora": ("plain", "bayes-0.1", "bayes-0.3", "slow", "l2-40", "token"),
 }
+DRAWN = {"corruption": "corruption score", "fidelity": "fidelity, Dino", "quality": "quality, P(good)"}
 COLOURS = ("#1f1f1f", "#8ecae6", "#1d6fb8", "#e07a1f", "#7d5ba6", "#2a9d5c")
 
 
@@ -267,18 +268,16 @@ def shown(study: Mapping[str, Any]) -> list[str]:
 
 
 def draw_curves(file: Path, picture: Path, arms: Sequence[str] | None = None) -> Path:
-    """Quality and fidelity over the steps: a column per subject, a line per arm, averaged weights dashed."""
+    """DRAWN over the steps: a column per subject, a line per arm, averaged weights dashed."""
     from matplotlib.figure import Figure
 
     study = read(file)
     arms = arms or shown(study)
     labels = {arm["name"]: arm["label"] for arm in study["arms"]}
     subjects = list(dict.fromkeys(cell["subject"] for cell in study["cells"]))
-    figure = Figure(figsize=(2.9 * len(subjects), 5.4), layout="constrained")
-    axes = figure.subplots(2, len(subjects), sharex=True, sharey="row", squeeze=False)
-    for row, (name, words) in zip(
-        axes, {"quality": "quality, P(good)", "fidelity": "fidelity, Dino"}.items(), strict=True
-    ):
+    figure = Figure(figsize=(2.9 * len(subjects), 2.4 * len(DRAWN) + 0.6), layout="constrained")
+    axes = figure.subplots(len(DRAWN), len(subjects), sharex=True, sharey="row", squeeze=False)
+    for row, (name, words) in zip(axes, DRAWN.items(), strict=True):
         row[0].set_ylabel(words)
         for axis, subject in zip(row, subjects, strict=True):
             cells = [cell for cell in study["cells"] if cell["subject"] == subject]
@@ -292,7 +291,7 @@ def draw_curves(file: Path, picture: Path, arms: Sequence[str] | None = None) ->
             axis.spines[["top", "right"]].set_visible(False)
     for axis, subject in zip(axes[0], subjects, strict=True):
         axis.set_title(subject.replace("_", " "), fontsize=10)
-    for axis in axes[1]:
+    for axis in axes[-1]:
         axis.set_xlabel("training steps")
     handles, words = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, words, loc="outside lower center", ncols=len(arms), frameon=False, fontsize=9)
