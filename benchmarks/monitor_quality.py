@@ -3,7 +3,8 @@
 Ratings are those of benchmarks/rating.py, 0 clean, 1 between, 2 broken; the median of the raters counts. Trainings are
 those of `fewbayes experiment remedies`, in RUNS under the names that the ratings have. The monitor sees pictures, and
 probes where a run was trained with `--monitor_steps`: such runs are taken as they were judged in training. Beside it
-stands P(good) of the embedded evaluator, over the lower of base model and training images.
+stands P(good) of the embedded evaluator, over the lower of base model and training images. "Within": AUROC of every
+subject, and their mean.
 
 What needs a whole training (false alarms, onset, regret) is told of those whose every checkpoint was rated.
 
@@ -123,9 +124,21 @@ def quality(rows: list[dict]) -> dict:
         "auroc": auroc(scores, broken),
         "auroc_between_left_out": auroc([scores[i] for i in clear], [broken[i] for i in clear]),
         "auroc_p_good": auroc([-value for value in p_good], broken),
+        "within": _within(rows, "scores", 1),
+        "within_p_good": _within(rows, "p_good", -1),
         "called_corrupted": {words: fmean(values) if values else None for words, values in called.items()},
     }
     return found | _of_whole([row for row in rows if row["whole"]])
+
+
+def _within(rows: list[dict], key: str, sign: int) -> dict:
+    found = {}
+    for subject in sorted({row["training"].split("/")[1] for row in rows}):
+        its = [row for row in rows if row["training"].split("/")[1] == subject]
+        broken = [rating >= BROKEN for row in its for rating in row["ratings"]]
+        found[subject] = auroc([sign * value for row in its for value in row[key]], broken)
+    known = [value for value in found.values() if value is not None]
+    return {"mean": fmean(known) if known else None, **found}
 
 
 def _of_whole(rows: list[dict]) -> dict:

@@ -2,11 +2,12 @@
 
     python benchmarks/rating.py sheets runs/remedies runs/noisy --number 240 --output sheets
     python benchmarks/rating.py sheets runs/held --arms plain slow --output sheets
-    python benchmarks/rating.py gather sheets a.json b.json c.json --output ratings.json
+    python benchmarks/rating.py gather sheets.key.json a.json b.json c.json --output ratings.json
 
 `sheets` shuffles checkpoints of trainings of `fewbayes experiment remedies`, all of them or a number drawn at random,
-and writes them ten to a sheet, `key.json`, which raters must not see, and `question.md`, which they are to answer.
-A rater's file is {"0": 2, "1": 0, ...}. `gather` puts the files and the key together: numbers only, no pictures.
+and writes them ten to a sheet, and `question.md`, which raters are to answer; beside the folder OUTPUT.key.json, which
+they must not see. A rater's file is {"0": 2, "1": 0, ...}. `gather` puts the files and the key together: numbers only,
+no pictures.
 """
 
 import argparse
@@ -81,12 +82,12 @@ def sheets(asked: argparse.Namespace) -> None:
     for first in range(0, len(chosen), PER_SHEET):
         draw(chosen[first : first + PER_SHEET], first).save(asked.output / f"{first // PER_SHEET:02d}.png")
     key = [{"training": row["training"], "step": row["step"]} for row in chosen]
-    (asked.output / "key.json").write_text(json.dumps(key) + "\n")
+    asked.output.with_name(f"{asked.output.name}.key.json").write_text(json.dumps(key) + "\n")
     print(f"{len(chosen)} checkpoints on {-(-len(chosen) // PER_SHEET)} sheets in {asked.output}")
 
 
 def gather(asked: argparse.Namespace) -> None:
-    key = json.loads((asked.sheets / "key.json").read_text())
+    key = json.loads(asked.key.read_text())
     given = [json.loads(file.read_text()) for file in asked.ratings]
     for file, ratings in zip(asked.ratings, given, strict=True):
         missing = [i for i in range(len(key)) if ratings.get(str(i)) not in (0, 1, 2)]
@@ -110,7 +111,7 @@ def main() -> None:
     make.add_argument("--output", type=Path, required=True)
     make.set_defaults(run=sheets)
     put = commands.add_parser("gather")
-    put.add_argument("sheets", type=Path)
+    put.add_argument("key", type=Path)
     put.add_argument("ratings", nargs="+", type=Path)
     put.add_argument("--output", type=Path, required=True)
     put.set_defaults(run=gather)

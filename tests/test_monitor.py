@@ -385,6 +385,12 @@ def test_pictures_on_the_way_from_the_base_model_to_the_training_images_are_clea
         assert alone(Look(1, LEARNED, stats(mixed))).seen in ("good", "memorised")
 
 
+@pytest.mark.parametrize("pictures", [BASE, [np.full_like(BASE[0], grey) for grey in (0, 90, 128, 255)]])
+def test_the_base_model_beside_itself_is_not_corrupted(pictures):
+    base = describe(pictures, REFERENCES, pictures)
+    assert corruption(base, base, TRAINING) < CORRUPTED
+
+
 def test_one_set_of_pictures_has_the_score_of_its_judgement():
     mine, base = stats(noisy(20)), stats(BASE)
     judged = Monitor(Look(0, None, base), TRAINING).judge(Look(1, None, mine))

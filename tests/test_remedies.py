@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from fewbayes.corruption.monitor import CORRUPTED
 from fewbayes.experiments.grids import CELL, first_images, named_subjects, rounded
 from fewbayes.experiments.methods import drawn_subject
 from fewbayes.experiments.remedies import arms, run_remedies
@@ -136,10 +138,11 @@ def test_what_went_farther_than_the_control_ever_did_is_not_compared():
         assert (share_compared(along, far, plain), share_compared(along, plain, far)) == (0.5, 1.0)
 
 
-def test_a_loss_that_rose_is_no_way_gone():
+def test_a_loss_that_rose_is_compared_with_one_that_rose_as_far_and_no_farther():
     plain = cell([0.7, 0.5], [0.2, 0.4], losses=losses(0.6, 0.7))
-    other = cell([0.8, 0.6], [0.2, 0.4], losses=losses(0.5, 0.8))
-    assert at_same("losses", other, plain, "quality") == pytest.approx((0.8 - 0.8 + 0.6 - 0.5) / 2)
+    other = cell([0.8, 0.6], [0.2, 0.4], losses=losses(0.65, 0.8))
+    assert at_same("losses", other, plain, "quality") == pytest.approx(0.8 - 0.6)
+    assert share_compared("losses", other, plain) == 0.5
 
 
 def test_trainings_whose_way_was_not_measured_are_left_out():
@@ -240,12 +243,15 @@ def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path):
     stamp = (tmp_path / "swirl_fish/4/plain-seed0" / CELL).stat().st_mtime_ns
     assert json.loads(run_remedies(wanted).read_text())["cells"] == cells
     assert (tmp_path / "swirl_fish/4/plain-seed0" / CELL).stat().st_mtime_ns == stamp
-    with pytest.raises(ValueError, match="holds another training; give another output_dir"):
+    with pytest.raises(ValueError, match="measured otherwise; give another output_dir"):
         run_remedies([*wanted, "--learning_rate", "2e-3"])
     run = tmp_path / "swirl_fish/4/plain-seed0"
     kept = json.loads((run / CELL).read_text())
     (run / CELL).write_text(json.dumps({key: value for key, value in kept.items() if key != "made_of"}))
     with pytest.raises(ValueError, match="holds another training"):  # nothing says what it was made from
+        run_remedies(wanted)
+    (run / CELL).write_text(json.dumps(kept | {"made_of": kept["made_of"] | {"quantities": ["quality"]}}))
+    with pytest.raises(ValueError, match="measured otherwise"):  # by a program that knew fewer of them
         run_remedies(wanted)
     (run / CELL).unlink()  # trained, not yet scored
     with pytest.raises(ValueError, match="holds another training"):
@@ -272,10 +278,14 @@ def test_a_run_is_scored_anew_where_its_pictures_changed(tmp_path):
     assert (run / FILE).stat().st_mtime_ns == stamp
     last = run / "samples/step-000008/raw/00.png"
     last.write_bytes(next(run.glob("reference/*.png")).read_bytes())
-    assert [row["corruption"] < 0.5 for row in before["raw"][:1]] == [True]  # the base model beside itself
     after = score_run(run, encoders, "<v>")
     assert after["raw"][-1]["nearest"] > before["raw"][-1]["nearest"]
     assert after["raw"][:-1] == before["raw"][:-1]
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    for pixels, file in zip(noise, sorted((run / "samples/step-000004/raw").glob("*.png")), strict=True):
+        Image.fromarray(pixels).save(file)
+    ruined = score_run(run, encoders, "<v>")["raw"]
+    assert ruined[4]["corruption"] > CORRUPTED > max(row["corruption"] for row in (ruined[0], ruined[3]))
 
 
 def test_a_training_that_runs_away_is_kept_as_failed(tmp_path):

@@ -132,8 +132,10 @@ def test_what_is_kept_is_told_from_twins_and_from_no_others():
     assert found.kept[0] == pytest.approx(1)
     assert found.kept[1] < 0.9
     assert describe(pictures, [scene(9)]).kept == ()
+    flat = np.full((SIDE, SIDE, 3), 90, np.uint8)
+    assert describe([flat], [], [flat.copy()]).kept == (1.0,)
     assert describe(pictures, [scene(9)], [coarse(twin) for twin in twins]) == found
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="2 pictures and 1 of the base model"):
         describe(pictures, [scene(9)], twins[:1])
 
 

@@ -354,8 +354,9 @@ class Scene:
         )
         return [np.asarray(picture) for picture in made]
 
-    def described(self, pictures: list[NDArray[np.uint8]]) -> SampleStats:
-        return describe(pictures, self.references, self._twins)
+    def described(self, pictures: list[NDArray[np.uint8]], twins: list[NDArray[np.uint8]] | None = None) -> SampleStats:
+        """twins: the base model's pictures at the same setting; those at the user's own where they are not given."""
+        return describe(pictures, self.references, self._twins if twins is None else twins)
 
     def seen(self, family: Family, what: str, *, base: bool = False) -> Seen:
         """The base model comes first: the pictures of the others are compared with its own, one by one."""
@@ -426,6 +427,8 @@ class Book:
         self.groups: list[dict[str, Any]] = []
         self.readings: dict[str, Reading] = {}
         self.stats: dict[str, SampleStats] = {}
+        self.otherwise: dict[str, list[NDArray[np.uint8]]] = {}
+        """Pictures of other samplers, which are described once the base model's are there too."""
         self.findings: list[Finding] = []
         self.add("training", self.scene.references, self.scene.training)
 
@@ -643,8 +646,8 @@ def _sample_otherwise(case: Case, book: Book, family: Family, whose: str) -> Non
     for other, changes in other_samplers(case.how["sampler"], case.how["steps"]).items():
         name, how = f"{whose}{other}", {**case.how, **changes}
         log.info("%s: %s, %d steps", NAMES[name], how["sampler"], how["steps"])
-        pictures = book.scene.pictures(family, **changes)
-        book.add(name, pictures, book.scene.described(pictures), **how)
+        book.otherwise[name] = book.scene.pictures(family, **changes)
+        book.add(name, book.otherwise[name], None, **how)
 
 
 def _settle_samplers(case: Case, book: Book, judgement: Judgement | None) -> None:
@@ -659,6 +662,9 @@ def _settle_samplers(case: Case, book: Book, judgement: Judgement | None) -> Non
     others = tuple(lookalikes.other_samplers(case.how["sampler"], case.how["steps"]))
     if not case.switched:
         _sample_otherwise(case, book, load_base(case), "base_")
+    for name, pictures in book.otherwise.items():
+        twins = book.otherwise[f"base_{name.removeprefix('base_')}"]
+        book.stats[name] = book.scene.described(pictures, twins)
     scores = {"source": _corruption(book, "source", "base")}
     scores |= {name: _corruption(book, name, f"base_{name}") for name in others}
     noise = {name: book.stats[name].noise for name in ("base", "source", *others)}

@@ -1,8 +1,8 @@
 """The stage of a training run, from looks at the model: underfit, good, corrupted or memorised, and what can be done.
 
 Everything is judged against two standards: what the base model gives on the same questions and seeds, and the training
-images themselves; the one number in grey levels, VISIBLE, is what no eye sees. Knows nothing of how looks are taken,
-of evaluators and of files; without torch.
+images themselves; numbers in grey levels are what no eye sees. Knows nothing of how looks are taken, of evaluators and
+of files; without torch.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ADDED = 2.0
 STRANGE = 0.85
 """What it adds: e to the power of ADDED for each unit by which a picture's strangeness is above STRANGE, less below.
 Strangeness is 0 for what is the base model's picture or a training image, 1 for what is as unlike both as the base
-model's pictures are unlike the training images. Chosen on pictures of the embedded world that had been rated by eye
-(docs/diagnose.md); not yet tried on others."""
+model's pictures are unlike the training images. Chosen on rated pictures of the embedded world (docs/diagnose.md); not
+yet tried on others."""
 VISIBLE = 2.0
 """Unrest, in grey levels, that is added in squares to any: pictures calmer than this look alike."""
 UNKNOWN = 0.4
-"""Strangeness taken for granted, that of clean pictures, where the base model's own are not there to compare with."""
+"""The most strangeness, that of clean pictures, where the base model's own are not there to compare with."""
 CHANCE = 1.5
 """Standard errors by which the typical noise of good pictures and of training images may differ: for their contents."""
 SPREAD = 0.3
@@ -42,8 +42,8 @@ SPREAD = 0.3
 SOFTNESS = 0.25
 """Width, in log, of the corruption score's way from 0 to 1. It shapes the score and decides nothing but CLEAN."""
 CLEAN = 1 / (1 + NOISIER ** (1 / SOFTNESS))
-"""The corruption score of pictures with no more noise than is accounted for: what averaged weights must reach for a
-cure, lest jitter be told where both sets lie about NOISIER."""
+"""The corruption score of pictures that stay below the limits by a factor of NOISIER: what averaged weights must reach
+for a cure, lest jitter be told where both sets lie about a limit."""
 COPY = 0.75
 """A picture is a copy when its likeness has come so far from what unlike pictures have towards 1. By eye on a few runs
 that ended in copies: most of these lie above, new views of the subject below."""
@@ -89,11 +89,11 @@ class Look:
 class Judgement:
     """stage: after hysteresis; seen: by this look alone, or, where it drew no samples, by the last one that did.
 
-    scores: `corruption` in [0, 1]; `averaged_corruption`, of the averaged
-    weights; `memorisation` in [0, 1], 1 for copies; `diversity` over the base model's; `learning`, at most 1, below
-    LEARNED for underfit. Those that the look had no means for are not there. cause: "jitter" where averaging the
-    weights cures the pictures; "diverged" where the model knows the training images worse than the base model does;
-    "lost" where a good look was followed by one that shows no learning.
+    scores: `corruption` in [0, 1]; `averaged_corruption`, of the averaged weights; `memorisation` in [0, 1], 1 for
+    copies; `diversity` over the base model's; `learning`, at most 1, below LEARNED for underfit. Those that the look
+    had no means for are not there. cause: "jitter" where averaging the weights cures the pictures; "diverged" where the
+    model knows the training images worse than the base model does; "lost" where a good look was followed by one that
+    shows no learning.
     """
 
     step: int
@@ -438,8 +438,7 @@ def corruption(samples: SampleStats, base: SampleStats, training: SampleStats) -
 
     base: of the base model's pictures of the same prompts and seeds. training: `describe(references, references)`.
     """
-    monitor = Monitor(Look(0, None, base), training, patience=1)
-    return monitor.judge(Look(1, None, samples)).scores["corruption"]
+    return Monitor(Look(0, None, base), training)._corruption(samples)
 
 
 def _unrest_over_contrast(samples: SampleStats) -> list[float]:

@@ -78,9 +78,11 @@ def describe(
     """
     for picture in [*pictures, *references, *(twins or ())]:
         _check(picture)
-    small = [_coarse(picture) for picture in pictures]
-    known = [(reference, _coarse(reference)) for reference in references]
-    pairs = zip(small, map(_coarse, twins), strict=True) if twins else ()
+    if twins and len(twins) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures and {len(twins)} of the base model; there must be as many")
+    small = [coarse(picture) for picture in pictures]
+    known = [(reference, coarse(reference)) for reference in references]
+    pairs = zip(small, map(coarse, twins), strict=True) if twins else ()
     return SampleStats(
         count=len(pictures),
         noise=tuple(detail(picture) for picture in pictures),
@@ -90,13 +92,13 @@ def describe(
         contrast=tuple(contrast(picture) for picture in pictures),
         unrest=tuple(unrest(picture) for picture in pictures),
         distinct=_distinct(small),
-        kept=tuple(_correlation(picture, twin) for picture, twin in pairs),
+        kept=tuple(1.0 if (picture == twin).all() else _correlation(picture, twin) for picture, twin in pairs),
     )
 
 
 def coarse(picture: Picture) -> Picture:
     """COARSE_SIDE squares a side: all of a twin that `describe` needs."""
-    return _coarse(picture).astype(np.uint8)
+    return np.asarray(Image.fromarray(picture).resize((COARSE_SIDE, COARSE_SIDE), Image.Resampling.BOX))
 
 
 def contrast(picture: Picture) -> float:
@@ -104,7 +106,7 @@ def contrast(picture: Picture) -> float:
 
     Noise much finer than the squares is averaged away; a picture that sinks into haze or a single colour loses it.
     """
-    return float(_coarse(picture).mean(axis=2).std())
+    return float(coarse(picture).mean(axis=2).std())
 
 
 def detail(picture: Picture) -> float:
@@ -160,29 +162,24 @@ def _diagonal(pixels: Floats) -> Floats:
     return (pixels[::2, ::2] - pixels[::2, 1::2] - pixels[1::2, ::2] + pixels[1::2, 1::2]) / 2
 
 
-def _coarse(picture: Picture) -> Floats:
-    small = Image.fromarray(picture).resize((COARSE_SIDE, COARSE_SIDE), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float64)
-
-
-def _nearest(picture: Picture, coarse: Floats, known: Sequence[tuple[Picture, Floats]]) -> float:
+def _nearest(picture: Picture, small: Picture, known: Sequence[tuple[Picture, Picture]]) -> float:
     """Highest likeness with a reference; one of the references is spared its own duplicates."""
-    found = [_likeness(coarse, theirs) for reference, theirs in known if reference is not picture]
+    found = [_likeness(small, theirs) for reference, theirs in known if reference is not picture]
     if any(reference is picture for reference, _ in known):
         found = [like for like in found if like < SAME]
     return max(found, default=0.0)
 
 
-def _distinct(coarse: Sequence[Floats]) -> int:
+def _distinct(small: Sequence[Picture]) -> int:
     """Flat pictures are like nothing, not even each other, and count one by one."""
-    kept: list[Floats] = []
-    for picture in coarse:
+    kept: list[Picture] = []
+    for picture in small:
         if all(_likeness(picture, other) < SAME for other in kept):
             kept.append(picture)
     return len(kept)
 
 
-def _likeness(picture: Floats, reference: Floats) -> float:
+def _likeness(picture: Picture, reference: Picture) -> float:
     """The higher correlation of the two ways round, means of the channels taken out: in [-1, 1], 0 if either is flat.
 
     So brightness, contrast and a cast of colour do not count: copies often come recoloured.
@@ -190,15 +187,15 @@ def _likeness(picture: Floats, reference: Floats) -> float:
     return max(_correlation(picture, reference), _correlation(picture, reference[:, ::-1]))
 
 
-def _correlation(a: Floats, b: Floats) -> float:
-    a, b = (part - part.mean((0, 1)) for part in (a, b))
+def _correlation(picture: Picture, other: Picture) -> float:
+    a, b = (part - part.mean((0, 1)) for part in (picture, other))
     size = np.linalg.norm(a) * np.linalg.norm(b)
     return float(np.clip((a * b).sum() / size, -1, 1)) if size > 1e-9 else 0.0
 
 
-def _diversity(coarse: Sequence[Floats]) -> float:
+def _diversity(small: Sequence[Picture]) -> float:
     """Root mean square difference over the range, mean over pairs."""
-    pairs = [np.sqrt(((a - b) ** 2).mean()) / 255 for a, b in combinations(coarse, 2)]
+    pairs = [np.sqrt(((a - b.astype(float)) ** 2).mean()) / 255 for a, b in combinations(small, 2)]
     return float(np.mean(pairs)) if pairs else 0.0
 
 

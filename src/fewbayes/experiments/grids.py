@@ -29,7 +29,7 @@ import numpy as np
 from fewbayes.config import TrainConfig, load_config
 from fewbayes.experiments.methods import StudySubject, drawn_subject, photographed_subject
 from fewbayes.experiments.runner import Arm, command, in_parallel, run_one, watching, without_path
-from fewbayes.experiments.trajectories import identities, open_pictures, score_pictures, score_run
+from fewbayes.experiments.trajectories import QUANTITIES, identities, open_pictures, score_pictures, score_run
 from fewbayes.families import inspect_model
 from fewbayes.runs import CONFIG, RunError, atomic_folder, atomic_write, environment
 
@@ -200,6 +200,7 @@ def made_of(cell: Cell) -> dict[str, Any]:
         "settings": settings_of(cell.config.resolve(recommended, card.resolution, cell.images)),
         "model": _fingerprint(cell.config.model),
         "encoders": identities(_encoders(cell.encoders)),
+        "quantities": list(QUANTITIES),
     }
 
 
@@ -214,7 +215,7 @@ def _fingerprint(model: str) -> str:
 
 
 def _other(folder: Path) -> RunError:
-    return RunError(f"{folder} holds another training; give another output_dir")
+    return RunError(f"{folder} holds another training, or one that was measured otherwise; give another output_dir")
 
 
 def rounded(value: Any) -> Any:
@@ -296,7 +297,7 @@ def _initial_weights(model: str) -> dict[str, Any]:
 
 
 def _prober(family: Any, cell: Cell) -> Prober:
-    """Asks for the loss that training lowers: latents are drawn as training draws them, once, more than once each."""
+    """Asks for the loss that training lowers: of latents drawn as training draws them, LOSS_DRAWS for each image."""
     import torch
 
     from fewbayes.corruption.probes import Prober, ProbeSettings

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from fewbayes.corruption.monitor import corruption
+from fewbayes.corruption.samples import describe
 from fewbayes.runs import atomic_write, file_sha256
 
 FILE = "trajectory.json"
@@ -33,7 +35,7 @@ TRAINING, BASE = "training", 0
 
 
 def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[str, Any]:
-    """The scores of a finished run; made anew where encoders, rare token, pictures or what they show are others.
+    """The scores of a finished, sampled run; made anew where encoders, rare token, pictures or their contents are others.
 
     Returns {"made_of": what the scores follow from, "training": scores of the training images, "raw": [...], "ema":
     [...]}, one dictionary of QUANTITIES with "step" per sampled checkpoint in order. Step 0 is the base model.
@@ -47,9 +49,10 @@ def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[s
     references = open_pictures(folder / "reference")
     result: dict[str, Any] = {"made_of": made_of, TRAINING: _of_training(references, encoders)}
     result["ema"] = []
-    for weights in ("raw", "ema") if steps and _rows(steps[-1], "ema") else ("raw",):
+    corrupted = _beside(_pixels(steps[0], _rows(steps[0], "raw")), references)
+    for weights in ("raw", "ema") if _rows(steps[-1], "ema") else ("raw",):
         result[weights] = [
-            {"step": _step(path), "corruption": _corruption(path, rows, steps[0], references)}
+            {"step": _step(path), "corruption": corrupted(_pixels(path, rows))}
             | _scores(path, rows, references, encoders, rare_token)
             for path in steps
             if (rows := _rows(path, weights))
@@ -93,14 +96,11 @@ def _rows(path: Path, weights: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["weights"] == wanted] if wanted in kinds else []
 
 
-def _corruption(path: Path, rows: Sequence[dict[str, Any]], base: Path, references: Sequence[Image.Image]) -> float:
-    """Of the pictures of a step, beside those of the base model, which come in the same order."""
-    from fewbayes.corruption.monitor import corruption
-    from fewbayes.corruption.samples import describe
-
-    real, twins = [np.asarray(picture) for picture in references], _pixels(base, _rows(base, "raw"))
-    mine, its = (describe(pictures, real, twins) for pictures in (_pixels(path, rows), twins))
-    return corruption(mine, its, describe(real, real))
+def _beside(base: Sequence[np.ndarray], references: Sequence[Image.Image]) -> Callable[[Sequence[np.ndarray]], float]:
+    """The monitor's score of pictures beside those of the base model, which come in the same order."""
+    real = [np.asarray(picture) for picture in references]
+    twins, training = describe(base, real, base), describe(real, real)
+    return lambda pictures: corruption(describe(pictures, real, base), twins, training)
 
 
 def _pixels(path: Path, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
@@ -125,7 +125,7 @@ def score_pictures(
     encoders: dict[str, Any],
     rare_token: str,
 ) -> dict[str, float]:
-    """The QUANTITIES of pictures that were made with these prompts."""
+    """What evaluators say of pictures that were made with these prompts."""
     from fewbayes.metrics import scores
 
     plain = [scores.without_token(prompt, rare_token) for prompt in prompts]

@@ -33,6 +33,8 @@ Arm = tuple[str, str]
 EXTRA = {"mean_of_last": "mean of the last 5 checkpoints", "more_steps": "raw, four times the sampler's steps"}
 CONTROLS = ("plain", "slow", "l2-10", "l2-40", "token")
 """What Bayesian training is held against beyond plain training of the same weights."""
+FAR = {"corruption": "corruption score", "fidelity": "Dino", "quality": "quality"}
+"""What arms are compared in where they have come equally far."""
 CONTRASTED = ("usable", "corrupted", "best", "fidelity", "quality", "diversity")
 
 
@@ -77,7 +79,7 @@ def leads(
 
 
 def equally_far(along: Along, study: Mapping[str, Any], control: str = "plain") -> dict[str, dict[str, Estimate]]:
-    """By arm, the lead in quality and fidelity over the control where that had come equally far.
+    """By arm, the lead in FAR over the control where that had come equally far.
 
     "compared": the share of checkpoints that had a counterpart. Only trainings whose way was measured.
     """
@@ -86,7 +88,7 @@ def equally_far(along: Along, study: Mapping[str, Any], control: str = "plain") 
     for cell in study["cells"]:
         unit = (cell["subject"], cell["seed"])
         if cell["arm"] != control and unit in plain:
-            for name in ("quality", "fidelity"):
+            for name in FAR:
                 lead = at_same(along, cell, plain[unit], name)
                 found.setdefault(cell["arm"], {}).setdefault(name, {})[unit] = lead
             found[cell["arm"]].setdefault("compared", {})[unit] = share_compared(along, cell, plain[unit])
@@ -211,14 +213,14 @@ def _equally_far(along: Along, study: Mapping[str, Any], labels: Mapping[str, st
     rows = [
         [
             labels[arm],
-            str(found["quality"].units),
-            *(_shown(found[name], name, signed=True) for name in ("quality", "fidelity")),
+            str(found["corruption"].units),
+            *(_shown(found[name], name, signed=True) for name in FAR),
             _shown(found["compared"], "compared"),
         ]
         for arm, found in equally_far(along, study).items()
-        if found["quality"].units
+        if found["corruption"].units
     ]
-    return _table(["arm", "trainings", "quality", "Dino", "checkpoints compared, %"], rows) or "Not measured."
+    return _table(["arm", "trainings", *FAR.values(), "checkpoints compared, %"], rows) or "Not measured."
 
 
 def _named(arm: Arm, labels: Mapping[str, str]) -> str:

@@ -1,5 +1,5 @@
 """What a curve over checkpoints says of a corruption stage: how much is corrupted, how long in one piece, how much of
-it is only jitter, and how much could be used. Numpy only; reads the cells that `experiments/grids.py` writes.
+it is only jitter, and how much could be used. No torch; reads the cells that `experiments/grids.py` writes.
 
 *Corrupted*: the stage monitor's score of a checkpoint's pictures is CORRUPTED or more, see docs/diagnose.md.
 *Sustained*: corrupted in raw and averaged weights alike, two checkpoints in a row or more; the rest is *jitter*, which
@@ -21,7 +21,7 @@ MEASURES = {
     "usable": ("usable checkpoints", "%", 1),
     "corrupted": ("corrupted checkpoints", "%", -1),
     "sustained": ("longest sustained stage", "% of the run", -1),
-    "jitter": ("jitter of the quality", "", -1),
+    "jitter": ("jitter of Dino", "", -1),
     "fall": ("deepest fall of Dino", "", -1),
     "best": ("best Dino, uncorrupted", "", 1),
     "fidelity": ("last Dino", "", 1),
@@ -65,7 +65,7 @@ def measures(cell: Mapping[str, Any], weights: str) -> dict[str, float]:
         "usable": float((~bad & (fidelity >= half_way(cell))).mean()),
         "corrupted": float(bad.mean()),
         "sustained": longest(both) / len(bad),
-        "jitter": roughness([row["quality"] for row in rows]),
+        "jitter": roughness([row["fidelity"] for row in rows]),
         "fall": float((peaks - fidelity).max()),
         "best": float(fidelity[~bad].max()) if not bad.all() else base,
     } | {name: last[name] for name in PROMPT_FREE}
@@ -101,25 +101,32 @@ def weighed(cell: Mapping[str, Any]) -> dict[str, float | None]:
 def at_same(along: Along, cell: Mapping[str, Any], control: Mapping[str, Any], name: str) -> float | None:
     """Mean lead of a quantity over the control's where that had come equally far, raw weights.
 
-    The control is interpolated between its checkpoints, the base model included. Checkpoints that are farther than the
-    control ever got have no counterpart; None where none has, or how far they are was not measured.
+    The control is interpolated between its checkpoints, the base model included, in the order of how far they are: it
+    may have gone back now and then. None where no checkpoint is compared, or how far they are was not measured.
     """
-    mine, its = _way(along, cell), _way(along, control)
-    if not mine or not its:
-        return None
-    rows = sorted((its[row["step"]], row[name]) for row in control["raw"])  # it may have gone back now and then
+    its = _way(along, control)
+    rows = sorted((its[row["step"]], row[name]) for row in control["raw"]) if its else []
     far, level = [at for at, _ in rows], [value for _, value in rows]
-    there = [row for row in cell["raw"][1:] if mine[row["step"]] <= far[-1]]
-    leads = [row[name] - float(np.interp(mine[row["step"]], far, level)) for row in there]
+    there = _compared(along, cell, control)
+    leads = [row[name] - float(np.interp(at, far, level)) for at, row in there]
     return float(np.mean(leads)) if leads else None
 
 
 def share_compared(along: Along, cell: Mapping[str, Any], control: Mapping[str, Any]) -> float | None:
     """The share of the checkpoints that `at_same` has a counterpart for."""
+    if not _way(along, cell) or not _way(along, control):
+        return None
+    return len(_compared(along, cell, control)) / len(cell["raw"][1:])
+
+
+def _compared(along: Along, cell: Mapping[str, Any], control: Mapping[str, Any]) -> list[tuple[float, Any]]:
+    """The checkpoints, after how far they are, that are within what the control went through."""
     mine, its = _way(along, cell), _way(along, control)
     if not mine or not its:
-        return None
-    return float(np.mean([mine[row["step"]] <= max(its.values()) for row in cell["raw"][1:]]))
+        return []
+    least, most = min(its.values()), max(its.values())
+    ways = [(mine[row["step"]], row) for row in cell["raw"][1:]]
+    return [(at, row) for at, row in ways if least <= at <= most]
 
 
 def _way(along: Along, cell: Mapping[str, Any]) -> dict[int, float]:
