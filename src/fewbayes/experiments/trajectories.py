@@ -35,7 +35,7 @@ TRAINING, BASE = "training", 0
 
 
 def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[str, Any]:
-    """The scores of a finished, sampled run; made anew where encoders, rare token or pictures are others, or QUANTITIES.
+    """The scores of a finished, sampled run; made anew where encoders, rare token, pictures or QUANTITIES are others.
 
     Returns {"made_of": what the scores follow from, "training": scores of the training images, "raw": [...], "ema":
     [...]}, one dictionary of QUANTITIES with "step" per sampled checkpoint in order. Step 0 is the base model.
