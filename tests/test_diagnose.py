@@ -448,6 +448,8 @@ def test_other_samplers_are_tried_on_the_base_model_too(eps_model, lora, asked, 
         return (tmp_path / question / "pictures" / name / "00.png").read_bytes()
 
     for other in ("more_steps", "other_sampler"):
+        for name in (other, f"base_{other}"):  # the twin is the base model's picture at the same setting
+            assert told(questions["itself"])["samples"][name]["kept"] == [1.0]
         assert picture("itself", f"base_{other}") == picture("itself", other) != picture("itself", "base")
         assert picture("lora", f"base_{other}") == picture("itself", f"base_{other}") != picture("lora", other)
     scores = next(f for f in told(questions["lora"])["findings"] if f["experiment"] == "sampler")["numbers"]

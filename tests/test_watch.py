@@ -145,6 +145,7 @@ def test_samples_that_are_drawn_otherwise_are_not_compared_with_those_before(fam
     told = begun.to_dict()
     assert not StageWatch(family, training_of(family), sampled_as={"seeds": [2]}).resume(told)
     assert not StageWatch(family, training_of(family)).resume(None)
+    assert not StageWatch(family, training_of(family)).resume({k: v for k, v in told.items() if k != "twins"})
     assert StageWatch(family, training_of(family)).resume(told)  # no samples any more: nothing to compare
 
 
