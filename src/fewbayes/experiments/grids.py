@@ -253,8 +253,8 @@ def _weighed(cell: Cell) -> dict[str, Any]:
     paths = [cell.folder / f"checkpoint-{step}" for step in steps]
     assert steps[-1:] == [RunFolder(cell.folder).manifest["steps"]]
     family, method = load_family(cell.config.model), make_method(load_config(cell.folder / CONFIG, {}))
-    prober, losses = _prober(family, cell), []
-    losses.append([0, _loss(prober)])
+    prober = _prober(family, cell)
+    losses = [[0, _loss(prober)]]
     method.attach(family)
     for step, path in zip(steps, paths, strict=True):
         _set_mean(method.trainable(family), [path])
