@@ -39,7 +39,13 @@ PROBES = {
     "loss_others": "Loss on other images",
 }
 """Numbers of a reading that the page shows, of those that were probed."""
-SAMPLES = {"noise": "Noise of the pictures", "likeness": "Likeness to the nearest training image"}
+SAMPLES = {
+    "noise": "Noise of the pictures",
+    "unrest": "Unrest of their colours",
+    "contrast": "Contrast at large",
+    "likeness": "Likeness to the nearest training image",
+    "kept": "Correlation with the base model's picture",
+}
 
 
 @dataclass(frozen=True)
