@@ -126,9 +126,13 @@ def test_an_interrupted_run_exits_130_and_the_same_command_ends_it(command, caps
         if step == 3:
             signal.raise_signal(signal.SIGINT)  # as the keyboard does, at a moment that every machine reaches
 
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "write_checkpoint", interrupt_at_the_third)
-        code = main(arguments)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "write_checkpoint", interrupt_at_the_third)
+            code = main(arguments)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130
     assert "same command" in capsys.readouterr().err
     assert not (tmp_path / "run/model_index.json").exists()
