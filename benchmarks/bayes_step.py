@@ -27,9 +27,9 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
-from fewbayes.config import TrainConfig
 from fewbayes.methods import make_method
-from fewbayes.variational import GaussianPosterior
+from fewbayes.posterior.gaussian import GaussianPosterior
+from fewbayes.settings.config import TrainConfig
 
 SIZES = {
     "tiny": {

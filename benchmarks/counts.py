@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from fewbayes.config import TrainConfig
-from fewbayes.families import Family, ModelCard, meta_family, parameter_counts
 from fewbayes.methods import make_method
-from fewbayes.where import PRESETS, select
+from fewbayes.models import Family, ModelCard, meta_family, parameter_counts
+from fewbayes.posterior.where import PRESETS, select
+from fewbayes.settings.config import TrainConfig
 
 SHAPES = Path(__file__).parent / "shapes"
 MODELS = {"sd15": ("SD 1.5", "sd", 512), "sd21": ("SD 2.1", "sd", 768), "sdxl": ("SDXL", "sdxl", 1024)}

@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fewbayes.config import TrainConfig
 from fewbayes.export import FORMATS, write_export
 from fewbayes.export.trained import base_card, load_trained, read_run
 from fewbayes.export.verify import compare, foreign_job, read_record, run_foreign
-from fewbayes.families import load_family
-from fewbayes.runs import environment
+from fewbayes.models import load_family
+from fewbayes.runs.folder import environment
 from fewbayes.sample import sample_images
-from fewbayes.train import train
+from fewbayes.settings.config import TrainConfig
+from fewbayes.training.train import train
 
 FIXTURES = Path(__file__).parents[1] / "tests/conftest.py"
 FAMILIES = {"eps": "SD, eps", "v": "SD, v", "sdxl": "SDXL"}

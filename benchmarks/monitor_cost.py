@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from fewbayes import train as training
-from fewbayes.config import TrainConfig
-from fewbayes.corruption.watch import StageWatch
-from fewbayes.families import load_family
 from fewbayes.methods import make_method
-from fewbayes.runs import RunFolder, environment
+from fewbayes.models import load_family
+from fewbayes.runs.folder import RunFolder, environment
+from fewbayes.settings.config import TrainConfig
+from fewbayes.stage.watch import StageWatch
+from fewbayes.training import train as training
 
 RESULTS = Path(__file__).parent / "results"
 METHODS: dict[str, dict[str, Any]] = {"lora": {"rank": 16, "learning_rate": 3e-4}, "full": {"learning_rate": 1e-5}}

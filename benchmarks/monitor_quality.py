@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image
 from scipy.stats import mannwhitneyu
 
-from fewbayes.corruption.monitor import CORRUPTED, Judgement, Look, Monitor
-from fewbayes.corruption.samples import describe
-from fewbayes.report.trajectories import longest
-from fewbayes.runs import BEST, BEST_STATE, STAGES, environment
+from fewbayes.page.trajectories import longest
+from fewbayes.runs.folder import BEST, BEST_STATE, STAGES, environment
+from fewbayes.stage.monitor import CORRUPTED, Judgement, Look, Monitor
+from fewbayes.stage.samples import describe
 
 BETWEEN, BROKEN = 1, 2
 

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fewbayes.batches import Pictures, Share
-from fewbayes.corruption.probes import Prober, ProbeSettings
-from fewbayes.corruption.readings import Reading
-from fewbayes.data import crop, load_images
-from fewbayes.ema import WeightAverage
-from fewbayes.families import load_family
+from fewbayes.data.images import crop, load_images
+from fewbayes.diffusion.objective import diffusion_loss
 from fewbayes.metrics.pixels import haar_noise, image_similarity
-from fewbayes.objective import diffusion_loss
+from fewbayes.models import load_family
 from fewbayes.sample import sample_images
+from fewbayes.stage.probes import Prober, ProbeSettings
+from fewbayes.stage.readings import Reading
+from fewbayes.training.batches import Pictures, Share
+from fewbayes.training.ema import WeightAverage
 
 SETTINGS = ProbeSettings(timesteps=(50, 100, 200, 400, 600, 800), examples=2)
 SAMPLES = {"sampler": "ddim", "steps": 25, "guidance": 7.5}

@@ -23,7 +23,7 @@ from PIL import Image
 from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.evaluate import evaluate_folder
 from fewbayes.metrics.scores import without_token
-from fewbayes.runs import atomic_write
+from fewbayes.runs.folder import atomic_write
 
 PICTURES = 8
 NOISE = 20.0  # grey levels on the noisy pictures of the base model
@@ -89,7 +89,7 @@ def photographed_subjects(folder: Path, count: int) -> dict[str, tuple[Pictures,
 
 
 def base_pictures(model: str, prompts: Sequence[str]) -> Pictures:
-    from fewbayes.families import load_family
+    from fewbayes.models import load_family
     from fewbayes.sample import sample_images
 
     return sample_images(load_family(model), prompts, list(range(len(prompts))), sampler="ddim", steps=25)

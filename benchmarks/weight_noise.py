@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from fewbayes.noise import WeightNoise, normal, reference_normal
+from fewbayes.posterior.noise import WeightNoise, normal, reference_normal
 
 TINY_WEIGHTS = 1_870_000
 SD15_SIZES = {f"weight{i}": 2014 * 512 for i in range(192)}

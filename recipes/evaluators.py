@@ -27,7 +27,7 @@ from clip import Scenes, described, pretrain_clip, quality_curves, retrieval, wi
 from degraded import decoded_pictures, degraded_series, heap_pictures
 from dino import held_out_looks, pretrain_dino, same_subject_auc, subjects_auc
 from evaluator_cards import write_card
-from fewbayes.families.tokens import write_slow_tokenizer
+from fewbayes.models.tokens import write_slow_tokenizer
 from fewbayes.world.evaluators import CLIP_NAME, DINO_NAME
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
 from fewbayes.world.settings import SETTINGS

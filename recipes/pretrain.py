@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 import fewbayes.world
 from autoencoder import fix_deviations, pretrain_autoencoder, psnr, standardise
 from card import write_card
-from fewbayes.families.tokens import write_slow_tokenizer
+from fewbayes.models.tokens import write_slow_tokenizer
 from fewbayes.world.scenes import RARE_TOKEN
 from judge import judge_pipeline, photograph_psnr, write_sample_grid
 from pipeline import pretrain_pipeline

@@ -158,7 +158,7 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture
 def settings(eps_model, photos, tmp_path):
     """Makes the config of a run of a few steps: settings(output="name", learning_rate=1e-3, ...)."""
-    from fewbayes.config import TrainConfig
+    from fewbayes.settings.config import TrainConfig
 
     def make(output: str = "run", **changes) -> TrainConfig:
         usual = {
@@ -179,6 +179,6 @@ def settings(eps_model, photos, tmp_path):
 @pytest.fixture(scope="session")
 def family(eps_model):
     """A loaded model that tests share; training gives it back as it was."""
-    from fewbayes.families import load_family
+    from fewbayes.models import load_family
 
     return load_family(str(eps_model))

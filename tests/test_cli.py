@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from fewbayes.cli import COMMANDS, main
-from fewbayes.runs import RunFolder
-from fewbayes.train import train
+from fewbayes.runs.folder import RunFolder
+from fewbayes.training.train import train
 
 
 @pytest.fixture
@@ -110,6 +110,18 @@ def test_the_resolved_settings_are_said_before_the_first_step(command, caplog):
     assert main(command(bayes=True, max_train_steps=1)) == 0
     assert "3 images of 32 pixels, 1 steps at rate 0.001" in caplog.text
     assert "(where linear), weight_std 0.01" in caplog.text
+
+
+@pytest.mark.parametrize("ours", [ValueError("shapes (3,) and (4,) not aligned"), KeyError("x"), TypeError("x")])
+def test_a_mistake_of_ours_keeps_its_traceback(ours, monkeypatch):
+    """numpy and torch raise ValueError for wrong shapes: a bug must not read as something that the user can mend."""
+
+    def broken(arguments):
+        raise ours
+
+    monkeypatch.setitem(COMMANDS, "report", broken)
+    with pytest.raises(type(ours)):
+        main(["report", "folder"])
 
 
 def test_numbers_that_run_away_are_exit_code_1(command, capsys):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewbayes.config import TrainConfig
-from fewbayes.families import load_family
 from fewbayes.methods import COMPARISON_ARMS, METHODS, make_method
-from fewbayes.runs import read_metrics
-from fewbayes.train import train
+from fewbayes.models import load_family
+from fewbayes.runs.folder import read_metrics
+from fewbayes.settings.config import TrainConfig
+from fewbayes.training.train import train
 
 ARMS = [(method, bayes) for method in METHODS for bayes in (False, True) if not (bayes and method in COMPARISON_ARMS)]
 MODELS = ("eps_model", "v_model", "sdxl_model")

@@ -16,8 +16,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fewbayes import config as config_room
-from fewbayes.config import ConfigError, TrainConfig, field_docs, load_config, parse_train_args, train_help
+from fewbayes.settings import config as config_room
+from fewbayes.settings.config import ConfigError, TrainConfig, field_docs, load_config, parse_train_args, train_help
 
 NEEDED = {
     "model": "tiny",
@@ -454,7 +454,7 @@ def test_every_field_has_its_docstring_and_stands_in_the_help():
 def test_help_is_quick_and_needs_no_torch():
     code = """if True:
         import sys
-        from fewbayes.config import parse_train_args
+        from fewbayes.settings.config import parse_train_args
         try:
             parse_train_args(["--help"])
         finally:
@@ -480,7 +480,7 @@ def test_every_setting_of_a_method_is_a_setting_and_only_its_methods_take_it():
 
 
 def test_the_presets_are_those_that_can_be_selected():
-    where = importlib.import_module("fewbayes.where")
+    where = importlib.import_module("fewbayes.posterior.where")
     assert set(config_room.WHERE_PRESETS) == set(where.PRESETS)
 
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewbayes import data
-from fewbayes.data import DataError, check_folder, crop, load_images
+from fewbayes.data import images as data
+from fewbayes.data.images import DataError, check_folder, crop, load_images
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (48, 32)) -> Image.Image:

@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fewbayes.config import TrainConfig
-from fewbayes.corruption import lookalikes
-from fewbayes.corruption.diagnose import (
+from fewbayes.diagnose import lookalikes
+from fewbayes.diagnose.diagnose import (
     RESULT,
     SAMPLERS,
     Asked,
@@ -30,14 +29,15 @@ from fewbayes.corruption.diagnose import (
     settle,
     which_to_keep,
 )
-from fewbayes.corruption.lookalikes import Finding
-from fewbayes.corruption.monitor import CLEAN, Look, Monitor
-from fewbayes.corruption.readings import Losses
-from fewbayes.corruption.samples import SampleStats
-from fewbayes.families import inspect_model, load_family
-from fewbayes.families.adapters import load_adapter
-from fewbayes.report import write_report
-from fewbayes.train import train
+from fewbayes.diagnose.lookalikes import Finding
+from fewbayes.models import inspect_model, load_family
+from fewbayes.models.adapters import load_adapter
+from fewbayes.page import write_report
+from fewbayes.settings.config import TrainConfig
+from fewbayes.stage.monitor import CLEAN, Look, Monitor
+from fewbayes.stage.readings import Losses
+from fewbayes.stage.samples import SampleStats
+from fewbayes.training.train import train
 from fewbayes.world.scenes import subject_photograph
 
 # diffusers' DPM-Solver converts tensors as numpy 2 no longer likes (diffusers 0.42.1, November 2026).

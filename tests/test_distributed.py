@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from fewbayes.runs import read_manifest, read_metrics
-from fewbayes.train import train
+from fewbayes.runs.folder import read_manifest, read_metrics
+from fewbayes.training.train import train
 
 # Adam with a large epsilon, where rounding is not blown up by the division.
 SMALL = {"adam_epsilon": 1.0, "learning_rate": 1.0, "max_train_steps": 3}
@@ -26,8 +26,8 @@ ARMS = {
 TRAIN_ALL = """
 import sys
 from accelerate import PartialState
-from fewbayes.config import load_config
-from fewbayes.train import train
+from fewbayes.settings.config import load_config
+from fewbayes.training.train import train
 for path in sys.argv[1:]:
     train(load_config(path, {}), progress=False)
 try:
@@ -41,7 +41,7 @@ PartialState().destroy_process_group()
 @pytest.fixture(scope="module")
 def trained_by_two(eps_model, photos, tmp_path_factory) -> Path:
     """All arms, one after the other, by one pair of processes."""
-    from fewbayes.config import TrainConfig
+    from fewbayes.settings.config import TrainConfig
 
     folder = tmp_path_factory.mktemp("two")
     script = folder / "train_all.py"

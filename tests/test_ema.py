@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewbayes.ema import WeightAverage
+from fewbayes.training.ema import WeightAverage
 
 
 @pytest.fixture

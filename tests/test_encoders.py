@@ -23,7 +23,7 @@ from fewbayes.metrics import encoders as loading
 from fewbayes.metrics.encoders import KEYS, Clip, ClipRn50Quality, LpipsAlex, Missing, PatchDistance, Sscd, Vit
 from fewbayes.metrics.preprocess import read_preprocessing
 from fewbayes.metrics.weights import ALEXNET, HEADS, HUB_MODELS, RN50, SSCD, TOKENS, WEIGHTS, fetch_weights
-from fewbayes.runs import file_sha256
+from fewbayes.runs.folder import file_sha256
 from small_encoders import (
     build_clip,
     build_dino,

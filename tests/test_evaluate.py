@@ -20,7 +20,7 @@ from fewbayes.metrics.evaluate import FACTS, IMAGES, evaluate_folder, run_evalua
 from fewbayes.metrics.features import FeatureStore, Progress, mirrored
 from fewbayes.metrics.folders import find_source, read_references, read_samples
 from fewbayes.metrics.scores import without_token
-from fewbayes.runs import METRICS, read_metrics
+from fewbayes.runs.folder import METRICS, read_metrics
 from small_encoders import black, build_embedded, picture
 
 PROMPTS = ("a <v> dog in the snow", "a <v> dog on a rug")

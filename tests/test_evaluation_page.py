@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from fewbayes.metrics.features import _Thumbnails, mirrored
-from fewbayes.report import write_report
-from fewbayes.report.cases import choose, kept
-from fewbayes.report.dots import dot_plots
-from fewbayes.report.evaluation import FIVE, Picture, caption, is_evaluation, make_table, read_evaluation, verdict
-from fewbayes.report.gallery import make_gallery
-from fewbayes.report.nearest import nearest
-from fewbayes.report.score_table import escape, latex, markdown
-from fewbayes.statistics import compare
+from fewbayes.metrics.statistics import compare
+from fewbayes.page import write_report
+from fewbayes.page.cases import choose, kept
+from fewbayes.page.dots import dot_plots
+from fewbayes.page.evaluation import FIVE, Picture, caption, is_evaluation, make_table, read_evaluation, verdict
+from fewbayes.page.gallery import make_gallery
+from fewbayes.page.nearest import nearest
+from fewbayes.page.score_table import escape, latex, markdown
 
 ENCODERS = {
     "clip_t": "fewbayes-clip",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from fewbayes.families import load_family
+from fewbayes.models import load_family
 from fewbayes.world.evaluators import (
     CLIP_FOLDER,
     CLIP_NAME,

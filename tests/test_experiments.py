@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from fewbayes.experiments.demo import run_demo
-from fewbayes.experiments.one_shot import arms, drawn_photograph, one_photograph, one_shot
-from fewbayes.experiments.runner import Arm, run_experiment
+from fewbayes.studies.demo import run_demo
+from fewbayes.studies.one_shot import arms, drawn_photograph, one_photograph, one_shot
+from fewbayes.studies.runner import Arm, run_experiment
 
 
 def _values(folder, metric, weights="raw"):

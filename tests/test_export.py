@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewbayes.config import TrainConfig
 from fewbayes.export import FORMATS, ROUTES, foreign, route_of, write_export
 from fewbayes.export.metadata import NO_HASH, write_safetensors
 from fewbayes.export.original import UNET, VAE, clip_name, open_clip_weights, single_file, unet_name
@@ -22,10 +21,11 @@ from fewbayes.export.svd import ELSEWHERE, as_lora, decompose, product, relative
 from fewbayes.export.trained import LowRank, RunFacts, Trained, lora_layers, merge_adapters, weight_changes
 from fewbayes.export.verify import read_record
 from fewbayes.export.write import write
-from fewbayes.families import inspect_model, load_family
 from fewbayes.methods import make_method
+from fewbayes.models import inspect_model, load_family
 from fewbayes.sample import sample_images
-from fewbayes.train import train
+from fewbayes.settings.config import TrainConfig
+from fewbayes.training.train import train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),  # PEFT asks transformers 5 so

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from fewbayes.corruption.theory import k_response
-from fewbayes.experiments.figures import FIGURES, paper, run_figure
-from fewbayes.experiments.figures.denoise import ddim, one_step
-from fewbayes.experiments.figures.fidelity import dip, dips
-from fewbayes.experiments.figures.fig5 import _inputs
-from fewbayes.experiments.figures.options import parse
-from fewbayes.experiments.figures.trained import left_out
-from fewbayes.report.figures import DRAWN, draw
-from fewbayes.schedule import add_noise
-from fewbayes.train import NonFiniteError
+from fewbayes.diffusion.process import add_noise
+from fewbayes.page.figures import DRAWN, draw
+from fewbayes.stage.theory import k_response
+from fewbayes.studies.paper import FIGURES, paper, run_figure
+from fewbayes.studies.paper.denoise import ddim, one_step
+from fewbayes.studies.paper.fidelity import dip, dips
+from fewbayes.studies.paper.fig5 import _inputs
+from fewbayes.studies.paper.options import parse
+from fewbayes.studies.paper.trained import left_out
+from fewbayes.training.train import NonFiniteError
 
 CURVES = ("fig1", "fig2")
 

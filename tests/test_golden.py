@@ -1,8 +1,8 @@
 """Three short trainings of the embedded model and one diagnosis, held against the numbers kept in golden.json.
 
-On the kind of processor and the versions that wrote the file they agree bit for bit; elsewhere the last bits differ and
-the losses agree to a per cent. A change that alters what training computes shows here first: when it is meant, write the
-file again (`python tests/test_golden.py`) and say why in the changelog.
+On the kind of processor and the versions that wrote the file they agree bit for bit. Elsewhere the last bits differ and
+the losses agree to a per cent. A change that alters what training computes shows here first. When it is meant, write
+the file again (`python tests/test_golden.py`) and say why in the changelog.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ def this_machine() -> str:
 
 def compute(folder: Path) -> dict:
     """The numbers, by run. One thread: sums over several are of another order."""
-    from fewbayes.corruption.diagnose import Asked, diagnose
-    from fewbayes.config import TrainConfig
-    from fewbayes.families import load_family
-    from fewbayes.train import train
+    from fewbayes.diagnose.diagnose import Asked, diagnose
+    from fewbayes.models import load_family
+    from fewbayes.settings.config import TrainConfig
+    from fewbayes.training.train import train
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewbayes.data import DataError
-from fewbayes.layouts import draw_identities, mask_of, read_subjects
+from fewbayes.data.images import DataError
+from fewbayes.data.layouts import draw_identities, mask_of, read_subjects
 
 
 def picture(path, value=100, mode="RGB"):

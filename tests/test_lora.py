@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from adapted import PROMPTS, XT, T, attaching, prediction, trained
 from fewbayes.methods import make_method
 from fewbayes.methods.adapters import adapter_layers
-from fewbayes.variational import GaussianPosterior
+from fewbayes.posterior.gaussian import GaussianPosterior
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewbayes import memory
-from fewbayes.config import TrainConfig
-from fewbayes.families import ModelCard, inspect_model
-from fewbayes.memory import check, estimate, free_memory
-from fewbayes.train import train
+from fewbayes.models import ModelCard, inspect_model
+from fewbayes.settings.config import TrainConfig
+from fewbayes.training import memory
+from fewbayes.training.memory import check, estimate, free_memory
+from fewbayes.training.train import train
 
 slow = pytest.mark.skipif("FEWBAYES_SLOW" not in os.environ, reason="minutes and gigabytes; set FEWBAYES_SLOW=1")
 SD15 = Path(__file__).parents[1] / "benchmarks/shapes/sd15"
@@ -133,10 +133,10 @@ def test_a_model_that_is_loaded_already_is_not_counted_again(eps_model):
 MEASURE = """
 import ctypes, gc, json, sys
 from pathlib import Path
-from fewbayes.config import TrainConfig
-from fewbayes.families import inspect_model
-from fewbayes.memory import estimate
-from fewbayes.train import train
+from fewbayes.settings.config import TrainConfig
+from fewbayes.models import inspect_model
+from fewbayes.training.memory import estimate
+from fewbayes.training.train import train
 
 def resident(field):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -191,10 +191,10 @@ import json, sys
 from contextlib import nullcontext
 from pathlib import Path
 import torch
-from fewbayes.conditioning import Conditioning
-from fewbayes.config import TrainConfig
-from fewbayes.families import ModelCard, meta_family
-from fewbayes.memory import estimate
+from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.settings.config import TrainConfig
+from fewbayes.models import ModelCard, meta_family
+from fewbayes.training.memory import estimate
 from fewbayes.methods import make_method
 
 def resident(field):
@@ -215,7 +215,7 @@ for module in (family.denoiser, family.text_encoder, family.vae):
 method = make_method(config)
 method.attach(family)
 optimizer = torch.optim.AdamW(method.trainable(family).values(), fused=True)
-from fewbayes.variational import GaussianPosterior
+from fewbayes.posterior.gaussian import GaussianPosterior
 posterior = None
 if bayes:
     module, where = method.random(family, "linear")

@@ -7,12 +7,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from fewbayes.families import load_family
 from fewbayes.methods import COMPARISON_ARMS, METHODS, make_method
 from fewbayes.methods.adapters import adapter_layers
 from fewbayes.methods.tlora import active_ranks
+from fewbayes.models import load_family
+from fewbayes.posterior.where import select
 from fewbayes.sample import sample_images
-from fewbayes.where import select
 
 XT = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([100, 900])

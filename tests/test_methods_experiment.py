@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewbayes.experiments.methods import (
+from fewbayes.page.evaluation import make_table, read_evaluation
+from fewbayes.studies.methods import (
     BASE,
     Cell,
     Protocol,
@@ -24,7 +25,6 @@ from fewbayes.experiments.methods import (
     score_cell,
     study_arms,
 )
-from fewbayes.report.evaluation import make_table, read_evaluation
 from fewbayes.world.scenes import SUBJECTS
 
 FEW = Protocol(images_per_prompt=2, most_prompts=2, steps=2)

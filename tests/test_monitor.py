@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbayes.corruption.monitor import (
+from fewbayes.stage.monitor import (
     CLEAN,
     CORRUPTED,
     SOFTNESS,
@@ -22,8 +22,8 @@ from fewbayes.corruption.monitor import (
     Monitor,
     corruption,
 )
-from fewbayes.corruption.readings import Blank, Losses, Reading
-from fewbayes.corruption.samples import SampleStats, describe
+from fewbayes.stage.readings import Blank, Losses, Reading
+from fewbayes.stage.samples import SampleStats, describe
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
 from test_sample_stats import noised, scene
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbayes.noise import WeightNoise, _philox, generator, normal, reference_normal, stream_seed
+from fewbayes.posterior.noise import WeightNoise, _philox, generator, normal, reference_normal, stream_seed
 
 COUNT = 2**18
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewbayes.noise import WeightNoise, _compare_with_reference, _kernel_noise, normal, reference_normal
+from fewbayes.posterior.noise import WeightNoise, _compare_with_reference, _kernel_noise, normal, reference_normal
 
 SIZES = {"a": 700, "b": 3, "empty": 0, "c": 2600, "d": 512}
 PLACES = [(0, 0), (5, 1), (7, 2**40 + 3), (1, 2**31), (-3, 2**63 - 1)]  # seed, step
@@ -19,7 +19,7 @@ SECOND_STEP = 9
 INTERPRETED = """
 import json, sys
 import numpy as np, torch
-from fewbayes.noise import _kernel_noise
+from fewbayes.posterior.noise import _kernel_noise
 sizes, places, second_step, path = json.loads(sys.argv[1])
 found = {}
 for i, (seed, step) in enumerate(places):
@@ -58,7 +58,7 @@ def test_the_kernel_draws_the_reference_noise_to_rounding(interpreted, place):
 
 @needs_triton
 def test_the_table_covers_every_element_once_whatever_the_sizes():
-    from fewbayes.noise_triton import tile_table
+    from fewbayes.posterior.noise_triton import tile_table
 
     sizes = [1, 512, 0, 513, 2**31 + 7, 1024]
     words, number, start, length = tile_table([2**64 - 1, 0, 1, 2, 3, 4], sizes)
@@ -92,7 +92,7 @@ def test_one_wrong_number_is_refused(wrong):
 @needs_triton
 @needs_cuda
 def test_a_gpu_compiles_once_and_draws_the_noise_of_the_cpu():
-    from fewbayes.noise_triton import _fill_tiles
+    from fewbayes.posterior.noise_triton import _fill_tiles
 
     device = torch.device("cuda", torch.cuda.current_device())
     for seed, step in PLACES:

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from fewbayes.batches import Pictures, draw
-from fewbayes.conditioning import Conditioning
-from fewbayes.families import load_family
-from fewbayes.objective import Batch, denoising_errors, diffusion_loss, min_snr_weight, preserved_loss
-from fewbayes.schedule import PREDICTIONS, add_noise, alpha_bar_of, betas, loss_target, to_x0
+from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.diffusion.objective import Batch, denoising_errors, diffusion_loss, min_snr_weight, preserved_loss
+from fewbayes.diffusion.process import PREDICTIONS, add_noise, alpha_bar_of, betas, loss_target, to_x0
+from fewbayes.models import load_family
+from fewbayes.training.batches import Pictures, draw
 
 
 def a_batch(seed: int, size: int = 2) -> Batch:

@@ -13,7 +13,7 @@ from adapted import PROMPTS, XT, T, attaching, prediction
 from adapted import trained as moved
 from fewbayes.methods import make_method
 from fewbayes.methods.adapters import adapter_layers
-from fewbayes.variational import GaussianPosterior
+from fewbayes.posterior.gaussian import GaussianPosterior
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from fewbayes.batches import open_channels
-from fewbayes.config import TrainConfig
-from fewbayes.corruption.lookalikes import explained, noisy_latents
-from fewbayes.families import load_family
-from fewbayes.train import train
+from fewbayes.diagnose.lookalikes import explained, noisy_latents
+from fewbayes.models import load_family
+from fewbayes.settings.config import TrainConfig
+from fewbayes.training.batches import open_channels
+from fewbayes.training.train import train
 from fewbayes.world.scenes import subject_photograph
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "noisy_latents.py"

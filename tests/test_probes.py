@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fewbayes.corruption import theory
-from fewbayes.corruption.probes import PROBES, Prober, ProbeSettings, adapters_off
-from fewbayes.corruption.readings import Reading
-from fewbayes.families import load_family
-from fewbayes.schedule import alpha_bar_of, betas, eps_from_x0, v_from_x0_eps
+from fewbayes.diffusion.process import alpha_bar_of, betas, eps_from_x0, v_from_x0_eps
+from fewbayes.models import load_family
+from fewbayes.stage import theory
+from fewbayes.stage.probes import PROBES, Prober, ProbeSettings, adapters_off
+from fewbayes.stage.readings import Reading
 
 ALPHA_BAR = alpha_bar_of(betas()).double()
 SHAPE = (4, 8, 8)

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from fewbayes.prompts import (
+from fewbayes.studies.prompts import (
     PROMPT_SETS,
     WORLD_LIVE,
     class_prompt,

@@ -11,15 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewbayes.corruption.monitor import CORRUPTED
-from fewbayes.experiments.grids import CELL, first_images, named_subjects, rounded
-from fewbayes.experiments.methods import drawn_subject
-from fewbayes.experiments.remedies import arms, run_remedies
-from fewbayes.experiments.runner import without_path
-from fewbayes.experiments.trajectories import FILE, score_run
 from fewbayes.metrics.encoders import load_encoders
-from fewbayes.report import remedies as report
-from fewbayes.report.trajectories import (
+from fewbayes.page import remedies as report
+from fewbayes.page.trajectories import (
     Along,
     at_same,
     longest,
@@ -28,6 +22,12 @@ from fewbayes.report.trajectories import (
     roughness,
     share_compared,
 )
+from fewbayes.stage.monitor import CORRUPTED
+from fewbayes.studies.grids import CELL, first_images, named_subjects, rounded
+from fewbayes.studies.methods import drawn_subject
+from fewbayes.studies.remedies import arms, run_remedies
+from fewbayes.studies.runner import without_path
+from fewbayes.studies.trajectories import FILE, score_run
 
 
 def cell(qualities, fidelities, averaged=None, distances=None, **keys):

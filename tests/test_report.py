@@ -10,12 +10,12 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from fewbayes.report import summarise, write_report
-from fewbayes.report.page import differing_settings
-from fewbayes.report.pictures import film_strip
-from fewbayes.report.read import read_experiment
-from fewbayes.report.stages import corruption_stages
-from fewbayes.report.summary import interval, student_t975
+from fewbayes.page import summarise, write_report
+from fewbayes.page.page import differing_settings
+from fewbayes.page.pictures import film_strip
+from fewbayes.page.read import read_experiment
+from fewbayes.page.stages import corruption_stages
+from fewbayes.page.summary import interval, student_t975
 
 STEPS = (0, 100, 200, 300, 400, 500)
 RAW = {0: (0.1, 0.7, 0.4, 0.4, 0.5, 0.8), 1: (0.1, 0.6, 0.5, 0.3, 0.4, 0.9), 2: (0.1, 0.8, 0.6, 0.5, 0.6, 0.7)}
@@ -239,7 +239,7 @@ def test_page_tells_how_pictures_were_sampled_and_what_differs(experiment: Path,
 
 
 def test_reports_need_no_torch():
-    code = "import sys, fewbayes.report; sys.exit(any(name in sys.modules for name in ('torch', 'diffusers')))"
+    code = "import sys, fewbayes.page; sys.exit(any(name in sys.modules for name in ('torch', 'diffusers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

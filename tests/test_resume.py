@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewbayes.checkpoints import read_optimizer, write_optimizer
-from fewbayes.runs import RunFolder, read_manifest, read_metrics
-from fewbayes.train import train
+from fewbayes.runs.folder import RunFolder, read_manifest, read_metrics
+from fewbayes.training.checkpoints import read_optimizer, write_optimizer
+from fewbayes.training.train import train
 
 PLAIN = {"max_train_steps": 120, "checkpointing_steps": 5, "checkpoints_total_limit": 2}
 WATCHED = PLAIN | {"monitor_steps": 20, "learning_rate": 3e-3}

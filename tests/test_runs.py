@@ -22,15 +22,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbayes import runs
-from fewbayes.runs import RunError, RunFolder, atomic_folder, atomic_write, environment, read_metrics, verify_checkpoint
+from fewbayes.runs import folder as runs
+from fewbayes.runs.folder import (
+    RunError,
+    RunFolder,
+    atomic_folder,
+    atomic_write,
+    environment,
+    read_metrics,
+    verify_checkpoint,
+)
 
 ROUNDS = 15  # of killing at random moments
 FINGERPRINT = {"seed": 0, "learning_rate": 5e-6}
 
 WRITER = """
 import hashlib, itertools, os, sys
-from fewbayes.runs import RunFolder, atomic_write
+from fewbayes.runs.folder import RunFolder, atomic_write
 
 def content(step, name):
     return hashlib.sha256(f"{step} {name}".encode()).digest() * 8_000
@@ -653,7 +661,7 @@ def test_a_best_model_that_is_dropped_is_never_put_back(run, monkeypatch):
     assert run.best() is None
     write_best(run, "old", 1)
     assert run.best() == {"step": 1}
-    monkeypatch.setattr("fewbayes.runs._remove", lambda path: None)
+    monkeypatch.setattr("fewbayes.runs.folder._remove", lambda path: None)
     run.drop_best()
     monkeypatch.undo()
     assert run.best() is None
@@ -672,7 +680,8 @@ def test_a_file_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path):
     atomic_write(path, "old ä")
     atomic_write(path, b"new")
     assert path.read_bytes() == b"new"
-    code = "import resource as r, sys; from fewbayes.runs import atomic_write; r.setrlimit(r.RLIMIT_FSIZE, (10, -1)); "
+    code = "import resource as r, sys; from fewbayes.runs.folder import atomic_write\n"
+    code += "r.setrlimit(r.RLIMIT_FSIZE, (10, -1)); "
     _, errors = child(code + "atomic_write(sys.argv[1], b'x' * 1000)", path).communicate()
     assert "File too large" in errors
     assert path.read_bytes() == b"new"
@@ -788,7 +797,7 @@ def test_the_commit_is_that_of_our_own_checkout_only(tmp_path):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "theirs"]):
         subprocess.run([*git, *arguments], check=True)
-    code = "import fewbayes.runs as r; print(r.__file__, r._commit())"
+    code = "import fewbayes.runs.folder as r; print(r.__file__, r._commit())"
     environment_ = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment_, check=True)
     assert answer.stdout.split() == [str(package / "runs.py"), "None"]

@@ -13,10 +13,10 @@ from peft.functional import inject_adapter_in_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fewbayes.families import load_family
-from fewbayes.runs import RunFolder
+from fewbayes.models import load_family
+from fewbayes.runs.folder import RunFolder
 from fewbayes.sample import load_for_sampling, sample_images, write_samples
-from fewbayes.train import train
+from fewbayes.training.train import train
 
 HOW = {"steps": 2, "guidance": 3.0}
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from fewbayes.corruption.samples import ROUNDING, SampleStats, coarse, contrast, describe, detail, saturation, unrest
+from fewbayes.stage.samples import ROUNDING, SampleStats, coarse, contrast, describe, detail, saturation, unrest
 
 SIDE = 64
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from fewbayes import schedule
+from fewbayes.diffusion import process as schedule
 
 T = 1000
 

@@ -10,10 +10,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from fewbayes.conditioning import Conditioning
-from fewbayes.families import inspect_model, load_family
-from fewbayes.families.latent import SAMPLERS
-from fewbayes.families.tokens import write_slow_tokenizer
+from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.models import inspect_model, load_family
+from fewbayes.models.latent import SAMPLERS
+from fewbayes.models.tokens import write_slow_tokenizer
 from fewbayes.sample import sample_images
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)

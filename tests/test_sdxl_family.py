@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from fewbayes.families import inspect_model, load_family, parameter_counts
-from fewbayes.objective import Batch, diffusion_loss
+from fewbayes.diffusion.objective import Batch, diffusion_loss
+from fewbayes.models import inspect_model, load_family, parameter_counts
 from fewbayes.sample import sample_images
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fewbayes.experiments.stage_map import CENTRE, axes, run_map
-from fewbayes.report import stage_map as report
+from fewbayes.page import stage_map as report
+from fewbayes.studies.stage_map import CENTRE, axes, run_map
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

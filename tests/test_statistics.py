@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbayes.statistics import (
+from fewbayes.metrics.statistics import (
     FEWEST_SUBJECTS,
     bootstrap,
     compare,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewbayes.report.table import compare, markdown, write_comparison
+from fewbayes.page.table import compare, markdown, write_comparison
 
 STEPS = (0, 100, 200)
 FINAL = {  # subject -> arm -> seed -> similarity at the last step

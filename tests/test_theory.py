@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from fewbayes.corruption import theory
+from fewbayes.stage import theory
 
 ALPHA_BARS = (0.9942, 0.8942, 0.5, 0.0581, 0.0047)
 SIGMAS = (0.03, 0.5, 1.0, 4.8)

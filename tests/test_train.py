@@ -15,13 +15,13 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fewbayes.batches import Share, draw, image_indices
-from fewbayes.class_images import ClassImageSettings, ensure_class_images, present
-from fewbayes.families import load_family
 from fewbayes.metrics.pixels import image_similarity
-from fewbayes.runs import RunFolder, read_manifest, read_metrics
-from fewbayes.train import NonFiniteError, rate_factor, train
-from fewbayes.validation import SCORED_SIDE, at_scored_size, scores
+from fewbayes.models import load_family
+from fewbayes.runs.folder import RunFolder, read_manifest, read_metrics
+from fewbayes.training.batches import Share, draw, image_indices
+from fewbayes.training.class_images import ClassImageSettings, ensure_class_images, present
+from fewbayes.training.train import NonFiniteError, rate_factor, train
+from fewbayes.training.validation import SCORED_SIDE, at_scored_size, scores
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

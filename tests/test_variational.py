@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from fewbayes.noise import normal
-from fewbayes.variational import (
+from fewbayes.posterior.gaussian import (
     GaussianPosterior,
     calibrate_weight_std,
     gaussian_kl,
     gaussian_kl_gradient,
 )
+from fewbayes.posterior.noise import normal
 
 LEARN = ["elementwise", "row", "fixed"]
 DIRECTIONS = ["forward", "reverse"]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from fewbayes.cli import main
 from fewbayes.export import foreign, run_export, verify
 from fewbayes.export.verify import compare, read_record, run_verify
-from fewbayes.train import train
+from fewbayes.training.train import train
 
 EXACT = {"residual": None, "dtype": "fp32"}
 
@@ -25,7 +25,7 @@ def flat(level: int) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, eps_model, photos):
     """A LoRA trained at a rate that shows."""
-    from fewbayes.config import TrainConfig
+    from fewbayes.settings.config import TrainConfig
 
     config = TrainConfig(
         model=str(eps_model),

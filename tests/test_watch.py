@@ -17,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewbayes.batches import Pictures
-from fewbayes.corruption import watch as watch_room
-from fewbayes.corruption.monitor import Judgement, Look, Monitor
-from fewbayes.corruption.watch import PROBES, StageWatch
-from fewbayes.runs import RunFolder, read_manifest, read_metrics
+from fewbayes.runs.folder import RunFolder, read_manifest, read_metrics
 from fewbayes.sample import load_for_sampling
-from fewbayes.train import train
+from fewbayes.stage import watch as watch_room
+from fewbayes.stage.monitor import Judgement, Look, Monitor
+from fewbayes.stage.watch import PROBES, StageWatch
+from fewbayes.training.batches import Pictures
+from fewbayes.training.train import train
 
 SIDE = 32
 WATCHED = {"monitor_steps": 1, "validation_steps": 2, "max_train_steps": 6}

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewbayes.where import PRESETS, select
+from fewbayes.posterior.where import PRESETS, select
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewbayes.families import meta_denoiser, meta_family, parameter_counts
+from fewbayes.models import meta_denoiser, meta_family, parameter_counts
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PAPER = {  # Table 3: the share of the U-Net that is random, and the count behind it

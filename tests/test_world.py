@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fewbayes.world
-from fewbayes.families import load_family
+from fewbayes.models import load_family
 from fewbayes.sample import sample_images
 from fewbayes.world.objects import LIVE, OBJECTS
 from fewbayes.world.recogniser import VOCABULARY, load_recogniser

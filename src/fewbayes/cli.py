@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from fewbayes.errors import UserError
+
 HELP = """usage: fewbayes COMMAND ...
 
 Few-shot fine-tuning of diffusion models with Bayesian weights.
@@ -40,10 +42,10 @@ Few-shot fine-tuning of diffusion models with Bayesian weights.
 
 
 def _train(arguments: list[str]) -> int:
-    from fewbayes.config import parse_train_args
+    from fewbayes.settings.config import parse_train_args
 
     config = parse_train_args(arguments)
-    from fewbayes.train import train
+    from fewbayes.training.train import train
 
     result = train(config)
     if "RANK" in os.environ:  # one of several processes
@@ -103,8 +105,8 @@ def _positive(text: str) -> int:
 
 
 def _demo(arguments: list[str]) -> int:
-    from fewbayes.experiments.demo import run_demo
-    from fewbayes.report import summarise, write_report
+    from fewbayes.page import summarise, write_report
+    from fewbayes.studies.demo import run_demo
 
     folder = run_demo(arguments)
     page = write_report(folder)
@@ -125,8 +127,8 @@ def _verify(arguments: list[str]) -> int:
 
 
 def _diagnose(arguments: list[str]) -> int:
-    from fewbayes.corruption.diagnose import run_diagnose
-    from fewbayes.report import write_report
+    from fewbayes.diagnose.diagnose import run_diagnose
+    from fewbayes.page import write_report
 
     return run_diagnose(arguments, page=write_report)
 
@@ -157,23 +159,23 @@ def _experiment(arguments: list[str]) -> int:
         return 0
     if not arguments or arguments[0] not in EXPERIMENTS:
         named = f"{arguments[0]!r} is not an experiment" if arguments else "name an experiment"
-        raise ValueError(f"{named}; there are {', '.join(EXPERIMENTS)} (fewbayes experiment --help says more)")
+        raise UserError(f"{named}; there are {', '.join(EXPERIMENTS)} (fewbayes experiment --help says more)")
     return EXPERIMENTS[arguments[0]](arguments[1:])
 
 
 def _figure(name: str, arguments: list[str]) -> int:
-    from fewbayes.experiments.figures import run_figure
-    from fewbayes.report.figures import draw
+    from fewbayes.page.figures import draw
+    from fewbayes.studies.paper import run_figure
 
     print(draw(run_figure(name, arguments)))
     return 0
 
 
 def _one_shot(arguments: list[str]) -> int:
-    from fewbayes.experiments.one_shot import run_one_shot
-    from fewbayes.report import write_report
-    from fewbayes.report.table import write_comparison
-    from fewbayes.runs import environment
+    from fewbayes.page import write_report
+    from fewbayes.page.table import write_comparison
+    from fewbayes.runs.folder import environment
+    from fewbayes.studies.one_shot import run_one_shot
 
     folders = run_one_shot(arguments)
     for folder in folders:
@@ -184,16 +186,16 @@ def _one_shot(arguments: list[str]) -> int:
 
 
 def _methods(arguments: list[str]) -> int:
-    from fewbayes.experiments.methods import run_methods
-    from fewbayes.report import write_report
+    from fewbayes.page import write_report
+    from fewbayes.studies.methods import run_methods
 
     print(write_report(run_methods(arguments)))
     return 0
 
 
 def _remedies(arguments: list[str]) -> int:
-    from fewbayes.experiments.remedies import run_remedies
-    from fewbayes.report import remedies
+    from fewbayes.page import remedies
+    from fewbayes.studies.remedies import run_remedies
 
     file = run_remedies(arguments)
     print(remedies.write(file))
@@ -202,8 +204,8 @@ def _remedies(arguments: list[str]) -> int:
 
 
 def _map(arguments: list[str]) -> int:
-    from fewbayes.experiments.stage_map import run_map
-    from fewbayes.report import stage_map
+    from fewbayes.page import stage_map
+    from fewbayes.studies.stage_map import run_map
 
     file = run_map(arguments)
     print(stage_map.write(file))
@@ -227,7 +229,7 @@ def _report(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     from pathlib import Path
 
-    from fewbayes.report import write_report
+    from fewbayes.page import write_report
 
     print(write_report(Path(asked.folder), Path(asked.output) if asked.output else None))
     return 0
@@ -276,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _exit_code(error: Exception) -> int | None:
     """None for what is our own mistake, and deserves its traceback."""
-    if isinstance(error, ValueError):
+    if isinstance(error, UserError):
         return 2
     # Named, not imported: a wrong flag should not wait for torch.
     if isinstance(error, (OSError, ArithmeticError)) or type(error).__name__ in ("OutOfMemoryError", "SafetensorError"):

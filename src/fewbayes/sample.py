@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fewbayes.config import TrainConfig, load_config
-from fewbayes.families import Family, ModelCard, inspect_model, load_family
-from fewbayes.families.adapters import is_adapter, load_adapter
+from fewbayes.errors import UserError
 from fewbayes.methods import make_method
-from fewbayes.runs import (
+from fewbayes.models import Family, ModelCard, inspect_model, load_family
+from fewbayes.models.adapters import is_adapter, load_adapter
+from fewbayes.runs.folder import (
     BEST_STATE,
     CONFIG,
     MANIFEST,
@@ -32,6 +32,7 @@ from fewbayes.runs import (
     read_manifest,
     verify_checkpoint,
 )
+from fewbayes.settings.config import TrainConfig, load_config
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,9 @@ def sample_images(
     guidance: 1 or less is none. The text encoder, if it needs gradients, gets none from here.
     """
     if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt")
+        raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt")
     if steps < 1:
-        raise ValueError(f"num_inference_steps is {steps}; it must be at least 1")
+        raise UserError(f"num_inference_steps is {steps}; it must be at least 1")
     pipeline = family.pipeline(sampler)
     pictures: list[Image.Image] = []
     with torch.no_grad():
@@ -100,20 +101,20 @@ def load_for_sampling(source: str, weights: str | None = None, *, base: str | No
         cure = f"it is not written from a checkpoint: sample from {run} itself or one of its checkpoint-N folders"
         return _load_result(run, folder, config_of_best, cure)
     if weights:
-        raise ValueError(f"{source} is no run and no checkpoint of one, which alone hold raw and averaged weights")
+        raise UserError(f"{source} is no run and no checkpoint of one, which alone hold raw and averaged weights")
     if is_adapter(folder):
-        raise ValueError(f"{source} holds what was added to a model, not the model: say which with base")
+        raise UserError(f"{source} holds what was added to a model, not the model: say which with base")
     card = inspect_model(source)
     return load_family(card), card.rare_token
 
 
 def _load_adapter(source: Path, base: str, weights: str | None, *, ours: bool) -> tuple[Family, str | None]:
     if ours:
-        raise ValueError(f"{source} belongs to a run, which knows the model under it; leave base out")
+        raise UserError(f"{source} belongs to a run, which knows the model under it; leave base out")
     if weights:
-        raise ValueError(f"{source} is no run, which alone holds raw and averaged weights; leave weights out")
+        raise UserError(f"{source} is no run, which alone holds raw and averaged weights; leave weights out")
     if not is_adapter(source):
-        raise ValueError(
+        raise UserError(
             f"{source} is no adapter for {base}: give a LoRA in a .safetensors file, or a folder that holds "
             "pytorch_lora_weights.safetensors or a PEFT adapter_config.json"
         )
@@ -128,7 +129,7 @@ def _load_run(run: Path, config: TrainConfig, weights: str | None) -> tuple[Fami
     if weights and not (there and weights == manifest.get("exported")):
         return _load_checkpoint(_last_checkpoint(run, weights), weights)
     if not there:
-        raise ValueError(
+        raise UserError(
             f"{run} is a run without its result, {method.result}: give its training command again to finish it, or "
             "sample from one of its checkpoint-N folders"
         )
@@ -147,9 +148,9 @@ def _load_result(run: Path, folder: Path, config: TrainConfig, cure: str) -> tup
             return load_family(str(folder)), config.rare_token
         method.attach(family)
         method.load(family, folder)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, UserError) as error:
         damaged = folder if whole else folder / method.result
-        raise ValueError(f"{damaged} is damaged ({error}); {cure}") from error
+        raise UserError(f"{damaged} is damaged ({error}); {cure}") from error
     return family, config.rare_token
 
 
@@ -176,7 +177,7 @@ def _last_checkpoint(run: Path, weights: str) -> Checkpoint:
     checkpoint, manifest = RunFolder(run).newest_checkpoint(), read_manifest(run)
     last = manifest.get("steps") if manifest.get("status") == "done" else None
     if checkpoint is None or (last and checkpoint.step != last):
-        raise ValueError(
+        raise UserError(
             f"{run} holds no checkpoint of its last step, where its {weights} weights would be: it was trained with "
             "checkpointing_steps 0, or the checkpoint was removed or damaged"
         )
@@ -189,10 +190,10 @@ def _load_checkpoint(checkpoint: Checkpoint, which: str) -> tuple[Family, str | 
     run = folder.resolve().parent
     config = _run_config(run)
     if not config:
-        raise ValueError(f"{run} has no {CONFIG}, which names the model that {folder.name} belongs to")
+        raise UserError(f"{run} has no {CONFIG}, which names the model that {folder.name} belongs to")
     file = checkpoint.path / ("ema.safetensors" if which == "ema" else "weights.safetensors")
     if not file.is_file():
-        raise ValueError(f"{folder} holds no averaged weights; its run was made without use_ema")
+        raise UserError(f"{folder} holds no averaged weights; its run was made without use_ema")
     family, method = load_family(_base_model(run, config.model)), make_method(config)
     method.attach(family)
     saved = load_file(file)
@@ -207,7 +208,7 @@ def _base_model(run: Path, model: str) -> ModelCard:
     card = inspect_model(model)
     recorded = read_manifest(run)["model"]["sha256"]
     if card.fingerprint() != recorded:
-        raise ValueError(
+        raise UserError(
             f"the model {model} is not the one that {run} was trained from (its sha256 was {recorded[:12]}...); "
             f"a checkpoint holds only what was trained, so put that model back, or sample from {run} itself"
         )
@@ -239,7 +240,7 @@ def write_samples(
     output = Path(output_dir)
     new_folder(output)
     if not -(2**63) <= seed < 2**64 - num_images:
-        raise ValueError(f"seed is {seed}; it must be from 0 to 2**64 - 1 with the number of images added")
+        raise UserError(f"seed is {seed}; it must be from 0 to 2**64 - 1 with the number of images added")
     family, rare_token = load_for_sampling(source, weights, base=base)
     family.to("cuda" if torch.cuda.is_available() else "cpu")
     words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts for _ in range(num_images)]

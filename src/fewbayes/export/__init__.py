@@ -11,7 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from fewbayes.runs import new_folder
+from fewbayes.errors import UserError
+from fewbayes.runs.folder import new_folder
 
 FORMATS = ("diffusers", "peft", "kohya", "comfyui", "merged", "svd-lora", "original")
 DTYPES = ("fp32", "fp16", "bf16")
@@ -67,13 +68,13 @@ def write_export(
     output = Path(output_dir)
     new_folder(output)
     if rank is not None and rank < 1:
-        raise ValueError(f"rank is {rank}; it must be at least 1")
+        raise UserError(f"rank is {rank}; it must be at least 1")
     from fewbayes.export.trained import read_run
 
     facts = read_run(run)
     route = route_of(facts.config, facts.kind, format)
     if rank is not None and route != "svd":
-        raise ValueError(f"rank means nothing for {format} of this run: it is of LoRAs that are made by SVD")
+        raise UserError(f"rank means nothing for {format} of this run: it is of LoRAs that are made by SVD")
     from fewbayes.export.trained import load_trained
     from fewbayes.export.write import write
 
@@ -83,12 +84,12 @@ def write_export(
 def route_of(config: dict, kind: str, format: str) -> str:
     """How a run of this kind is written in this format; ValueError says why it is not, and what is instead."""
     if format not in FORMATS:
-        raise ValueError(f"format {format!r} is not known; choose one of {', '.join(FORMATS)}")
+        raise UserError(f"format {format!r} is not known; choose one of {', '.join(FORMATS)}")
     route = ROUTES[kind, format]
     if (kind, format) == ("adapter", "diffusers") and config.get("use_dora"):
         return "lora"
     if route.startswith("!"):
-        raise ValueError(f"{config.get('method', 'full')} as {format}: {route[1:]}")
+        raise UserError(f"{config.get('method', 'full')} as {format}: {route[1:]}")
     return route
 
 

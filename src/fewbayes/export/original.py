@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewbayes.errors import UserError
+
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_SD1, OPEN_CLIP_SD2 = "cond_stage_model.transformer.", "cond_stage_model.model."
 CLIP_SDXL, OPEN_CLIP_SDXL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
@@ -52,7 +54,7 @@ def unet_name(name: str, config: Mapping[str, Any]) -> str:
     """
     each = config["layers_per_block"]
     if not isinstance(each, int):
-        raise ValueError(f"layers_per_block is {each}; the original layout has the same number of layers in each block")
+        raise UserError(f"layers_per_block is {each}; the original layout has the same number of layers in each block")
     inside = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|\w+samplers)\.(\d+)\.(.+)", name)
     if inside:
         side, block, kind, index, rest = inside[1], int(inside[2]), inside[3], int(inside[4]), inside[5]

@@ -14,8 +14,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from fewbayes.families import Family, ModelCard, inspect_model, load_family
-from fewbayes.runs import CONFIG, MANIFEST, read_manifest
+from fewbayes.errors import UserError
+from fewbayes.models import Family, ModelCard, inspect_model, load_family
+from fewbayes.runs.folder import CONFIG, MANIFEST, read_manifest
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,13 @@ class Trained:
 
 
 def read_run(folder: str | Path) -> RunFacts:
-    """ValueError for what is no finished run."""
+    """UserError for what is no finished run."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder} is no run: it has no {CONFIG} and {MANIFEST}; give the output_dir of a training")
+        raise UserError(f"{folder} is no run: it has no {CONFIG} and {MANIFEST}; give the output_dir of a training")
     config, manifest = yaml.safe_load((folder / CONFIG).read_text()), read_manifest(folder)
     if manifest.get("status") != "done":
-        raise ValueError(
+        raise UserError(
             f"the run {folder} is not done (status {manifest.get('status')}); give its training command again"
         )
     return RunFacts(folder, config, manifest)
@@ -101,7 +102,7 @@ def base_card(facts: RunFacts) -> ModelCard:
     card = inspect_model(facts.config["model"])
     recorded = facts.manifest.get("model", {}).get("sha256")
     if recorded and card.fingerprint() != recorded:
-        raise ValueError(
+        raise UserError(
             f"the model {card.model} is not the one that {facts.folder} was trained from (its sha256 was "
             f"{recorded[:12]}...); put that model back"
         )

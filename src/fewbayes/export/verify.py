@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fewbayes.runs import atomic_write
+from fewbayes.errors import UserError
+from fewbayes.runs.folder import atomic_write
 
 FOREIGN = Path(__file__).with_name("foreign.py")
 SAME_MAX, SAME_MEAN = 2, 1.0
@@ -54,7 +55,7 @@ def verify(
     instance prompt.
     """
     from fewbayes.export.trained import base_card, load_trained, read_run
-    from fewbayes.families import load_family
+    from fewbayes.models import load_family
 
     export = Path(export)
     record = read_record(export)
@@ -76,10 +77,10 @@ def verify(
 
 
 def read_record(export: Path) -> dict[str, Any]:
-    """export.json; ValueError where there is none."""
+    """export.json; UserError where there is none."""
     path = export / "export.json"
     if not path.is_file():
-        raise ValueError(f"{export} is no export: it has no export.json; give a folder that fewbayes export wrote")
+        raise UserError(f"{export} is no export: it has no export.json; give a folder that fewbayes export wrote")
     return json.loads(path.read_text())
 
 
@@ -128,7 +129,7 @@ def sample_foreign(
         job = foreign_job(export, record, base, prompt, seeds, how, Path(temporary))
         (pictures,) = run_foreign([job])
     if isinstance(pictures, str):
-        raise ValueError(
+        raise UserError(
             f"{export / (record['file'] or '')} does not load where it is meant to: it is damaged, or the libraries "
             f"are of other versions; export the run again into a new folder. Said by them:\n{pictures}"
         )
@@ -229,7 +230,7 @@ def run_verify(arguments: list[str]) -> int:
     parser.add_argument("--num_inference_steps", "--num-inference-steps", type=int, default=25, metavar="N")
     asked = parser.parse_args(arguments)
     if asked.num_images < 1:
-        raise ValueError(f"num_images is {asked.num_images}; it must be at least 1")
+        raise UserError(f"num_images is {asked.num_images}; it must be at least 1")
     result = verify(
         asked.export,
         run=asked.run,

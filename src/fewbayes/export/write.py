@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from fewbayes.errors import UserError
 from fewbayes.export.card import CardFacts, write_card
 from fewbayes.export.lora_files import diffusers_header, diffusers_keys, kohya_keys, peft_keys, write_peft_config
 from fewbayes.export.metadata import kohya_header, model_spec, write_safetensors
 from fewbayes.export.original import single_file
 from fewbayes.export.svd import as_lora, residual_rows
 from fewbayes.export.trained import Layers, Trained, lora_layers, weight_changes
-from fewbayes.families.folders import quiet
-from fewbayes.runs import atomic_folder
+from fewbayes.models.folders import quiet
+from fewbayes.runs.folder import atomic_folder
 
 DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DIFFUSERS_FILE, ADAPTER_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
@@ -132,8 +133,8 @@ def _peft(trained: Trained, asked: Asked, folder: Path) -> Written:
 
 def _peft_as_it_is(trained: Trained, asked: Asked, folder: Path) -> None:
     """Adapters of other kinds: the settings and the tensors that their method writes."""
-    from fewbayes.config import TrainConfig
     from fewbayes.methods import make_method
+    from fewbayes.settings.config import TrainConfig
 
     config = TrainConfig(**{**trained.facts.config, "train_rare_token": False})
     make_method(config).export(trained.family, folder)
@@ -178,11 +179,11 @@ def _svd(trained: Trained, asked: Asked, folder: Path) -> Written:
     """A LoRA near the change that the run has made, with what it loses of it."""
     changes = weight_changes(trained)
     if not changes:
-        raise ValueError(f"{trained.facts.folder} has the weights of its base model: there is nothing to export")
+        raise UserError(f"{trained.facts.folder} has the weights of its base model: there is nothing to export")
     asked.rank = min(asked.rank, _highest_rank(changes))
     layers, losses = as_lora(changes, trained.parts, asked.rank, asked.dtype)
     if not layers:
-        raise ValueError(
+        raise UserError(
             f"{trained.facts.folder} has changed no linear or convolutional layer, which are all that a LoRA can "
             "hold; choose merged or original"
         )

@@ -11,10 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fewbayes.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fewbayes.config import TrainConfig
+    from fewbayes.settings.config import TrainConfig
 
 METHODS = {
     "full": "Full",
@@ -79,11 +81,11 @@ class Method(Protocol):
 
 
 def make_method(config: TrainConfig) -> Method:
-    """The method that the settings ask for; ValueError where they do not go together."""
+    """The method that the settings ask for; UserError where they do not go together."""
     if config.method not in METHODS:
-        raise ValueError(f"method {config.method!r} is not known; choose one of {', '.join(METHODS)}")
+        raise UserError(f"method {config.method!r} is not known; choose one of {', '.join(METHODS)}")
     if config.bayes and config.method in COMPARISON_ARMS:
-        raise ValueError(
+        raise UserError(
             f"method {config.method} is compared with Bayesian weights and does not take them; leave out bayes, or "
             "take method lora with it"
         )

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from fewbayes.noise import stream_seed
+from fewbayes.errors import UserError
+from fewbayes.posterior.noise import stream_seed
 
 if TYPE_CHECKING:
-    from fewbayes.config import TrainConfig
+    from fewbayes.settings.config import TrainConfig
 
 ADAPTER = "default"  # PEFT's own name for an only adapter
 DENOISER_FOLDER = "unet"  # what pipelines of the families call their denoiser
@@ -44,18 +45,18 @@ def target_layers(part: str, module: nn.Module, targets: str) -> list[str]:
     if targets == "attention+ff":
         return [*ATTENTION, *FEED_FORWARD]
     if not targets.startswith("pattern:"):
-        raise ValueError(
+        raise UserError(
             f"adapter_targets is {targets!r}; take attention, attention+ff or pattern:<regular expression of names>"
         )
     try:
         pattern = re.compile(targets.removeprefix("pattern:"))
     except re.error as error:
-        raise ValueError(f"adapter_targets {targets!r} is not a regular expression: {error}") from error
+        raise UserError(f"adapter_targets {targets!r} is not a regular expression: {error}") from error
     names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and pattern.search(name)]
     if not names:
         linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
         few = ", ".join(linear[:3])
-        raise ValueError(f"adapter_targets {targets!r} matches none of the {len(linear)} linear layers, as {few}")
+        raise UserError(f"adapter_targets {targets!r} matches none of the {len(linear)} linear layers, as {few}")
     return names
 
 
@@ -92,13 +93,13 @@ def copy_state(target: Mapping[str, Tensor], source: Mapping[str, Tensor], file:
     """Copy a file's tensors over the live ones; names and shapes must agree."""
     different = sorted(target.keys() ^ source.keys())
     if different:
-        raise ValueError(
+        raise UserError(
             f"{file} holds an adapter of other layers or of another kind ({len(different)} names differ, as "
             f"{different[0]}); give it to a run of the settings it was trained with"
         )
     for name, tensor in target.items():
         if tensor.shape != source[name].shape:
-            raise ValueError(
+            raise UserError(
                 f"{name} has shape {tuple(source[name].shape)} in {file} and {tuple(tensor.shape)} here: "
                 "the rank, the blocks or the model differ"
             )
@@ -120,7 +121,7 @@ class PeftMethod:
         raise NotImplementedError
 
     def peft_config(self, part: str, module: nn.Module) -> Any:
-        """PEFT's settings for one module; ValueError where they do not fit its layers."""
+        """PEFT's settings for one module; UserError where they do not fit its layers."""
         raise NotImplementedError
 
     def attach(self, family: Any) -> None:

@@ -13,7 +13,7 @@ from fewbayes.methods.adapters import DENOISER_FOLDER, copy_state, trained_parts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fewbayes.config import TrainConfig
+    from fewbayes.settings.config import TrainConfig
 
 
 class Full:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from fewbayes.errors import UserError
 from fewbayes.methods.adapters import PeftFolders, target_layers, targeted
 
 
@@ -43,7 +44,7 @@ def _check_division(layers: dict[str, nn.Linear], blocks: int, block_size: int) 
     for path, layer in layers.items():
         if layer.in_features % number:
             fitting = [n for n in range(1, 65) if all(each.in_features % n == 0 for each in layers.values())]
-            raise ValueError(
+            raise UserError(
                 f"{name} is {number}, which does not divide the {layer.in_features} inputs of {path}; "
                 f"{', '.join(map(str, fitting))} would do for all layers"
             )

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fewbayes.errors import UserError
 from fewbayes.methods.adapters import copy_state
 
 if TYPE_CHECKING:
-    from fewbayes.config import TrainConfig
     from fewbayes.methods import Method
+    from fewbayes.settings.config import TrainConfig
 
 FILE = "learned_embeds.safetensors"
 SEVERAL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
@@ -29,7 +30,7 @@ SEVERAL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 class RareToken:
     def __init__(self, method: Method, config: TrainConfig) -> None:
         if config.method == "full" and config.train_text_encoder:
-            raise ValueError(
+            raise UserError(
                 "train_rare_token has nothing to add to method full with train_text_encoder, which trains every "
                 "embedding; leave out one of them"
             )
@@ -123,9 +124,9 @@ def _token_id(family: Any, encoder: str, word: str) -> int:
     tokenizer = family.tokenizers[encoder.replace("text_encoder", "tokenizer")]
     ids = tokenizer(word, add_special_tokens=False).input_ids
     if not ids or tokenizer.unk_token_id in ids:
-        raise ValueError(f"rare_token {word!r} is unknown to the tokenizer of the model; choose another word")
+        raise UserError(f"rare_token {word!r} is unknown to the tokenizer of the model; choose another word")
     if len(ids) > 1:
-        raise ValueError(
+        raise UserError(
             f"rare_token {word!r} is {len(ids)} tokens to the tokenizer of the model, and train_rare_token learns one: "
             "the others stand in other words too; choose another word, or leave out train_rare_token"
         )

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewbayes.errors import UserError
 from fewbayes.methods.adapters import DENOISER_FOLDER, copy_state, replace_layer, target_layers, targeted
-from fewbayes.noise import generator
+from fewbayes.posterior.noise import generator
 
 if TYPE_CHECKING:
-    from fewbayes.config import TrainConfig
+    from fewbayes.settings.config import TrainConfig
 
 FORMAT = "fewbayes.tlora.1"
 
@@ -78,7 +79,7 @@ class TLora:
 
     def __init__(self, config: TrainConfig) -> None:
         if config.train_text_encoder:
-            raise ValueError(
+            raise UserError(
                 "method tlora depends on the timestep, which text encoders never see; leave out train_text_encoder, or "
                 "take method lora"
             )
@@ -90,7 +91,7 @@ class TLora:
         layers = targeted(denoiser, target_layers("denoiser", denoiser, config.adapter_targets))
         for name, layer in layers.items():
             if config.rank > min(layer.in_features, layer.out_features):
-                raise ValueError(
+                raise UserError(
                     f"rank is {config.rank}, more than the {min(layer.in_features, layer.out_features)} that {name} "
                     "has; give a smaller one"
                 )

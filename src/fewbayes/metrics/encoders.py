@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from fewbayes.errors import UserError
 from fewbayes.metrics.clip_resnet import ClipResnet
 from fewbayes.metrics.preprocess import (
     CLIP_MEAN,
@@ -49,7 +50,7 @@ from fewbayes.metrics.weights import (
     is_published,
     weights_folder,
 )
-from fewbayes.runs import file_sha256
+from fewbayes.runs.folder import file_sha256
 
 Floats = NDArray[np.floating]
 Pictures = Sequence[Image.Image]
@@ -224,7 +225,7 @@ def _loaded(kind: Any, folder: Path, **options: Any) -> Any:
         model, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     if found["missing_keys"]:
         gaps = sorted(found["missing_keys"])
-        raise ValueError(f"{folder} lacks {len(gaps)} weights of its model, {gaps[0]} among them")
+        raise UserError(f"{folder} lacks {len(gaps)} weights of its model, {gaps[0]} among them")
     return model.float().eval().requires_grad_(False)
 
 
@@ -258,7 +259,7 @@ def _weight_file(folder: Path) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"{folder} holds no model.safetensors")
+    raise UserError(f"{folder} holds no model.safetensors")
 
 
 def _identity(folder: Path, name: str, prepare: Preprocessing) -> Identity:
@@ -311,7 +312,7 @@ class LpipsAlex:
         convolutions = {key: f"features.{key}" for key in self.net.state_dict()}
         absent = sorted(set(convolutions.values()) - saved.keys())
         if absent:
-            raise ValueError(f"{backbone} is not the AlexNet of torchvision: it lacks {absent[0]}")
+            raise UserError(f"{backbone} is not the AlexNet of torchvision: it lacks {absent[0]}")
         self.net.load_state_dict({key: saved[source] for key, source in convolutions.items()})
         self.net.to(device).eval().requires_grad_(False)
         fitted = torch.load(heads, map_location=device, weights_only=True)
@@ -416,7 +417,7 @@ def load_encoders(which: str = "paper", *, offline: bool = False, device: str | 
         return _published(weights_folder(), device, hub=True, offline=offline)
     folder = Path(which).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"encoders {which!r} is neither 'embedded', nor 'paper', nor a folder")
+        raise UserError(f"encoders {which!r} is neither 'embedded', nor 'paper', nor a folder")
     return _published(folder, device, hub=False, offline=True)
 
 
@@ -484,7 +485,7 @@ def _attempt(name: str, load: Callable[[], Any]) -> Any:
 
 def _there(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
-        raise ValueError(f"there is no model in {folder}")
+        raise UserError(f"there is no model in {folder}")
     return folder
 
 
@@ -493,7 +494,7 @@ def _model_folder(model: HubModel, folder: Path | None, hub: bool, offline: bool
     if folder and (local := folder / model.folder).is_dir():
         return local, _name(_there(local), model)
     if not hub:
-        raise ValueError(f"there is no {model.folder} in {folder}")
+        raise UserError(f"there is no {model.folder} in {folder}")
     place = _from_hub(model, offline)
     return place, _name(place, model)
 
@@ -525,17 +526,17 @@ def _from_hub(model: HubModel, offline: bool) -> Path:
         return _whole(Path(snapshot_download(**wanted, local_files_only=True)), model)
     except Exception as error:  # not in the cache, or a download that was cut off
         if offline or os.environ.get("HF_HUB_OFFLINE") == "1":
-            raise ValueError(_not_found(f"{model.repository} is not in the cache of the hub")) from error
+            raise UserError(_not_found(f"{model.repository} is not in the cache of the hub")) from error
     try:
         return _whole(Path(snapshot_download(**wanted)), model)
     except Exception as error:
-        raise ValueError(_not_found(f"{model.repository} cannot be had from the hub")) from error
+        raise UserError(_not_found(f"{model.repository} cannot be had from the hub")) from error
 
 
 def _whole(folder: Path, model: HubModel) -> Path:
     absent = [file for file in model.files if not (folder / file).is_file()]
     if absent:
-        raise ValueError(f"{folder} lacks {', '.join(absent)}")
+        raise UserError(f"{folder} lacks {', '.join(absent)}")
     return folder
 
 
@@ -547,7 +548,7 @@ def _single_file(weight: WeightFile, name: str, folder: Path | None, caches: Seq
     places = [place for place in (folder, *caches) if place]
     path = next((place / weight.file for place in places if (place / weight.file).is_file()), None)
     if path is None:
-        raise ValueError(_not_found(f"there is no {weight.file} in {' or '.join(map(str, places)) or 'any folder'}"))
+        raise UserError(_not_found(f"there is no {weight.file} in {' or '.join(map(str, places)) or 'any folder'}"))
     agrees = is_published(path, weight)
     own = f"{path.stem}@{file_sha256(path)[:12]}"
     return path, name if agrees else own if agrees is False else f"{own} (unverified)"

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from fewbayes.errors import UserError
 from fewbayes.metrics.folders import Pictures, Sample, Source, find_source, read_prompts, read_references, read_samples
 from fewbayes.metrics.scores import has_token
 from fewbayes.metrics.weights import fetch_weights, list_weights
-from fewbayes.runs import CONFIG, METRICS, atomic_write, environment
+from fewbayes.runs.folder import CONFIG, METRICS, atomic_write, environment
 
 if TYPE_CHECKING:
     from fewbayes.metrics.features import FeatureStore
@@ -46,7 +47,7 @@ class Evaluation:
             found = [r for r in found if r["subject"] == subject]
         found = [r for r in found if "average" in r] or found
         if len(found) != 1:
-            raise ValueError(f"{len(found)} rows of {metric} ({mode}, {row}); name a subject")
+            raise UserError(f"{len(found)} rows of {metric} ({mode}, {row}); name a subject")
         return found[0]["value"]
 
 
@@ -77,7 +78,7 @@ def evaluate_folder(
     """
     began = time.monotonic()
     if mode not in ("sound", "paper", "both"):
-        raise ValueError(f"mode {mode!r} is none of sound, paper and both")
+        raise UserError(f"mode {mode!r} is none of sound, paper and both")
     output = _checked_output(output_dir)
     place = find_source(source, samples)
     _keep_apart(output, {"source": place.pictures, "reference_dir": reference_dir, "base_dir": base_dir})
@@ -142,18 +143,18 @@ def _checked_output(output_dir: str | Path | None) -> Path | None:
         return None
     folder = Path(output_dir).expanduser()
     if folder.is_file():
-        raise ValueError(f"output_dir {folder} is a file; give a folder")
+        raise UserError(f"output_dir {folder} is a file; give a folder")
     if (folder / CONFIG).is_file():
-        raise ValueError(f"output_dir {folder} is a run, whose metrics would be overwritten; give another folder")
+        raise UserError(f"output_dir {folder} is a run, whose metrics would be overwritten; give another folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS).is_file():
-        raise ValueError(f"output_dir {folder} holds other things than a whole evaluation; give a new or empty folder")
+        raise UserError(f"output_dir {folder} holds other things than a whole evaluation; give a new or empty folder")
     return folder
 
 
 def _keep_apart(output: Path | None, read: Mapping[str, str | Path | None]) -> None:
     for name, folder in read.items():
         if output and folder and output.resolve() == Path(folder).expanduser().resolve():
-            raise ValueError(f"output_dir {output} is the {name}; give a folder of its own")
+            raise UserError(f"output_dir {output} is the {name}; give a folder of its own")
 
 
 def _run_keys(source: Path, subject: str | None, seed: int | None) -> tuple[str | None, int | None]:
@@ -405,13 +406,13 @@ def run_evaluate(arguments: list[str]) -> int:
     asked = _parser().parse_args(arguments)
     if asked.fetch_weights:
         if asked.offline:
-            raise ValueError("--fetch-weights downloads, and --offline forbids it; leave one of them out")
+            raise UserError("--fetch-weights downloads, and --offline forbids it; leave one of them out")
         fetch_weights(asked.fetch_weights)
         return 0
     if not asked.source or not asked.output_dir:
-        raise ValueError("give the folder to score and --output_dir (fewbayes evaluate --help says more)")
+        raise UserError("give the folder to score and --output_dir (fewbayes evaluate --help says more)")
     if asked.batch_size < 1:
-        raise ValueError(f"batch_size is {asked.batch_size}; it must be at least 1")
+        raise UserError(f"batch_size is {asked.batch_size}; it must be at least 1")
     settings = {name: value for name, value in vars(asked).items() if name not in ("fetch_weights", "list_weights")}
     result = evaluate_folder(**cast("Any", settings | {"cache": asked.cache or None}))
     print("\n".join(summary(result)))

@@ -19,8 +19,9 @@ from typing import Any, Literal, get_args
 import yaml
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fewbayes.data import FORMATS
-from fewbayes.runs import CONFIG, MANIFEST, RunError, read_manifest
+from fewbayes.data.images import FORMATS
+from fewbayes.errors import UserError
+from fewbayes.runs.folder import CONFIG, MANIFEST, RunError, read_manifest
 
 LISTINGS = ("samples.json", "samples.jsonl", "metadata.jsonl")
 PROMPT_FOLDER = re.compile(r"(?P<subject>.+)-(?P<number>\d+)")
@@ -104,11 +105,11 @@ class Source:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The picture as RGB, upright, transparency laid on white; raises ValueError for what is none."""
+    """The picture as RGB, upright, transparency laid on white; raises UserError for what is none."""
     try:
         return decode(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def decode(data: bytes) -> Image.Image:
@@ -118,19 +119,19 @@ def decode(data: bytes) -> Image.Image:
             image.load()
             picture = ImageOps.exif_transpose(image)
         if min(picture.size) < SMALLEST_SIDE:
-            raise ValueError(f"{picture.width} x {picture.height} pixels; {SMALLEST_SIDE} x {SMALLEST_SIDE} at least")
+            raise UserError(f"{picture.width} x {picture.height} pixels; {SMALLEST_SIDE} x {SMALLEST_SIDE} at least")
         if picture.mode.startswith(("I", "F")):
-            raise ValueError("more than 8 bits a channel; save it as an 8-bit PNG or JPEG")
+            raise UserError("more than 8 bits a channel; save it as an 8-bit PNG or JPEG")
         if "A" in picture.getbands() or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
         return picture.convert("RGB")
     except UnidentifiedImageError as error:  # whose words are of the memory that the bytes lie in
-        raise ValueError("no picture in a format that is known here") from error
-    except ValueError:
+        raise UserError("no picture in a format that is known here") from error
+    except UserError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files
-        raise ValueError(f"cannot be read as a picture ({error})") from error
+        raise UserError(f"cannot be read as a picture ({error})") from error
 
 
 # --- which folder -----------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def find_source(source: str | Path, samples: str | None = None) -> Source:
     """A run's last samples (or those of `samples` inside it) and its references; any other folder is itself."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; give a run or a folder of pictures")
+        raise UserError(f"there is no folder {folder}; give a run or a folder of pictures")
     config = folder / CONFIG
     if not config.is_file():
         return Source(_inside(folder, samples), model=_model_behind(_inside(folder, samples)))
@@ -158,14 +159,14 @@ def find_source(source: str | Path, samples: str | None = None) -> Source:
 def _inside(folder: Path, samples: str | None) -> Path:
     inner = folder / samples if samples else folder
     if not inner.is_dir():
-        raise ValueError(f"there is no folder {inner}; --samples names one inside {folder}")
+        raise UserError(f"there is no folder {inner}; --samples names one inside {folder}")
     return inner
 
 
 def _last_samples(run: Path) -> Path:
     steps = sorted((run / "samples").glob("step-*"))
     if not steps:
-        raise ValueError(
+        raise UserError(
             f"the run {run} holds no samples; make some by `fewbayes sample {run} --prompt ... --output_dir DIR` and "
             "evaluate DIR, or name a folder inside the run with --samples"
         )
@@ -221,29 +222,29 @@ def read_samples(
     found, unreadable = _hashed(folder, [row["file"] for row in rows], subject)
     samples = [_sample(row, folder, found, subject, prompt) for row in rows if row["file"] in found]
     if not samples and not unreadable:
-        raise ValueError(f"{folder} holds no pictures; give a folder of {', '.join(sorted(FORMATS))} files")
+        raise UserError(f"{folder} holds no pictures; give a folder of {', '.join(sorted(FORMATS))} files")
     return Pictures(folder, tuple(_numbered(samples)), unreadable, tuple(notes))
 
 
 def read_references(folder: Path, subjects: Sequence[str | None]) -> dict[str | None, Pictures]:
     """References by subject: of the sub-folders that bear the subjects' names, else one folder for the one subject."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; reference_dir holds the photographs of the subject")
+        raise UserError(f"there is no folder {folder}; reference_dir holds the photographs of the subject")
     named = [subject for subject in subjects if subject and (folder / subject).is_dir()]
     if named and not _files(folder):
         lost = [subject for subject in subjects if subject not in named]
         if lost:
-            raise ValueError(f"{folder} has no folder for {', '.join(str(subject) for subject in lost)}")
+            raise UserError(f"{folder} has no folder for {', '.join(str(subject) for subject in lost)}")
         return {subject: _plain(folder / str(subject), subject) for subject in subjects}
     if len(subjects) > 1:
-        raise ValueError(f"{folder} holds pictures of one subject, and there are {len(subjects)}: give a folder each")
+        raise UserError(f"{folder} holds pictures of one subject, and there are {len(subjects)}: give a folder each")
     return {subject: _plain(folder, subject) for subject in subjects}
 
 
 def _plain(folder: Path, subject: str | None) -> Pictures:
     files = [file.name for file in _files(folder)]
     if not files:
-        raise ValueError(f"{folder} holds no pictures; reference_dir holds the photographs of the subject")
+        raise UserError(f"{folder} holds no pictures; reference_dir holds the photographs of the subject")
     found, unreadable = _hashed(folder, files, subject)
     samples = [Sample(file, folder / file, found[file], subject) for file in files if file in found]
     return Pictures(folder, tuple(samples), unreadable)
@@ -269,7 +270,7 @@ def _prompt_folders(
             number = int(match["number"]) - 1 if match else sample.prompt_id
             samples.append(replace(sample, file=f"{inner.name}/{sample.file}", prompt_id=number))
     if not samples and not unreadable:
-        raise ValueError(f"{folder} holds no pictures; give a folder of {', '.join(sorted(FORMATS))} files")
+        raise UserError(f"{folder} holds no pictures; give a folder of {', '.join(sorted(FORMATS))} files")
     return Pictures(folder, tuple(samples), unreadable, tuple(notes))
 
 
@@ -282,7 +283,7 @@ def _files(folder: Path) -> list[Path]:
 def _each_once(folder: Path, files: Sequence[str]) -> None:
     twice = sorted(file for file, count in Counter(files).items() if count > 1)
     if twice:
-        raise ValueError(f"the listing of {folder} names {', '.join(twice)} more than once; leave one row of each")
+        raise UserError(f"the listing of {folder} names {', '.join(twice)} more than once; leave one row of each")
 
 
 def _hashed(folder: Path, files: Iterable[str], subject: str | None) -> tuple[dict[str, str], dict[str, Unreadable]]:
@@ -296,7 +297,7 @@ def _hashed(folder: Path, files: Iterable[str], subject: str | None) -> tuple[di
             hashes[file] = hashlib.sha256(data).hexdigest()
         except OSError as error:
             broken[file] = Unreadable(subject, error.strerror or str(error))
-        except ValueError as error:
+        except UserError as error:
             broken[file] = Unreadable(subject, str(error))
     return hashes, broken
 
@@ -323,27 +324,25 @@ def _parsed(path: Path) -> list[Any]:
         text = path.read_text(encoding="utf-8")
         rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); mend it or move it away") from error
+        raise UserError(f"{path} is not JSON ({error}); mend it or move it away") from error
     if not isinstance(rows, list):
-        raise ValueError(f"{path} holds no list of rows but {rows!r}"[:200] + "; mend it or move it away")
+        raise UserError(f"{path} holds no list of rows but {rows!r}"[:200] + "; mend it or move it away")
     return rows
 
 
 def _row(row: Any, place: str) -> dict[str, Any]:
     """A row of a listing; what other programs put beside our keys is left alone."""
     if not isinstance(row, dict):
-        raise ValueError(f"{place} is {row!r}"[:200] + '; a row is {"file": ..., "prompt": ..., "seed": ...}')
+        raise UserError(f"{place} is {row!r}"[:200] + '; a row is {"file": ..., "prompt": ..., "seed": ...}')
     found = {**row, "file": row.get("file") or row.get("file_name"), "prompt": row.get("prompt") or row.get("text")}
     for key in ("file", "prompt", "weights", "source"):
         value = found.get(key)
         if not isinstance(value, str) and (value is not None or key == "file"):
-            raise ValueError(f"{place} has the {key} {value!r}"[:200] + "; it must be a text")
+            raise UserError(f"{place} has the {key} {value!r}"[:200] + "; it must be a text")
     if not isinstance(found.get("seed"), int | None):
-        raise ValueError(f"{place} has the seed {found['seed']!r}"[:200] + "; it must be a whole number")
+        raise UserError(f"{place} has the seed {found['seed']!r}"[:200] + "; it must be a whole number")
     if found.get("kind") not in (None, *get_args(Kind)):
-        raise ValueError(
-            f"{place} has the kind {found['kind']!r}"[:200] + f"; it is one of {', '.join(get_args(Kind))}"
-        )
+        raise UserError(f"{place} has the kind {found['kind']!r}"[:200] + f"; it is one of {', '.join(get_args(Kind))}")
     return found | {"file": PurePosixPath(found["file"]).as_posix()}
 
 
@@ -374,7 +373,7 @@ def read_prompts(path: Path) -> dict[str, str]:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return {entry["data_dir"]: entry["instance_prompt"] for entry in entries.values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f'{path} cannot be read as prompts ({error!r}); it holds {{"1": {{"data_dir": "dog-1", "instance_prompt": '
             '"a qwe dog in the snow"}}, ...}'
         ) from error

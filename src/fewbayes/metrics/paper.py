@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewbayes.errors import UserError
 from fewbayes.metrics.scores import Floats, Mean, cosines, prompt_scores
 
 PER_PROMPT = 4
@@ -122,5 +123,5 @@ def _mean(values: Floats) -> Mean:
 
 def _some(values: Any, what: str) -> Any:
     if not len(values):
-        raise ValueError(f"there are no {what}")
+        raise UserError(f"there are no {what}")
     return values

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fewbayes.errors import UserError
+
 Picture = NDArray[np.uint8] | NDArray[np.floating]
 
 MAD_TO_STD = 0.6745
@@ -23,11 +25,11 @@ def _unit(picture: Picture) -> NDArray[np.float64]:
     """The picture as float64 in [0, 1]."""
     pixels = np.asarray(picture)
     if pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"a picture of shape {pixels.shape}; it must be (height, width, 3)")
+        raise UserError(f"a picture of shape {pixels.shape}; it must be (height, width, 3)")
     if pixels.dtype == np.uint8:
         return pixels.astype(np.float64) / 255
     if not np.issubdtype(pixels.dtype, np.floating):
-        raise ValueError(f"a picture of type {pixels.dtype}; it must be uint8 in [0, 255] or floating in [0, 1]")
+        raise UserError(f"a picture of type {pixels.dtype}; it must be uint8 in [0, 255] or floating in [0, 1]")
     return pixels.astype(np.float64)
 
 
@@ -41,7 +43,7 @@ def normalised_cross_correlation(a: Picture, b: Picture) -> float:
     """
     x, y = _unit(a), _unit(b)
     if x.shape != y.shape:
-        raise ValueError(f"pictures of shapes {x.shape} and {y.shape}; they must agree")
+        raise UserError(f"pictures of shapes {x.shape} and {y.shape}; they must agree")
     x, y = x - x.mean(), y - y.mean()
     scale = float(np.sqrt((x * x).sum() * (y * y).sum()))
     return float(np.clip((x * y).sum() / scale, -1.0, 1.0)) if scale > 1e-12 * x.size else 0.0
@@ -53,7 +55,7 @@ def image_similarity(samples: Sequence[Picture], references: Sequence[Picture]) 
     Chance is above 0, since unrelated photographs correlate (both brighter at the top, say): read it against step 0.
     """
     if not len(samples) or not len(references):
-        raise ValueError(f"{len(samples)} samples and {len(references)} references; there must be one of each at least")
+        raise UserError(f"{len(samples)} samples and {len(references)} references; there must be one of each at least")
     nearest = [max(normalised_cross_correlation(sample, reference) for reference in references) for sample in samples]
     return float(np.mean(nearest))
 
@@ -69,7 +71,7 @@ def haar_noise(image: Picture) -> float:
     pixels = _unit(image)
     height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
     if not height or not width:
-        raise ValueError(f"a picture of shape {pixels.shape}; it must be 2 x 2 or larger")
+        raise UserError(f"a picture of shape {pixels.shape}; it must be 2 x 2 or larger")
     pixels = pixels[:height, :width]
     diagonal = (pixels[::2, ::2] - pixels[::2, 1::2] - pixels[1::2, ::2] + pixels[1::2, 1::2]) / 2
     per_channel = np.median(np.abs(diagonal), axis=(0, 1)) / MAD_TO_STD

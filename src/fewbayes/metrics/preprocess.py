@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fewbayes.errors import UserError
+
 Crop = Literal["center", "squash", "native"]
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Names of pillow's filters by the numbers that preprocessor_config.json uses."""
@@ -77,9 +79,9 @@ def read_preprocessing(folder: Path) -> Preprocessing:
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing, and with it how pictures are prepared for this encoder") from None
+        raise UserError(f"{path} is missing, and with it how pictures are prepared for this encoder") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+        raise UserError(f"{path} is not JSON ({error})") from error
     mean, std = _colours(config["image_mean"]), _colours(config["image_std"])
     resample = RESAMPLING[config.get("resample", 3)]
     size, crops = config["size"], bool(config.get("do_center_crop"))
@@ -89,7 +91,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         side = _square(size, path)
         return Preprocessing("squash", side, side, resample, mean, std)
     if not crops:
-        raise ValueError(f"{path} keeps the shape of pictures without cropping them, which encoders here cannot take")
+        raise UserError(f"{path} keeps the shape of pictures without cropping them, which encoders here cannot take")
     return Preprocessing("center", _square(config.get("crop_size", shorter), path), int(shorter), resample, mean, std)
 
 
@@ -101,5 +103,5 @@ def _colours(values: Sequence[float]) -> tuple[float, float, float]:
 def _square(size: Any, path: Path) -> int:
     height, width = (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
     if height != width:
-        raise ValueError(f"{path} asks for {width} x {height}; only square inputs are read")
+        raise UserError(f"{path} asks for {width} x {height}; only square inputs are read")
     return int(height)

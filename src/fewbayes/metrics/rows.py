@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewbayes.errors import UserError
 from fewbayes.metrics import paper, scores
 from fewbayes.metrics.encoders import Encoders, Missing
 from fewbayes.metrics.features import FeatureStore, mirrored
@@ -79,7 +80,7 @@ class Collector:
             return
         try:
             mean = compute()
-        except ValueError as error:
+        except UserError as error:
             self.rows.append(entry | more | {"reason": str(error)})
             return
         if not math.isfinite(mean.value):
@@ -160,7 +161,7 @@ class Sound:
         def against(words: Callable[[str], str]) -> Floats:
             prompts = [sample.prompt for sample in samples]
             if any(prompt is None for prompt in prompts):
-                raise ValueError(NO_PROMPTS)
+                raise UserError(NO_PROMPTS)
             texts = self.texts([words(prompt) for prompt in prompts if prompt is not None])
             return scores.prompt_scores(self.store.matrix("clip", samples), texts)
 
@@ -170,7 +171,7 @@ class Sound:
         def plain() -> Floats:
             known = [sample.prompt for sample in samples if sample.prompt]
             if known and not any(scores.has_token(prompt, token) for prompt in known):
-                raise ValueError(no_token(token))
+                raise UserError(no_token(token))
             return against(lambda prompt: scores.without_token(prompt, token))
 
         self.add_each("clip_t_class", "clip", samples, row, each, plain)
@@ -178,17 +179,17 @@ class Sound:
     def preservation(self) -> Mean:
         self.check_told()
         if not self.case.in_class:
-            raise ValueError(NO_CLASS)
+            raise UserError(NO_CLASS)
         found = self.compared("dino", self.case.in_class)
         return Mean(found.mean, found.pairs)
 
     def check_told(self) -> None:
         if not self.case.told:
-            raise ValueError(no_token(self.case.rare_token))
+            raise UserError(no_token(self.case.rare_token))
 
     def compared(self, key: str, samples: Samples) -> scores.Fidelity:
         if not self.case.references:
-            raise ValueError(NO_REFERENCES)
+            raise UserError(NO_REFERENCES)
         _many(len(samples))
         return scores.fidelity(self.store.matrix(key, samples), self.store.matrix(key, self.case.references))
 
@@ -211,7 +212,7 @@ class Sound:
 
         def by_pixels() -> Mean:
             if not self.case.references:
-                raise ValueError(NO_REFERENCES)
+                raise UserError(NO_REFERENCES)
             _many(len(samples))
             known = self.store.matrix("thumbnail", self.case.references)
             both = np.concatenate([known, mirrored(known)])
@@ -234,7 +235,7 @@ class Sound:
         def check() -> None:
             _many(len(samples))
             if any(sample.prompt is None and "/" not in sample.file for sample in samples):
-                raise ValueError(NO_PROMPTS)
+                raise UserError(NO_PROMPTS)
 
         def lpips() -> Mean:
             check()
@@ -282,12 +283,12 @@ class Sound:
 
     def reals(self, key: str) -> Floats:
         if not self.case.references:
-            raise ValueError(NO_REFERENCES)
+            raise UserError(NO_REFERENCES)
         return self.store.matrix(key, self.case.references)
 
     def real_lpips(self) -> Mean:
         if len(self.case.references) < 2:
-            raise ValueError(f"{len(self.case.references)} reference; it takes two to be compared with each other")
+            raise UserError(f"{len(self.case.references)} reference; it takes two to be compared with each other")
         return scores.diversity(self.store.tables("lpips", [self.case.references]))
 
     def against_base(self) -> None:
@@ -303,7 +304,7 @@ class Sound:
 
         def levels() -> tuple[Floats, Floats]:
             if not pairs:
-                raise ValueError(NO_BASE)
+                raise UserError(NO_BASE)
             return self.noise(tuned), self.noise(base)
 
         def noisier() -> Mean:
@@ -318,7 +319,7 @@ class Sound:
     def drift(self, key: str) -> Mean:
         self.check_told()
         if not self.case.unrelated_pairs:
-            raise ValueError(NO_UNRELATED if self.case.pairs else NO_BASE)
+            raise UserError(NO_UNRELATED if self.case.pairs else NO_BASE)
         tuned, base = ([pair[side] for pair in self.case.unrelated_pairs] for side in (0, 1))
         values = scores.drift(self.store.matrix(key, tuned), self.store.matrix(key, base))
         return Mean(float(values.mean()), len(values))
@@ -347,7 +348,7 @@ def by_prompt(samples: Samples) -> dict[Any, list[Sample]]:
 
 def _many(count: int, what: str = "readable and not black") -> int:
     if not count:
-        raise ValueError(f"there are no pictures that are {what}")
+        raise UserError(f"there are no pictures that are {what}")
     return count
 
 
@@ -420,14 +421,14 @@ class Paper:
     def clip_t(self) -> Mean:
         prompts = [sample.prompt for sample in self.samples]
         if any(prompt is None for prompt in prompts):
-            raise ValueError(NO_PROMPTS)
+            raise UserError(NO_PROMPTS)
         _many(len(prompts))
         texts = _Texts(self.encoders["clip"])([str(prompt) for prompt in prompts])
         return paper.clip_t(self.store.matrix("clip", self.samples), texts, self.folders, self.black(self.samples))
 
     def known(self, key: str) -> dict[str, tuple[Floats, NDArray[np.bool_]]]:
         if not any(self.references.values()):
-            raise ValueError(NO_REFERENCES)
+            raise UserError(NO_REFERENCES)
         return {
             subject: (self.store.matrix(key, pictures), self.black(pictures))
             for subject, pictures in self.references.items()
@@ -453,7 +454,7 @@ class Paper:
 
     def reals(self) -> list[Samples]:
         if not any(self.references.values()):
-            raise ValueError(NO_REFERENCES)
+            raise UserError(NO_REFERENCES)
         return [pictures for pictures in self.references.values() if pictures]
 
     def quality(self, samples: Samples) -> Floats:
@@ -464,7 +465,7 @@ class Paper:
         _many(len(self.samples))
         counts = {subject: len(pictures) for subject, pictures in self.references.items()}
         if not sum(counts.values()):
-            raise ValueError(NO_REFERENCES)
+            raise UserError(NO_REFERENCES)
         return paper.clip_iqa(self.quality(self.samples), counts, self.folders)
 
     def real_clip_iqa(self) -> Mean:

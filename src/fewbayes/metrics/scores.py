@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fewbayes.errors import UserError
+
 Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
 
@@ -35,7 +37,7 @@ def cosines(a: Floats, b: Floats) -> Array:
 def prompt_scores(images: Floats, texts: Floats) -> Array:
     """Clip-T of each picture: its cosine with its own prompt. Not scaled, and not cut off at 0."""
     if len(images) != len(texts):
-        raise ValueError(f"{len(images)} pictures and {len(texts)} prompts; there must be one for each")
+        raise UserError(f"{len(images)} pictures and {len(texts)} prompts; there must be one for each")
     return (unit(images) * unit(texts)).sum(1)
 
 
@@ -54,7 +56,7 @@ class Fidelity:
 def fidelity(samples: Floats, references: Floats) -> Fidelity:
     """Clip-I and Dino: cosines of every sample with every reference."""
     if not len(samples) or not len(references):
-        raise ValueError(f"{len(samples)} samples and {len(references)} references; there must be one of each at least")
+        raise UserError(f"{len(samples)} samples and {len(references)} references; there must be one of each at least")
     return _summary(cosines(samples, references))
 
 
@@ -64,7 +66,7 @@ def real_fidelity(references: Floats, mirrors: Floats | None = None) -> Fidelity
     mirrors: the references as a mirror shows them, in which the likest one is looked for too.
     """
     if len(references) < 2:
-        raise ValueError(f"{len(references)} reference; it takes two to be compared with each other")
+        raise UserError(f"{len(references)} reference; it takes two to be compared with each other")
     table = cosines(references, references)
     count = len(table)
     likeness = table if mirrors is None else np.maximum(table, cosines(references, mirrors))
@@ -96,7 +98,7 @@ def diversity(groups: Sequence[Floats]) -> Mean:
     """
     pairs = [table[np.triu_indices(len(table), 1)] for table in groups if len(table) > 1]
     if not pairs:
-        raise ValueError("no prompt has two pictures")
+        raise UserError("no prompt has two pictures")
     return Mean(float(np.mean([values.mean() for values in pairs])), sum(map(len, pairs)))
 
 
@@ -121,7 +123,7 @@ def group_vendi(groups: Sequence[Floats]) -> Mean:
     """Mean over prompts of their Vendi scores; prompts with one picture have no say. n counts the prompts."""
     scores = [vendi(features) for features in groups if len(features) > 1]
     if not scores:
-        raise ValueError("no prompt has two pictures")
+        raise UserError("no prompt has two pictures")
     return Mean(float(np.mean(scores)), len(scores))
 
 
@@ -132,7 +134,7 @@ def noise_ratio(samples: Floats, base: Floats) -> float:
     """
     lowest = float(np.mean(base))
     if not lowest > 0:
-        raise ValueError("the base model's pictures have no noise to compare with")
+        raise UserError("the base model's pictures have no noise to compare with")
     return float(np.mean(samples)) / lowest
 
 

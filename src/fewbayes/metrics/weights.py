@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewbayes.runs import file_sha256
+from fewbayes.errors import UserError
+from fewbayes.runs.folder import file_sha256
 
 HUB = "https://huggingface.co"
 FOLDER_VARIABLE = "FEWBAYES_MODELS"
@@ -196,18 +197,18 @@ def _fetch(weight: WeightFile, path: Path, say: Callable[[str], None]) -> Path:
             shutil.copyfileobj(source, target, 1 << 20)
             promised = source.headers.get("Content-Length")
         if promised and part.stat().st_size != int(promised):
-            raise ValueError(
+            raise UserError(
                 f"{weight.url} gave {part.stat().st_size} of {promised} bytes: it was cut off; fetch it again"
             )
         found = file_sha256(part)
         if weight.sha256 not in (None, found):
-            raise ValueError(
+            raise UserError(
                 f"{weight.url} gave a file with the SHA-256 {found}, not {weight.sha256}: it was changed or cut off on "
                 "the way; fetch it again, or from another place"
             )
         os.replace(part, path)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{weight.url} cannot be fetched ({error}); run this on a machine with a network and copy the folder"
         ) from error
     finally:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fewbayes.errors import UserError
 from fewbayes.world.draw import Array, box, cells, coverage, ellipse, noise, paint, pixel_grid
 from fewbayes.world.objects import OBJECTS
 from fewbayes.world.settings import SETTINGS
@@ -255,7 +256,7 @@ def subject_photograph(name: str, index: int, size: int = SIZE) -> tuple[Array, 
     """The `index`-th photograph of a subject and its prompt without the setting ("a photo of a <v> mug")."""
     subject = SUBJECTS[name]
     if not 0 <= index < len(subject.settings):
-        raise ValueError(f"{name} has {len(subject.settings)} photographs, numbered from 0; got {index}")
+        raise UserError(f"{name} has {len(subject.settings)} photographs, numbered from 0; got {index}")
     scene = replace(subject.look, setting=subject.settings[index])
     view = int.from_bytes(name.encode()[:6], "big") + 1000 * index
     return render(scene, view, size, occlusion=0), f"a photo of a {RARE_TOKEN} {subject.class_word}"

@@ -1,0 +1,1 @@
+"""Pictures that people bring: checked, read, cut."""

@@ -1,0 +1,294 @@
+"""Pipeline folders in the diffusers layout: what must lie in one, every check of it, what it is known by.
+
+Everything is read from names, settings and headers, so a bad folder is refused in milliseconds, before anything heavy
+is imported. Knows the layouts of the families and nothing of how their parts work together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fewbayes.errors import UserError
+from fewbayes.models import ModelCard
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TINY = Path(__file__).parents[1] / "world" / "weights" / "pipeline"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+SETTINGS = "fewbayes.json"
+INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part with weights: where its class comes from and the stem of its files."""
+
+    library: str
+    kind: str
+    stem: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the folder of a family's pipeline holds."""
+
+    pipeline: str
+    named: str
+    weighted: dict[str, Part]
+    tokenizers: tuple[str, ...]
+
+
+_VAE = Part("diffusers", "AutoencoderKL", "diffusion_pytorch_model")
+_UNET = Part("diffusers", "UNet2DConditionModel", "diffusion_pytorch_model")
+_CLIP = Part("transformers", "CLIPTextModel", "model")
+_POOLED_CLIP = Part("transformers", "CLIPTextModelWithProjection", "model")
+LAYOUTS = {
+    "sd": Layout(
+        "StableDiffusionPipeline",
+        "SD 1.4, 1.5, 2.0, 2.1",
+        {"vae": _VAE, "unet": _UNET, "text_encoder": _CLIP},
+        ("tokenizer",),
+    ),
+    "sdxl": Layout(
+        "StableDiffusionXLPipeline",
+        "SDXL",
+        {"vae": _VAE, "unet": _UNET, "text_encoder": _CLIP, "text_encoder_2": _POOLED_CLIP},
+        ("tokenizer", "tokenizer_2"),
+    ),
+}
+
+
+def weighted_parts(family: str) -> dict[str, Part]:
+    return LAYOUTS[family].weighted
+
+
+def inspect_pipeline(model: str) -> ModelCard:
+    """Check every part of a pipeline by its files alone; ValueError names the first thing that is wrong."""
+    folder = locate(model)
+    index = read_json(folder / INDEX)
+    family = _family_of(model, index)
+    layout = LAYOUTS[family]
+    for name in layout.weighted:
+        _check_weights(folder, name, family, index)
+    for tokenizer in layout.tokenizers:
+        _check_tokenizer(folder / tokenizer)
+    unet, vae = read_json(folder / "unet/config.json"), read_json(folder / "vae/config.json")
+    _check_channels(folder, unet, vae)
+    if family == "sdxl":
+        _check_time_ids(folder, unet)
+    scheduler = read_json(folder / SCHEDULER)
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    return ModelCard(
+        model=model,
+        folder=folder,
+        family=family,
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+        resolution=int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1),
+        recommended=settings.get("recommended", {}),
+        rare_token=settings.get("rare_token"),
+    )
+
+
+def fingerprint(folder: Path, family: str) -> str:
+    """sha256 over the files of the parts that we load, names and contents, in the order of the layout."""
+    layout = LAYOUTS[family]
+    parts = [*layout.weighted, *layout.tokenizers, "scheduler"]
+    # Files of other precisions or formats in the same folder are not what is loaded.
+    files = [
+        path
+        for part in parts
+        for path in sorted((folder / part).iterdir())
+        if path.suffix in (".json", ".txt") or path in weight_files(folder, part, family)
+    ]
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def part_class(part: Part) -> Any:
+    return getattr(import_module(part.library), part.kind)
+
+
+def meta_part(folder: Path, family: str, name: str) -> nn.Module:
+    """A part without weights, on the meta device, from its config.json."""
+    import torch
+
+    with quiet(), torch.device("meta"):
+        kind = part_class(LAYOUTS[family].weighted[name])
+        config = read_json(folder / name / "config.json")
+        return kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(config))
+
+
+def locate(model: str) -> Path:
+    """The folder of `tiny`, of a path or of a hub id, which is downloaded if it is not here yet."""
+    if model == "tiny":
+        if not (TINY / INDEX).is_file():
+            raise UserError(
+                f"the embedded model is not in this installation ({TINY} is missing); install fewbayes anew"
+            )
+        return TINY
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise UserError(
+            f"model {model!r}: there is no such folder; give 'tiny', a pipeline folder or a hub id (owner/name)"
+        )
+    return _from_hub(model)
+
+
+def _from_hub(model: str) -> Path:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    try:
+        without = dict.fromkeys(("safety_checker", "feature_extractor"))
+        return Path(DiffusionPipeline.download(model, use_safetensors=True, **cast("Any", without)))
+    except Exception as error:  # the hub client has a dozen classes of errors and no common one
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model {model!r} is neither a folder here nor to be had from the hub ({reason}); without a network, "
+            "give the path of a pipeline folder or 'tiny'"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; a pipeline folder in the diffusers layout has it")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); fetch or copy the model again") from error
+
+
+def _family_of(model: str, index: dict[str, Any]) -> str:
+    kind = str(index.get("_class_name"))
+    for family, layout in LAYOUTS.items():
+        if kind == layout.pipeline:
+            return family
+    known = ", ".join(f"{layout.pipeline} ({layout.named})" for layout in LAYOUTS.values())
+    raise UserError(f"{model} is a {kind}{_what_it_is(kind)}; this program fine-tunes {known}")
+
+
+def _what_it_is(kind: str) -> str:
+    """What is known of a pipeline that is not for us, in words."""
+    if kind == "StableDiffusionXLImg2ImgPipeline":
+        return ", as SDXL's refiner is, which only reworks what the base model draws: give the base model"
+    if "Inpaint" in kind:
+        return ", an inpainting model: choose the text-to-image one"
+    return ""
+
+
+def weight_files(folder: Path, name: str, family: str) -> list[Path]:
+    """The safetensors files that loading will read: one file, or the shards of an index; none for other parts."""
+    if name not in LAYOUTS[family].weighted:
+        return []
+    stem = LAYOUTS[family].weighted[name].stem
+    for variant in ("", ".fp16"):
+        whole = folder / name / f"{stem}{variant}.safetensors"
+        if whole.is_file():
+            return [whole]
+        index = folder / name / f"{stem}.safetensors.index{variant}.json"
+        if index.is_file():
+            return [folder / name / file for file in sorted(set(read_json(index)["weight_map"].values()))]
+    return []
+
+
+def _check_weights(folder: Path, name: str, family: str, index: dict[str, Any]) -> None:
+    part = LAYOUTS[family].weighted[name]
+    if not (folder / name).is_dir():
+        raise UserError(f"the model folder {folder} has no {name}/; a {index['_class_name']} needs it")
+    found = (index.get(name) or [None, None])[1]
+    if found != part.kind:
+        raise UserError(f"the {name} of {folder} is a {found}; this program knows {part.kind}")
+    read_json(folder / name / "config.json")
+    weights = weight_files(folder, name, family)
+    if not weights:
+        pickles = sorted(path.name for path in (folder / name).iterdir() if path.suffix in PICKLES)
+        if pickles:
+            raise UserError(
+                f"{folder / name} holds only pickled weights ({pickles[0]}), which can run any code when they are read "
+                "and are refused; save the pipeline once with safe_serialization=True"
+            )
+        raise UserError(f"{folder / name} holds no weights; {part.stem}.safetensors is missing")
+    for path in weights:
+        if not path.is_file() or path.stat().st_size < 8:
+            raise UserError(f"{path} is missing or empty; fetch or copy the model again")
+        _check_header(path)
+
+
+def _check_header(path: Path) -> None:
+    """A file cut short in a download is found by its header, without reading the weights."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, 2**27)))
+            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError):
+            raise UserError(f"{path} is not a safetensors file; fetch or copy the model again") from None
+    if path.stat().st_size != 8 + length + end:
+        raise UserError(f"{path} is cut short ({path.stat().st_size} bytes of {8 + length + end}); fetch it again")
+
+
+def _check_tokenizer(tokenizer: Path) -> None:
+    if (tokenizer / "tokenizer.json").is_file():
+        return
+    missing = [name for name in ("vocab.json", "merges.txt") if not (tokenizer / name).is_file()]
+    if missing:
+        raise UserError(
+            f"the {tokenizer.name} of {tokenizer.parent} lacks {' and '.join(missing)}; fetch or copy the model again"
+        )
+
+
+def _check_channels(folder: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    if unet["in_channels"] != vae["latent_channels"]:
+        raise UserError(
+            f"{folder / 'unet'} takes {unet['in_channels']} channels and the autoencoder gives "
+            f"{vae['latent_channels']}: an inpainting or depth model; choose the text-to-image one"
+        )
+    if vae.get("latents_mean") or vae.get("shift_factor"):
+        raise UserError(
+            f"the autoencoder of {folder} shifts its latents (latents_mean or shift_factor in its config.json), which "
+            "is not done here; choose a model whose latents are only scaled"
+        )
+
+
+def _check_time_ids(folder: Path, unet: dict[str, Any]) -> None:
+    """SDXL's base is told six sizes beside the pooled prompt; the refiner, which is told five, is not trained here."""
+    pooled = read_json(folder / "text_encoder_2/config.json")["projection_dim"]
+    told, six = unet["projection_class_embeddings_input_dim"], pooled + 6 * unet["addition_time_embed_dim"]
+    if told != six:
+        raise UserError(
+            f"{folder / 'unet'} is told {told} numbers beside the prompt and SDXL's base model {six}: a refiner, or "
+            "another model; give the base model"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Loading bars and advice of the libraries say nothing to our users."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    bars = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity, bar in zip((diffusers_logging, transformers_logging), before, bars, strict=True):
+            library.set_verbosity(verbosity)
+            if bar:
+                library.enable_progress_bar()

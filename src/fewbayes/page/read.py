@@ -1,0 +1,298 @@
+"""Reads run folders and the `experiment.json` that groups them into arms.
+
+Tolerant of what a running, killed or failed training leaves behind: what cannot be read is skipped and said in
+`notes`. Writes nothing, knows nothing of pages, and never imports torch.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fewbayes.errors import UserError
+
+WEIGHTS = ("raw", "ema")
+SIMILARITY = "image_similarity"
+NOISE = "haar_noise"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one run: rising steps and their finite values."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    def __bool__(self) -> bool:
+        return len(self.steps) > 0
+
+    def at(self, step: int) -> float | None:
+        found = np.flatnonzero(self.steps == step)
+        return float(self.values[found[0]]) if len(found) else None
+
+
+EMPTY = Curve(np.array([], dtype=int), np.array([]))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. `pictures` is keyed by (step, "raw" | "ema"); `samples` tells of each picture file what the
+    sampler recorded: prompt, seed, sampler, steps, guidance, and the picture's own scores."""
+
+    name: str
+    path: Path
+    seed: int | None
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    curves: dict[tuple[str, str], Curve]
+    pictures: dict[tuple[int, str], list[Path]]
+    samples: dict[Path, dict[str, Any]]
+    references: list[Path]
+    notes: list[str] = field(default_factory=list)
+
+    def curve(self, metric: str, weights: str = "raw") -> Curve:
+        return self.curves.get((metric, weights), EMPTY)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seed only."""
+
+    name: str
+    label: str
+    note: str
+    runs: list[Run]
+
+    def has(self, weights: str) -> bool:
+        return any(key[1] == weights for run in self.runs for key in (*run.curves, *run.pictures))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a report shows."""
+
+    folder: Path
+    title: str
+    subject: str
+    question: str
+    summary: list[str]
+    provenance: dict[str, Any]
+    arms: list[Arm]
+    notes: list[str]
+    single: bool = False
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for arm in self.arms for run in arm.runs]
+
+    @property
+    def references(self) -> list[Path]:
+        return next((run.references for run in self.runs if run.references), [])
+
+    @property
+    def weights(self) -> list[str]:
+        return [weights for weights in WEIGHTS if any(arm.has(weights) for arm in self.arms)]
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """An experiment folder (with `experiment.json`) or a single run folder."""
+    folder = Path(folder)
+    if (folder / "experiment.json").is_file():
+        return _read_grouped(folder)
+    if _is_run(folder):
+        return _read_single(folder)
+    raise UserError(
+        f"{folder} holds neither an experiment.json nor a run (config.yaml, manifest.json, metrics.jsonl); "
+        "give the output folder of a training or of an experiment."
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("metrics.jsonl", "manifest.json", "config.yaml"))
+
+
+def _read_grouped(folder: Path) -> Experiment:
+    try:
+        listed = json.loads((folder / "experiment.json").read_text("utf-8"))
+        arms = [dict(arm) for arm in listed["arms"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{folder / "experiment.json"} is not readable as {{"arms": [...]}}: {error!r}.') from error
+    notes: list[str] = []
+    read = [_read_arm(folder, arm, notes) for arm in arms]
+    if not any(arm.runs for arm in read):
+        raise UserError(f"{folder / 'experiment.json'} names no run folder that exists in {folder}.")
+    summary = listed.get("summary") or []
+    return Experiment(
+        folder=folder,
+        title=str(listed.get("title") or folder.name),
+        subject=str(listed.get("subject") or ""),
+        question=str(listed.get("question") or ""),
+        summary=[str(line) for line in ([summary] if isinstance(summary, str) else summary)],
+        provenance=_mapping(listed.get("provenance")),
+        arms=read,
+        notes=notes + _uneven(read),
+    )
+
+
+def _read_arm(folder: Path, arm: dict[str, Any], notes: list[str]) -> Arm:
+    label = str(arm.get("label") or arm.get("name") or "arm")
+    runs = []
+    for name in arm.get("runs") or []:
+        if _is_run(folder / str(name)):
+            runs.append(read_run(folder / str(name), str(name)))
+            notes.extend(runs[-1].notes)
+        else:
+            notes.append(f"{label}: run folder {name} is missing and left out.")
+    return Arm(str(arm.get("name") or label), label, str(arm.get("note") or ""), runs)
+
+
+def _read_single(folder: Path) -> Experiment:
+    run = read_run(folder, folder.resolve().name)
+    subject = Path(str(run.config.get("instance_data_dir") or folder.resolve().name)).name
+    words = ["Bayesian" if run.config.get("bayes") else "Plain", "fine-tuning"]
+    label = " ".join(words) + (f" ({run.config['method']})" if run.config.get("method") else "")
+    return Experiment(
+        folder=folder,
+        title=f"Fine-tuning on {subject}",
+        subject=subject,
+        question=str(run.config.get("instance_prompt") or ""),
+        summary=[],
+        provenance={},
+        arms=[Arm("run", label, "", [run])],
+        notes=list(run.notes),
+        single=True,
+    )
+
+
+def _uneven(arms: list[Arm]) -> list[str]:
+    """Runs whose curve stops before the longest one: their numbers are of what they have."""
+    last = {run.name: int(run.curve(SIMILARITY).steps[-1]) for arm in arms for run in arm.runs if run.curve(SIMILARITY)}
+    furthest = max(last.values(), default=0)
+    return [
+        f"{name} stops at step {step}, the longest run at {furthest}; its numbers are of what it has, "
+        "and the mean of its arm is drawn only as far as all its seeds go."
+        for name, step in last.items()
+        if step < furthest
+    ]
+
+
+def read_run(folder: Path, name: str | None = None) -> Run:
+    """One run folder, whole or torn."""
+    name = name or folder.name
+    notes: list[str] = []
+    config = _mapping(_load(folder / "config.yaml", name, notes))
+    manifest = _mapping(_load(folder / "manifest.json", name, notes))
+    status = manifest.get("status")
+    if status not in (None, "done"):
+        notes.append(f"{name}: the training is recorded as {status}, not as done.")
+    curves = _read_curves(folder / "metrics.jsonl", name, notes)
+    pictures = _find_pictures(folder / "samples")
+    return Run(
+        name=name,
+        path=folder,
+        seed=_seed(config, manifest, name),
+        config=config,
+        manifest=manifest,
+        curves=curves,
+        pictures=pictures,
+        samples=_read_samples(folder / "samples"),
+        references=sorted((folder / "reference").glob("*.png")),
+        notes=notes,
+    )
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def _load(path: Path, run: str, notes: list[str]) -> object:
+    if not path.is_file():
+        notes.append(f"{run}: {path.name} is missing.")
+        return None
+    try:
+        text = path.read_text("utf-8", errors="replace")
+        return yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (ValueError, yaml.YAMLError):
+        notes.append(f"{run}: {path.name} is not readable.")
+        return None
+
+
+def _seed(config: dict[str, Any], manifest: dict[str, Any], name: str) -> int | None:
+    for value in (config.get("seed"), manifest.get("seed")):
+        if isinstance(value, int):
+            return value
+    found = re.search(r"seed[-_]?(\d+)", name)
+    return int(found[1]) if found else None
+
+
+def _read_curves(path: Path, run: str, notes: list[str]) -> dict[tuple[str, str], Curve]:
+    """A later row replaces an earlier one of the same step; rows that are torn or not numbers are counted and left."""
+    rows: dict[tuple[str, str], dict[int, float]] = {}
+    torn = 0
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+            key = (str(row["metric"]), str(row.get("weights") or "raw"))
+            step, value = int(row["step"]), float("nan" if row["value"] is None else row["value"])
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            torn += bool(line.strip())
+            continue
+        rows.setdefault(key, {})[step] = value
+    if not rows:
+        notes.append(f"{run}: no metrics were written.")
+    if torn:
+        notes.append(f"{run}: {torn} torn {'row' if torn == 1 else 'rows'} of metrics.jsonl left out.")
+    _share_step_zero(rows)
+    return {key: curve for key, values in rows.items() if (curve := _finite(values, key, run, notes))}
+
+
+def _share_step_zero(rows: dict[tuple[str, str], dict[int, float]]) -> None:
+    """Before the first step the averaged weights are the raw ones, so one measurement serves both."""
+    for (metric, weights), values in rows.items():
+        if weights == "ema" and 0 in (raw := rows.get((metric, "raw"), {})):
+            values.setdefault(0, raw[0])
+
+
+def _finite(values: dict[int, float], key: tuple[str, str], run: str, notes: list[str]) -> Curve:
+    steps = sorted(step for step, value in values.items() if np.isfinite(value))
+    if len(steps) < len(values):
+        notes.append(
+            f"{run}: {len(values) - len(steps)} of {len(values)} values of {key[0]} ({key[1]}) are not finite."
+        )
+    return Curve(np.array(steps, dtype=int), np.array([values[step] for step in steps], dtype=float))
+
+
+def _step_folders(samples: Path) -> Iterable[tuple[int, Path]]:
+    for folder in sorted(samples.glob("step-*")):
+        if found := re.fullmatch(r"step-(\d+)", folder.name):
+            yield int(found[1]), folder
+
+
+def _find_pictures(samples: Path) -> dict[tuple[int, str], list[Path]]:
+    pictures: dict[tuple[int, str], list[Path]] = {}
+    for step, folder in _step_folders(samples):
+        for weights in WEIGHTS:
+            if files := sorted((folder / weights).glob("*.png")):
+                pictures[step, weights] = files
+    if any(weights == "ema" for _, weights in pictures) and (0, "raw") in pictures:
+        pictures.setdefault((0, "ema"), pictures[0, "raw"])
+    return pictures
+
+
+def _read_samples(samples: Path) -> dict[Path, dict[str, Any]]:
+    """Rows of every samples.json by picture; without a file name, rows go with pictures in order, raw ones first."""
+    read: dict[Path, dict[str, Any]] = {}
+    for _, folder in _step_folders(samples):
+        try:
+            listed = json.loads((folder / "samples.json").read_text("utf-8"))
+        except (ValueError, OSError):
+            continue
+        rows = [_mapping(row) for row in listed] if isinstance(listed, list) else []
+        for i, row in enumerate(rows):
+            read[folder / str(row.get("file") or f"raw/{i:02d}.png")] = row
+    return read

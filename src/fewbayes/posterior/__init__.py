@@ -1,0 +1,1 @@
+"""Weights as random variables: nothing of diffusion is known here."""

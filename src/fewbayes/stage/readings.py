@@ -1,0 +1,199 @@
+"""What the probes found of a model at one moment, and what each number says. Without torch, to be kept as JSON.
+
+A *retention* is the share of a deviation that denoising leaves: 0 for a model that answers with a copy, 1 for one that
+passes its input through (docs/theory.md). Real models may lie outside. Knows nothing of how the numbers are measured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
+from typing import Any
+
+from fewbayes.stage import theory
+
+
+@dataclass(frozen=True)
+class Sigma1:
+    """Spread of what the model has learned around an image, by timestep.
+
+    retention: regression of the answer's error x0_hat - x* on the input's deviation x_t - sqrt(alpha_bar) x*, as a
+    share of pass-through. The paper takes a high sigma_1 for the corruption stage and a vanishing one for copies.
+    """
+
+    t: tuple[int, ...]
+    alpha_bar: tuple[float, ...]
+    retention: tuple[float, ...]
+
+    @property
+    def sigma_1(self) -> tuple[float, ...]:
+        """0 and infinity where the retention is not strictly between 0 and 1."""
+        return tuple(float(theory.sigma_1_of(r, a)) for r, a in zip(self.retention, self.alpha_bar, strict=True))
+
+    @property
+    def typical(self) -> float:
+        """Median over timesteps; the paper's mean would be infinite as soon as one of them is."""
+        return median(self.sigma_1)
+
+
+@dataclass(frozen=True)
+class ResidualGain:
+    """What becomes of a local disturbance delta' of x_t, by timestep.
+
+    relative: || change of x0_hat ||^2 / || delta' ||^2 as a share of pass-through 1 / alpha_bar; 0: it vanishes;
+    1: it passes; more: it is amplified. retention: the part of the change along delta', as a share of pass-through.
+    inside: share of the change's energy that lies in the disturbed patch.
+    """
+
+    t: tuple[int, ...]
+    relative: tuple[float, ...]
+    retention: tuple[float, ...]
+    inside: tuple[float, ...]
+
+    @property
+    def typical(self) -> float:
+        """Median over timesteps of `relative`."""
+        return median(self.relative)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """|| eps_theta - eps ||^2 / || eps ||^2, by timestep, whatever the model predicts: 1 if it tells nothing."""
+
+    t: tuple[int, ...]
+    loss: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.loss)
+
+    def ratio(self, base: Losses) -> tuple[float, ...]:
+        """This loss over the base model's, by timestep: below 1 it has learned, above 1 it has lost."""
+        assert self.t == base.t, "these losses are of other timesteps"
+        return tuple(mine / its for mine, its in zip(self.loss, base.loss, strict=True))
+
+
+@dataclass(frozen=True)
+class Blank:
+    """What the model makes of x_t = 0 under the first image's prompt, by timestep.
+
+    similarity: correlation of the answer with each training image, the mean of every channel taken out: near 0 for a
+    model that knows many pictures, 1 for a copy; scale: projection of the answer on the most similar image, 1 for a
+    copy; contrast: standard deviation of the answer over that of the image.
+    """
+
+    t: tuple[int, ...]
+    similarity: tuple[tuple[float, ...], ...]
+    scale: tuple[float, ...]
+    contrast: tuple[float, ...]
+
+    @property
+    def nearest(self) -> tuple[int, ...]:
+        return tuple(max(range(len(row)), key=row.__getitem__) for row in self.similarity)
+
+    @property
+    def narrowing(self) -> float:
+        """Similarity with the nearest image, at the most telling timestep: the narrowing index."""
+        return max(max(row) for row in self.similarity)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """What the model makes of x_t = k x', x' the first image, under its prompt, at one timestep.
+
+    factor: projection of the answer on x', by k; similarity: their correlation. slope: of the factor in k, times
+    sqrt(alpha_bar): the retention of the theory; 0: a copy, 1: pass-through.
+    """
+
+    t: int
+    alpha_bar: float
+    k: tuple[float, ...]
+    factor: tuple[float, ...]
+    similarity: tuple[float, ...]
+
+    @property
+    def slope(self) -> float:
+        middle_k, middle = fmean(self.k), fmean(self.factor)
+        products = [(k - middle_k) * (f - middle) for k, f in zip(self.k, self.factor, strict=True)]
+        return math.sqrt(self.alpha_bar) * sum(products) / sum((k - middle_k) ** 2 for k in self.k)
+
+    @property
+    def at_zero(self) -> float:
+        """The factor that the line has at k = 0: 1 for a copy, 0 for pass-through."""
+        return fmean(self.factor) - self.slope / math.sqrt(self.alpha_bar) * fmean(self.k)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that was probed of a model at one moment; None for what was not.
+
+    `others_...` are of the other images. forwards: what it cost.
+    """
+
+    forwards: int
+    sigma_1: Sigma1 | None = None
+    from_noise: Sigma1 | None = None
+    gain: ResidualGain | None = None
+    losses: Losses | None = None
+    blank: Blank | None = None
+    scaled: Scaled | None = None
+    others_sigma_1: Sigma1 | None = None
+    others_gain: ResidualGain | None = None
+    others_losses: Losses | None = None
+
+    @property
+    def excess_error(self) -> tuple[float, ...] | None:
+        """Loss less retention^2 on the training images, by timestep: the error that is no noise left over.
+
+        0 for the one-image model. What comes and goes between neighbouring checkpoints is found here.
+        """
+        if self.sigma_1 is None or self.losses is None:
+            return None
+        return tuple(loss - r**2 for loss, r in zip(self.losses.loss, self.sigma_1.retention, strict=True))
+
+    def numbers(self, base: Reading | None = None) -> dict[str, float]:
+        """One number per probe, for a row of metrics; with `base` the ratio to the base model too, as `..._ratio`."""
+        of = {
+            "retention": self.sigma_1 and median(self.sigma_1.retention),
+            "retention_from_noise": self.from_noise and median(self.from_noise.retention),
+            "residual_gain": self.gain and self.gain.typical,
+            "loss_training": self.losses and self.losses.mean,
+            "excess_error": self.excess_error and fmean(self.excess_error),
+            "narrowing": self.blank and self.blank.narrowing,
+            "scaled_slope": self.scaled and self.scaled.slope,
+            "others_retention": self.others_sigma_1 and median(self.others_sigma_1.retention),
+            "others_residual_gain": self.others_gain and self.others_gain.typical,
+            "loss_others": self.others_losses and self.others_losses.mean,
+        }
+        mine = {name: value for name, value in of.items() if value is not None}
+        theirs = base.numbers() if base else {}
+        return mine | {f"{name}_ratio": value / theirs[name] for name, value in mine.items() if theirs.get(name)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: how the base model's reading outlives the base model in full fine-tuning."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> Reading:
+        """Undoes `to_dict`, also after JSON."""
+        probes = {
+            name: _KINDS[name.removeprefix("others_")](**{key: _tuples(value) for key, value in fields.items()})
+            for name, fields in told.items()
+            if name != "forwards" and fields is not None
+        }
+        return cls(forwards=told["forwards"], **probes)
+
+
+_KINDS = {
+    "sigma_1": Sigma1,
+    "from_noise": Sigma1,
+    "gain": ResidualGain,
+    "losses": Losses,
+    "blank": Blank,
+    "scaled": Scaled,
+}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

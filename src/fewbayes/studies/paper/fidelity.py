@@ -1,0 +1,132 @@
+"""Image fidelity along trainings, and what can be said of its fall: what Fig. 1 and 2 share.
+
+Fidelity is the paper's Dino, the mean cosine of sampled and training images, read from the samples that a training
+keeps; beside it a measure without weights, and the noise of the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewbayes.metrics.encoders import Missing, load_encoders
+from fewbayes.metrics.pixels import haar_noise, image_similarity
+from fewbayes.metrics.scores import fidelity
+from fewbayes.metrics.statistics import Estimate, bootstrap
+from fewbayes.studies.methods import StudySubject
+from fewbayes.studies.paper.denoise import keep
+from fewbayes.studies.paper.options import Ask
+from fewbayes.studies.paper.trained import kept, left_out, settings
+from fewbayes.studies.runner import Arm, Experiment, is_done, run_experiment
+from fewbayes.studies.trajectories import open_pictures
+
+LOOKS = 20
+SHOWN = 8
+"""Samples of a strip along training."""
+SAMPLING = {"looks": LOOKS}
+
+
+def curves(ask: Ask, arms: Mapping[str, Sequence[Arm]]) -> dict[str, Any]:
+    """Trains every arm of every subject (by the subject's name) and reads its curves."""
+    encoder = load_encoders(ask.encoders)["dino"]
+    dino = None if isinstance(encoder, Missing) else encoder
+    absent = f"Dino could not be had ({encoder.reason})" if isinstance(encoder, Missing) else None
+    found = {"dino": dino.identity.name if dino else None, "absent": absent}
+    by_name: dict[str, dict[str, Any]] = {}
+    failed, runs = [], 0
+    for subject in ask.subjects:
+        folder = ask.folder / "runs" / subject.name
+        run_experiment(_experiment(ask, subject, arms[subject.name]), folder, ask.workers)
+        for arm in arms[subject.name]:
+            told = by_name.setdefault(arm.name, {"name": arm.name, "label": arm.label, "note": arm.note, "runs": []})
+            for seed in range(ask.seeds):
+                run, runs = folder / f"{arm.name}-seed{seed}", runs + 1
+                if not is_done(run):
+                    failed.append(f"{subject.name} {run.name}")
+                    continue
+                told["runs"].append({"subject": subject.name, "seed": seed} | _scored(ask, subject, run, dino))
+                if "strip" not in told:  # that of the first run that there is
+                    told |= {"strip": _strip(ask, arm.name, run), "strip_of": f"{subject.name}, seed {seed}"}
+    notes = left_out(failed, runs)
+    shown = [told for told in by_name.values() if told["runs"]]
+    for told in shown:
+        told["dips"] = dips(told["runs"], "fidelity" if dino else "similarity")
+    return found | {"arms": shown, "notes": notes}
+
+
+def _scored(ask: Ask, subject: StudySubject, run: Path, dino: Any) -> dict[str, list[float]]:
+    made_of = {"dino": dino.identity.fingerprint if dino else None, "steps": list(_samples(run))}
+    file = ask.folder / "looks" / f"{subject.name}-{run.name}" / "curve.json"
+    return kept(file, made_of, lambda: _curve(run, dino))
+
+
+def _experiment(ask: Ask, subject: StudySubject, arms: Sequence[Arm]) -> Experiment:
+    every = max(1, ask.steps // LOOKS)
+    return Experiment(
+        title=f"{ask.name}: {subject.name}",
+        subject=subject.class_word,
+        question="How does image fidelity vary over iterations?",
+        base=settings(ask, subject, 1, 0, validation_steps=every, checkpointing_steps=500, checkpoints_total_limit=1),
+        arms=arms,
+        seeds=range(ask.seeds),
+        facts=ask.facts(),
+    )
+
+
+def _samples(run: Path) -> dict[int, Path]:
+    """The folder with pictures of the raw weights, by step."""
+    return dict(sorted((int(path.name.removeprefix("step-")), path / "raw") for path in run.glob("samples/step-*")))
+
+
+def _curve(run: Path, dino: Any) -> dict[str, list[float]]:
+    """dino: an encoder of pictures, or None where there is none."""
+    references = open_pictures(run / "reference")
+    curve: dict[str, list[float]] = {"steps": [], "fidelity": [], "similarity": [], "noise": []}
+    for step, folder in _samples(run).items():
+        pictures = open_pictures(folder)
+        curve["steps"].append(step)
+        if dino is not None:
+            curve["fidelity"].append(fidelity(dino.images(pictures), dino.images(references)).mean)
+        pixels = [np.asarray(picture) for picture in pictures]
+        curve["similarity"].append(image_similarity(pixels, [np.asarray(reference) for reference in references]))
+        curve["noise"].append(float(np.mean([haar_noise(picture) for picture in pixels])))
+    return curve
+
+
+def _strip(ask: Ask, arm: str, run: Path) -> list[dict[str, Any]]:
+    """The picture of one seed along training, as the paper shows it below each curve."""
+    samples = _samples(run)
+    chosen = sorted({list(samples)[i] for i in np.linspace(0, len(samples) - 1, SHOWN).round().astype(int)})
+    first = {step: np.asarray(open_pictures(samples[step])[0]) for step in chosen}
+    return [{"step": s, "file": keep(ask.folder, f"{arm}-step-{s}", picture)} for s, picture in first.items()]
+
+
+def dip(steps: Sequence[int], values: Sequence[float]) -> dict[str, float | None]:
+    """The largest fall of a curve from an earlier peak, each value first the median of it and its neighbours.
+
+    depth: the fall, 0 for a curve that never falls; onset: the first step at which half of it is lost; peak, trough:
+    the steps that it lies between.
+    """
+    kept = np.array([np.median(values[max(0, i - 1) : i + 2]) for i in range(len(values))])
+    highest = np.maximum.accumulate(kept)
+    trough = int(np.argmax(highest - kept))
+    depth = float(highest[trough] - kept[trough])
+    if depth == 0:
+        return {"depth": 0.0, "onset": None, "peak": None, "trough": None}
+    peak = int(np.argmax(kept[: trough + 1]))
+    onset = next(i for i in range(peak, trough + 1) if kept[i] <= kept[peak] - depth / 2)
+    return {"depth": depth, "onset": steps[onset], "peak": steps[peak], "trough": steps[trough]}
+
+
+def dips(runs: Sequence[Mapping[str, Any]], of: str) -> dict[str, Any]:
+    """Depth, onset and last value over runs, with 95 % intervals over subjects and seeds."""
+    each = [dip(run["steps"], run[of]) | {"last": run[of][-1]} for run in runs]
+    return {"of": of} | {key: asdict(_estimate(runs, [one[key] for one in each])) for key in ("depth", "onset", "last")}
+
+
+def _estimate(runs: Sequence[Mapping[str, Any]], values: Sequence[float | None]) -> Estimate:
+    return bootstrap({(run["subject"], run["seed"]): value for run, value in zip(runs, values, strict=True)})

@@ -1,0 +1,74 @@
+"""Fig. 10: is a blank picture among those that the pretrained model knows? Asked for one, and given one to denoise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from fewbayes.metrics.pixels import haar_noise
+from fewbayes.models import Family
+from fewbayes.posterior.noise import generator
+from fewbayes.sample import sample_images
+from fewbayes.studies.paper import paper
+from fewbayes.studies.paper.denoise import ddim, encoded, keep
+from fewbayes.studies.paper.options import TINY, Ask
+from fewbayes.studies.paper.trained import kept, pretrained
+from fewbayes.studies.trajectories import open_pictures
+
+TINY_PROMPT = "a photo of a white ball in the snow"
+"""The embedded model has seen no picture without an object and no word for one; nothing it can say is emptier."""
+T = 100
+STEPS = 5
+"""What strength 0.1 leaves of 50 sampler steps."""
+CONSTANTS = {"t": T, "steps": STEPS, "prompts": (TINY_PROMPT, paper.FIG10_PROMPT)}
+
+
+def run(ask: Ask) -> dict[str, Any]:
+    file = ask.folder / "looks" / "pretrained" / "blanks.json"
+    said = [f'The prompt of the paper, "{paper.FIG10_PROMPT}", has no words that the embedded model knows.']
+    rows = kept(file, {}, lambda: {"rows": _rows(ask)})  # of the model and settings that the folder is of
+    return {"t": T, **rows, "paper": {"says": paper.FIG10}, "notes": said if ask.model == TINY else []}
+
+
+def _rows(ask: Ask) -> list[dict[str, Any]]:
+    family, count = pretrained(ask.model), ask.usual.pictures
+    prompt = TINY_PROMPT if ask.model == TINY else paper.FIG10_PROMPT
+    drawn = [np.asarray(picture) for picture in sample_images(family, [prompt] * count, range(count), **_how(ask))]
+    noisy, denoised = _blank(ask, family)
+    real = [np.asarray(picture) for subject in ask.subjects for picture in open_pictures(subject.photographs)]
+    kinds = {
+        "asked": (f'asked for "{prompt}"', drawn),
+        "noisy": (f"blank with noise, t = {T}", noisy),
+        "denoised": ("the same, denoised without a prompt", denoised),
+        "photographs": ("photographs of subjects", real),
+    }
+    return [_row(ask, kind, label, pictures) for kind, (label, pictures) in kinds.items()]
+
+
+def _row(ask: Ask, kind: str, label: str, pictures: Sequence[np.ndarray]) -> dict[str, Any]:
+    """noise: of the finest details; contrast: all that differs from one colour, of which a blank has none."""
+    contrast = [float(picture.std(axis=(0, 1)).mean()) for picture in pictures]
+    files = [keep(ask.folder, f"{kind}-{i}", picture) for i, picture in enumerate(pictures[: ask.usual.pictures])]
+    noise = [haar_noise(picture) for picture in pictures]
+    return {"kind": kind, "label": label, "noise": _range(noise), "contrast": _range(contrast), "files": files}
+
+
+def _range(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": fmean(values), "low": min(values), "high": max(values), "pictures": len(values)}
+
+
+def _how(ask: Ask) -> dict[str, Any]:
+    return {"sampler": "ddim", "steps": ask.usual.sampler_steps, "guidance": 7.5}
+
+
+def _blank(ask: Ask, family: Family) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """x_100 = sqrt(1 - alpha_bar_100) eps: blank latents with noise; as pictures, before and after."""
+    shape = encoded(family, open_pictures(ask.subjects[0].photographs)[:1]).shape[1:]
+    draws = [torch.randn(shape, generator=generator(0, "figure 10", i)) for i in range(ask.usual.pictures)]
+    xt = float(1 - family.alpha_bar[T]) ** 0.5 * torch.stack(draws)
+    denoised = ddim(family, xt, list(range(T, 0, -T // STEPS)), "")
+    return list(family.decode_latents(xt)), list(family.decode_latents(denoised))

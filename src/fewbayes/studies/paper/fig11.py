@@ -1,0 +1,16 @@
+"""Fig. 11: x_100 = 0, denoised in one step, for several subjects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fewbayes.studies.paper import paper
+from fewbayes.studies.paper.blank import blanks
+from fewbayes.studies.paper.options import Ask
+
+IMAGES, T = (1,), 100
+CONSTANTS = {"images": IMAGES, "t": T}
+
+
+def run(ask: Ask) -> dict[str, Any]:
+    return blanks(ask, IMAGES, T) | {"paper": {"says": paper.FIG11}}

@@ -1,0 +1,67 @@
+"""Fig. 12: x_t = k x' for several k, denoised in one step, beside the line that the theory draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from fewbayes.models import Family
+from fewbayes.stage.probes import Prober, ProbeSettings
+from fewbayes.stage.theory import k_response, sigma_1_of
+from fewbayes.studies.paper import paper
+from fewbayes.studies.paper.denoise import encoded, keep, one_step
+from fewbayes.studies.paper.options import Ask
+from fewbayes.studies.paper.trained import Task, follow, on_one_photograph
+
+T, KS, EXAMPLES = 400, (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), 8
+"""The paper says neither t nor ks."""
+CONSTANTS = {"t": T, "k": KS, "examples": EXAMPLES}
+
+
+def run(ask: Ask) -> dict[str, Any]:
+    steps = ask.course
+    tasks = on_one_photograph(ask, steps, look)
+    found, notes = follow(tasks, ask.workers)
+    rows = [{"step": step} | _over_runs([looks[step] for _, looks in found]) for step in steps]
+    return {
+        "t": T,
+        "k": KS,
+        "alpha_bar": rows[0]["alpha_bar"],
+        "rows": rows,
+        "pictures_of": found[0][0].subject.name,
+        "paper": {"says": paper.FIG12},
+        "notes": notes,
+    }
+
+
+def look(family: Family, task: Task, step: int) -> dict[str, Any]:
+    latents, prompt = encoded(family, task.references), task.ask.prompt(task.subject)
+    asked = ProbeSettings(timesteps=(T,), examples=EXAMPLES, scaled_timestep=T, ks=KS)
+    reading = Prober(family, latents, [prompt], settings=asked).read({"scaled", "sigma_1"})
+    assert reading.scaled is not None
+    assert reading.sigma_1 is not None
+    alpha_bar, retention = reading.scaled.alpha_bar, reading.sigma_1.retention[0]
+    answers = family.decode_latents(one_step(family, latents[:1] * torch.tensor(KS).view(-1, 1, 1, 1), T, prompt))
+    return {
+        "alpha_bar": alpha_bar,
+        "factor": list(reading.scaled.factor),
+        "similarity": list(reading.scaled.similarity),
+        "slope": reading.scaled.slope,
+        "at_zero": reading.scaled.at_zero,
+        "retention": retention,
+        "theory": k_response(np.array(KS), alpha_bar, sigma_1_of(retention, alpha_bar)).tolist(),
+        "answers": [
+            keep(task.ask.folder, f"{task.name}-step-{step}-k{i}", picture) for i, picture in enumerate(answers)
+        ],
+    }
+
+
+def _over_runs(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over runs; pictures are those of the first."""
+    numbers = ("factor", "similarity", "slope", "at_zero", "retention", "theory")
+    mean = {name: np.mean([one[name] for one in found], axis=0).tolist() for name in numbers}
+    factors = [one["factor"] for one in found]
+    spread = {"factor_low": np.min(factors, axis=0).tolist(), "factor_high": np.max(factors, axis=0).tolist()}
+    return found[0] | mean | spread | {"runs": len(found)}

@@ -1,0 +1,84 @@
+"""Fig. 5: a local disturbance delta' of a noised training image, denoised in one step along fine-tuning."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from fewbayes.models import Family
+from fewbayes.posterior.noise import generator
+from fewbayes.stage.probes import Prober, ProbeSettings
+from fewbayes.studies.paper import paper
+from fewbayes.studies.paper.denoise import encoded, keep, one_step
+from fewbayes.studies.paper.options import Ask
+from fewbayes.studies.paper.trained import Task, follow, on_one_photograph
+
+T, EXAMPLES, STRENGTH, PATCH = 100, 8, 2.0, 0.3
+"""Timestep as in the paper; noised pictures behind each number; of the disturbance: its standard deviation in units of
+the noise's, and its side as a share of the picture's, neither of which the paper says."""
+AMPLIFIED = 3
+"""Differences are shown so many times larger."""
+CONSTANTS = {"t": T, "examples": EXAMPLES, "strength": STRENGTH, "patch": PATCH, "amplified": AMPLIFIED}
+
+
+def run(ask: Ask) -> dict[str, Any]:
+    steps = (0, *ask.moments)
+    tasks = on_one_photograph(ask, steps, look)
+    found, notes = follow(tasks, ask.workers)
+    rows = [{"step": step} | _over_runs([looks[step] for _, looks in found]) for step in steps]
+    return {
+        "t": T,
+        "ceiling": rows[0]["ceiling"],
+        "pictures_of": found[0][0].subject.name,
+        "notes": notes,
+        "rows": rows,
+        "paper": {"says": paper.FIG5, "gain": paper.FIG5_GAIN},
+    }
+
+
+def look(family: Family, task: Task, step: int) -> dict[str, Any]:
+    latents, prompt = encoded(family, task.references), task.ask.prompt(task.subject)
+    asked = ProbeSettings(timesteps=(T,), examples=EXAMPLES, disturbance=STRENGTH, patch=PATCH)
+    reading = Prober(family, latents, [prompt], settings=asked).read({"gain"}).gain
+    assert reading is not None
+    alpha_bar = float(family.alpha_bar[T])
+    xt, delta = _inputs(latents, alpha_bar)
+    without, disturbed = (one_step(family, part, T, prompt) for part in (xt, xt + delta))
+    told = {"relative": reading.relative[0], "gain": reading.relative[0] / alpha_bar, "ceiling": 1 / alpha_bar}
+    return told | {"inside": reading.inside[0]} | _pictures(family, task, step, xt + delta, without, disturbed)
+
+
+def _inputs(latents: torch.Tensor, alpha_bar: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A noised training image and the disturbance of its middle: the same for every model."""
+    eps, delta = torch.randn(2, *latents[:1].shape, generator=generator(0, "figure 5", 0))
+    height, width = latents.shape[2:]
+    rows, columns = (
+        slice(round((0.5 - PATCH / 2) * side), round((0.5 + PATCH / 2) * side)) for side in (height, width)
+    )
+    patch = torch.zeros_like(delta)
+    patch[..., rows, columns] = 1
+    noise_std = (1 - alpha_bar) ** 0.5
+    return alpha_bar**0.5 * latents[:1] + noise_std * eps, STRENGTH * noise_std * delta * patch
+
+
+def _pictures(
+    family: Family, task: Task, step: int, given: torch.Tensor, without: torch.Tensor, disturbed: torch.Tensor
+) -> dict[str, str]:
+    pixels = [family.decode_latents(part)[0] for part in (given, without, disturbed)]
+    difference = np.abs(pixels[2].astype(int) - pixels[1].astype(int)) * AMPLIFIED
+    shown = [*pixels, np.clip(difference, 0, 255).astype(np.uint8)]
+    kinds = zip(("given", "without", "answer", "difference"), shown, strict=True)
+    return {key: keep(task.ask.folder, f"{task.name}-step-{step}-{key}", value) for key, value in kinds}
+
+
+def _over_runs(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pictures are those of the first run."""
+    gains = [one["gain"] for one in found]
+    return found[0] | {
+        "gain": {"mean": fmean(gains), "low": min(gains), "high": max(gains), "runs": len(gains)},
+        "relative": fmean(one["relative"] for one in found),
+        "inside": fmean(one["inside"] for one in found),
+    }

@@ -1,0 +1,159 @@
+"""Models for the figures: fine-tunings as `fewbayes train` does them, stopped at milestones to be looked at.
+
+A training is brought to its first milestone, looked at, continued from its checkpoint to the next, and so on, so that
+the disk holds one checkpoint whatever the number of looks. What a look finds is kept in a file and not found again.
+Knows nothing of what is looked for.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fewbayes.models import Family, load_family
+from fewbayes.runs.folder import atomic_folder, atomic_write
+from fewbayes.sample import load_for_sampling
+from fewbayes.settings.config import TrainConfig
+from fewbayes.studies.methods import StudySubject
+from fewbayes.studies.paper.options import Ask
+from fewbayes.studies.runner import in_parallel
+from fewbayes.studies.trajectories import open_pictures
+from fewbayes.training.train import NonFiniteError, train
+
+Look = Callable[[Family, "Task", int], dict[str, Any]]
+Found = dict[int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training and what is looked for in it. milestones: steps, 0 for the pretrained model; look: a function of
+    (family, task, step) at the top of a module; known: whatever else it needs."""
+
+    ask: Ask
+    subject: StudySubject
+    config: TrainConfig
+    milestones: tuple[int, ...]
+    look: Look
+    known: tuple[Any, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return Path(self.config.output_dir).name
+
+    @property
+    def references(self) -> list[Image.Image]:
+        return open_pictures(Path(self.config.instance_data_dir))
+
+
+def settings(ask: Ask, subject: StudySubject, count: int, seed: int, **changes: Any) -> TrainConfig:
+    """Fine-tuning on the first `count` photographs, cut in the centre, without prior preservation as in section 3."""
+    usual = ask.usual
+    return TrainConfig(
+        model=ask.model,
+        instance_data_dir=str(first(ask, subject, count)),
+        instance_prompt=ask.prompt(subject),
+        rare_token=ask.token,
+        output_dir=str(ask.folder / "runs" / f"{subject.name}-{count}-seed{seed}"),
+        method=usual.method,  # pyright: ignore[reportArgumentType]
+        learning_rate=usual.learning_rate,
+        center_crop=True,
+        max_train_steps=usual.steps,
+        num_inference_steps=usual.sampler_steps,
+        num_validation_images=usual.pictures,
+        seed=seed,
+        **({"rank": usual.rank} if usual.method == "lora" else {}),
+        **changes,
+    )
+
+
+def on_one_photograph(ask: Ask, milestones: tuple[int, ...], look: Look) -> list[Task]:
+    """Every subject and seed, trained on the subject's first photograph."""
+    return [
+        Task(ask, subject, settings(ask, subject, 1, seed), milestones, look)
+        for subject in ask.subjects
+        for seed in range(ask.seeds)
+    ]
+
+
+def first(ask: Ask, subject: StudySubject, count: int) -> Path:
+    """A folder with the subject's first `count` photographs."""
+    folder = ask.folder / subject.name / f"first-{count}"
+    if not folder.is_dir():
+        with atomic_folder(folder) as staging:
+            for path in photographs(subject)[:count]:
+                shutil.copyfile(path, staging / path.name)
+    return folder
+
+
+def photographs(subject: StudySubject) -> list[Path]:
+    return sorted(subject.photographs.glob("*.png"))
+
+
+def counts(subject: StudySubject, wanted: Sequence[int]) -> list[int]:
+    """The wanted numbers of training images, none above what the subject has."""
+    return sorted({min(count, len(photographs(subject))) for count in wanted})
+
+
+def follow(tasks: Sequence[Task], workers: int | None = None) -> tuple[list[tuple[Task, Found]], list[str]]:
+    """What the looks found, by milestone, of each task in order; and notes on those left out since numbers ran away."""
+    found = list(zip(tasks, in_parallel(_followed, tasks, workers), strict=True))
+    return [(task, looks) for task, looks in found if looks is not None], left_out(
+        [task.name for task, looks in found if looks is None], len(tasks)
+    )
+
+
+def left_out(failed: Sequence[str], of: int) -> list[str]:
+    """Notes for the figure; nothing can be shown where all have failed."""
+    if len(failed) == of:
+        raise NonFiniteError(f"the numbers of every run ran away ({', '.join(failed)}); take a lower learning_rate")
+    return [f"Left out, since their numbers ran away: {', '.join(failed)}."] if failed else []
+
+
+def _followed(task: Task) -> Found | None:
+    found = {}
+    for step in task.milestones:
+        file = task.ask.folder / "looks" / task.name / f"step-{step}.json"
+        if not file.is_file():
+            try:
+                model = _model_at(task.config, step)
+            except NonFiniteError:
+                return None
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, json.dumps(task.look(model, task, step)) + "\n")
+        found[step] = json.loads(file.read_text())
+    return found
+
+
+def _model_at(config: TrainConfig, step: int) -> Family:
+    if step == 0:
+        return pretrained(config.model)
+    until = replace(config, max_train_steps=step, checkpointing_steps=500, checkpoints_total_limit=1)
+    train(until, family=pretrained(config.model), progress=False)
+    return on_device(load_for_sampling(config.output_dir)[0])
+
+
+def kept(file: Path, made_of: dict[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `find` finds, kept in a file with what it was found of; found anew where that is another."""
+    if file.is_file() and (known := json.loads(file.read_text()))["made_of"] == made_of:
+        return known["found"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, json.dumps({"made_of": made_of, "found": find()}) + "\n")
+    return json.loads(file.read_text())["found"]
+
+
+@cache
+def pretrained(model: str) -> Family:
+    """Loaded once per process; training gives it back as it was."""
+    return on_device(load_family(model))
+
+
+def on_device(family: Family) -> Family:
+    return family.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,170 @@
+"""What evaluators say of a run's samples, checkpoint by checkpoint: the curves that the corruption stage is seen in.
+
+A run keeps the pictures of its checkpoints, from raw weights and, where it averages, from averaged ones; here they are
+scored, once, into `trajectory.json` beside them. Knows folders of pictures, encoders and the stage monitor's score, and
+nothing of arms or of how the run was trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fewbayes.runs.folder import atomic_write, file_sha256
+from fewbayes.stage.monitor import corruption
+from fewbayes.stage.samples import describe
+
+FILE = "trajectory.json"
+QUANTITIES = {
+    "quality": "P(good): the share of the better of two antonyms, in [0, 1]",
+    "fidelity": "Dino: cosine with the training images, mean over all pairs",
+    "nearest": "Dino: cosine with the likest training image",
+    "prompt": "Clip-T: cosine with the picture's own prompt, the rare token left out",
+    "diversity": "distance of pictures of one prompt, mean over pairs",
+    "noise": "Haar's median deviation, in grey levels",
+    "corruption": "the stage monitor's score of the pictures beside the base model's, in [0, 1]; needs no evaluator",
+}
+"""What is scored; all but the last are the mean over the pictures of a checkpoint."""
+TRAINING, BASE = "training", 0
+
+
+def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[str, Any]:
+    """The scores of a finished, sampled run; made anew where encoders, rare token, pictures or QUANTITIES are others.
+
+    Returns {"made_of": what the scores follow from, "training": scores of the training images, "raw": [...], "ema":
+    [...]}, one dictionary of QUANTITIES with "step" per sampled checkpoint in order. Step 0 is the base model.
+    """
+    steps = sorted((folder / "samples").glob("step-*"), key=_step)
+    made_of = {"encoders": identities(encoders), "rare_token": rare_token, "pictures": _sha256(folder, steps)}
+    made_of["quantities"] = list(QUANTITIES)
+    kept = folder / FILE
+    if kept.is_file() and (found := json.loads(kept.read_text()))["made_of"] == made_of:
+        return found
+    references = open_pictures(folder / "reference")
+    result: dict[str, Any] = {"made_of": made_of, TRAINING: _of_training(references, encoders)}
+    result["ema"] = []
+    corrupted = _beside(_pixels(steps[0], _rows(steps[0], "raw")), references)
+    for weights in ("raw", "ema") if _rows(steps[-1], "ema") else ("raw",):
+        result[weights] = [
+            {"step": _step(path), "corruption": corrupted(_pixels(path, rows))}
+            | _scores(path, rows, references, encoders, rare_token)
+            for path in steps
+            if (rows := _rows(path, weights))
+        ]
+    atomic_write(kept, json.dumps(result) + "\n")
+    return result
+
+
+def identities(encoders: dict[str, Any]) -> dict[str, list[str]]:
+    """Names and fingerprints of the encoders that score."""
+    used = ("clip", "dino", "lpips", "clip_iqa")
+    return {key: [encoders[key].identity.name, encoders[key].identity.fingerprint] for key in used}
+
+
+def _sha256(folder: Path, steps: Sequence[Path]) -> str:
+    """Of the training images, the samples, and what is written of these."""
+    files = [*folder.glob("reference/*.png"), *(file for step in steps for file in step.rglob("*.*"))]
+    listed = [f"{file.relative_to(folder).as_posix()} {file_sha256(file)}" for file in sorted(files) if file.is_file()]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def open_pictures(folder: Path) -> list[Image.Image]:
+    """The PNGs of a folder by name."""
+    return [_open(path) for path in sorted(folder.glob("*.png"))]
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def _rows(path: Path, weights: str) -> list[dict[str, Any]]:
+    """What was drawn from these weights; before the first step raw and averaged weights are one."""
+    rows = json.loads((path / "samples.json").read_text())
+    kinds = {row["weights"] for row in rows}
+    wanted = "raw" if weights == "ema" and _step(path) == BASE else weights
+    return [row for row in rows if row["weights"] == wanted] if wanted in kinds else []
+
+
+def _beside(base: Sequence[np.ndarray], references: Sequence[Image.Image]) -> Callable[[Sequence[np.ndarray]], float]:
+    """The monitor's score of pictures beside those of the base model, which come in the same order."""
+    real = [np.asarray(picture) for picture in references]
+    twins, training = describe(base, real, base), describe(real, real)
+    return lambda pictures: corruption(describe(pictures, real, base), twins, training)
+
+
+def _pixels(path: Path, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    return [np.asarray(_open(path / row["file"])) for row in rows]
+
+
+def _scores(
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    references: Sequence[Image.Image],
+    encoders: dict[str, Any],
+    rare_token: str,
+) -> dict[str, float]:
+    pictures = [_open(path / row["file"]) for row in rows]
+    return score_pictures(pictures, [row["prompt"] for row in rows], references, encoders, rare_token)
+
+
+def score_pictures(
+    pictures: Sequence[Image.Image],
+    prompts: Sequence[str],
+    references: Sequence[Image.Image],
+    encoders: dict[str, Any],
+    rare_token: str,
+) -> dict[str, float]:
+    """What evaluators say of pictures that were made with these prompts."""
+    from fewbayes.metrics import scores
+
+    plain = [scores.without_token(prompt, rare_token) for prompt in prompts]
+    likeness = scores.fidelity(encoders["dino"].images(pictures), encoders["dino"].images(references))
+    groups = [
+        encoders["lpips"].distances([picture for picture, its in zip(pictures, prompts, strict=True) if its == prompt])
+        for prompt in dict.fromkeys(prompts)
+    ]
+    told = scores.prompt_scores(encoders["clip"].images(pictures), encoders["clip"].texts(plain))
+    return {
+        "quality": float(_quality(pictures, encoders).mean()),
+        "fidelity": likeness.mean,
+        "nearest": likeness.nearest,
+        "prompt": float(told.mean()),
+        "diversity": scores.diversity(groups).value,
+        "noise": _noise(pictures),
+    }
+
+
+def _of_training(references: Sequence[Image.Image], encoders: dict[str, Any]) -> dict[str, float]:
+    """What perfect pictures of the subject would score, as far as one can say."""
+    from fewbayes.metrics import scores
+
+    found = {"quality": float(_quality(references, encoders).mean()), "noise": _noise(references)}
+    if len(references) > 1:
+        real = scores.real_fidelity(encoders["dino"].images(references))
+        diversity = scores.diversity([encoders["lpips"].distances(references)]).value
+        found |= {"fidelity": real.mean, "nearest": real.nearest, "diversity": diversity}
+    return found
+
+
+def _quality(pictures: Sequence[Image.Image], encoders: dict[str, Any]) -> np.ndarray:
+    from fewbayes.metrics import scores
+
+    judge = encoders["clip_iqa"]
+    return scores.quality(judge.images(pictures), judge.anchors, judge.scale)
+
+
+def _noise(pictures: Sequence[Image.Image]) -> float:
+    from fewbayes.metrics.pixels import haar_noise
+
+    return float(np.mean([haar_noise(np.asarray(picture)) for picture in pictures]))

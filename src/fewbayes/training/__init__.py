@@ -1,0 +1,1 @@
+"""Fine-tuning a family on a few images, as one run folder."""

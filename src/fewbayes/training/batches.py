@@ -1,0 +1,214 @@
+"""What a training step sees: which pictures, their latents and prompts, timesteps and noise.
+
+Everything random here is a pure function of (seed, stream, step). It is drawn for the whole optimizer step on the CPU
+and only then cut into micro-batches and processes, so two processes, or two accumulated micro-batches, see what one
+batch of double size sees. Knows nothing of losses, optimizers or weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbayes.data.images import crop
+from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.diffusion.objective import Batch
+from fewbayes.posterior.noise import generator
+
+INSTANCE, CLASS = 0, 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the examples of one optimizer step are cut: first by micro-batch, then by process."""
+
+    batch_size: int
+    processes: int = 1
+    rank: int = 0
+    micro_batches: int = 1
+
+    @property
+    def total(self) -> int:
+        return self.batch_size * self.processes * self.micro_batches
+
+    def rows(self, micro_batch: int) -> slice:
+        start = (micro_batch * self.processes + self.rank) * self.batch_size
+        return slice(start, start + self.batch_size)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random part of one optimizer step, one entry per example, on the CPU.
+
+    indices: which pictures; t: (total,) timesteps; eps: (total, *latent shape) the noise that is added, its offset
+    included;
+    latent_eps: the same shape, the draw from the autoencoder's posterior; crop: (total, 3) uniform in [0, 1): the
+    top and left margins and the flip.
+    """
+
+    indices: list[int]
+    t: Tensor
+    eps: Tensor
+    latent_eps: Tensor
+    crop: Tensor
+
+
+def image_indices(seed: int, first: int, count: int, images: int, half: int = INSTANCE) -> list[int]:
+    """Examples first .. first + count - 1 of an endless sequence of shuffled passes over the images."""
+    passes = range(first // images, (first + count - 1) // images + 1)
+    shuffled = [torch.randperm(images, generator=generator(seed, "order", half, number)) for number in passes]
+    start = first - passes.start * images
+    return torch.cat(shuffled)[start : start + count].tolist()
+
+
+def draw(
+    seed: int,
+    step: int,
+    total: int,
+    images: int,
+    latent_shape: Sequence[int],
+    timesteps: int,
+    half: int = INSTANCE,
+    noise_offset: float = 0.0,
+) -> Draws:
+    """All that is random in optimizer step `step` but the weights; `half` keeps instance and class images apart."""
+    shape = (total, *latent_shape)
+    eps = torch.randn(shape, generator=generator(seed, "noise", step, half))
+    if noise_offset:
+        eps += noise_offset * channel_offsets(seed, step, shape, half)
+    return Draws(
+        indices=image_indices(seed, step * total, total, images, half),
+        t=torch.randint(timesteps, (total,), generator=generator(seed, "timestep", step, half)),
+        eps=eps,
+        latent_eps=torch.randn(shape, generator=generator(seed, "latent", step, half)),
+        crop=torch.rand((total, 3), generator=generator(seed, "crop", step, half)),
+    )
+
+
+def channel_offsets(seed: int, step: int, shape: Sequence[int], half: int = INSTANCE) -> Tensor:
+    """N(0, 1) for each channel of each example, (total, channels, 1, 1): a shift of brightness and colour.
+
+    Added to the noise it makes a network learn the mean of a picture, which plain noise leaves nearly untouched.
+    """
+    return torch.randn((*shape[:2], 1, 1), generator=generator(seed, "offset", step, half))
+
+
+def crop_and_flip(pixels: np.ndarray, side: int, draw: Sequence[float], *, flip: bool) -> np.ndarray:
+    """A side x side window of a picture (height, width, 3); `draw` is (down, right, mirrored), each in [0, 1)."""
+    window = crop(pixels, side, (draw[0], draw[1]))
+    return window[:, ::-1] if flip and draw[2] < 0.5 else window
+
+
+OPEN = 0.2
+"""Share of a channel's spread from which on the autoencoder's own deviation there is no longer small."""
+FEW = 4
+
+
+def open_channels(mean: Tensor, deviation: Tensor) -> dict[int, float]:
+    """Channels whose posterior deviation is a large share of the spread of their means, and that share.
+
+    mean, deviation: (count, channels, height, width), of the autoencoder's posterior on some pictures. Latents are
+    drawn from it at every step, so a model is trained on that noise: harmless where its pretraining drew as well, a
+    source of noisy samples where it saw the means.
+    """
+    spread = mean.float().std((0, 2, 3)).clamp(min=1e-8)
+    shares = deviation.float().mean((0, 2, 3)) / spread
+    return {channel: share for channel, share in enumerate(shares.tolist()) if share > OPEN}
+
+
+class Pictures:
+    """Training pictures with their prompts, encoded once where nothing about them changes from step to step.
+
+    pixels: uint8 (height, width, 3) each, no side shorter than `side`. Latents are kept when asked, when no picture
+    needs cropping and none is flipped; what is kept is mean and deviation, so latents are still drawn at every step.
+    Prompt embeddings are kept when `keep_prompts`, which a text encoder in training forbids. noise_offset: share of
+    one more normal number per channel in the noise, 0 for none.
+    """
+
+    def __init__(
+        self,
+        family: Any,
+        pixels: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        *,
+        side: int,
+        random_flip: bool = False,
+        keep_latents: bool = True,
+        keep_prompts: bool = True,
+        half: int = INSTANCE,
+        noise_offset: float = 0.0,
+    ):
+        assert len(pixels) == len(prompts) > 0
+        self.family, self.pixels, self.prompts = family, list(pixels), list(prompts)
+        self.side, self.random_flip, self.half, self.noise_offset = side, random_flip, half, noise_offset
+        still = not random_flip and all(picture.shape[:2] == (side, side) for picture in self.pixels)
+        self.different = list(dict.fromkeys(self.prompts))
+        self.kept_latents = self._encode_all() if keep_latents and still else None
+        self.kept_prompts = self._encode_prompts() if keep_prompts else None
+        self.latent_shape = self._latent_shape()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def draw(self, seed: int, step: int, total: int) -> Draws:
+        timesteps = len(self.family.alpha_bar)
+        return draw(seed, step, total, len(self), self.latent_shape, timesteps, self.half, self.noise_offset)
+
+    def centred(self, i: int) -> np.ndarray:
+        """Picture i as training sees it on average: its middle, side x side."""
+        return crop(self.pixels[i], self.side)
+
+    def batch(self, draws: Draws, rows: slice) -> Batch:
+        """The micro-batch of these rows, on the device of the family."""
+        device = self.family.device
+        indices = draws.indices[rows]
+        mean, std = self._latents(indices, draws.crop[rows])
+        return Batch(
+            x0=mean + std * draws.latent_eps[rows].to(device),
+            eps=draws.eps[rows].to(device),
+            t=draws.t[rows].to(device),
+            cond=self._conditions(indices),
+        )
+
+    def open_channels(self) -> dict[int, float]:
+        """Channels of the latents that the autoencoder leaves open: see `open_channels`."""
+        if self.kept_latents is not None:
+            return open_channels(*self.kept_latents)
+        shown = [self.centred(i) for i in range(min(len(self), FEW))]
+        return open_channels(*self.family.encode_images(np.stack(shown)))
+
+    def _latents(self, indices: list[int], crops: Tensor) -> tuple[Tensor, Tensor]:
+        if self.kept_latents is not None:
+            mean, std = self.kept_latents
+            return mean[indices], std[indices]
+        windows = [
+            crop_and_flip(self.pixels[i], self.side, row, flip=self.random_flip)
+            for i, row in zip(indices, crops.tolist(), strict=True)
+        ]
+        return self.family.encode_images(np.stack(windows))
+
+    def _conditions(self, indices: list[int]) -> Conditioning:
+        prompts = [self.prompts[i] for i in indices]
+        if self.kept_prompts is None:
+            return self.family.encode_prompts(prompts)
+        return self.kept_prompts[[self.different.index(prompt) for prompt in prompts]]
+
+    def _encode_all(self, at_once: int = 4) -> tuple[Tensor, Tensor]:
+        chunks = [np.stack(self.pixels[i : i + at_once]) for i in range(0, len(self), at_once)]
+        encoded = [self.family.encode_images(chunk) for chunk in chunks]
+        return torch.cat([mean for mean, _ in encoded]), torch.cat([std for _, std in encoded])
+
+    def _encode_prompts(self) -> Conditioning:
+        with torch.no_grad():
+            return self.family.encode_prompts(self.different)
+
+    def _latent_shape(self) -> tuple[int, ...]:
+        if self.kept_latents is not None:
+            return tuple(self.kept_latents[0].shape[1:])
+        mean, _ = self.family.encode_images(self.centred(0)[None])
+        return tuple(mean.shape[1:])

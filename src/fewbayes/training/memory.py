@@ -1,0 +1,322 @@
+"""What training will need of the device's memory, told from a model's config files before any weight is loaded.
+
+The network is built without weights, the method is attached to it, and a forward and a backward pass of shapes alone
+say what is held at once. It is a lower bound: what kernels, a sampler or the autoencoder need in passing, and what
+the allocator scatters, is not in the numbers (a LoRA step of SD 1.5 took 6.9 GB where 5.9 were estimated). Knows
+nothing of training beyond what it keeps in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.errors import UserError
+from fewbayes.methods import COMPARISON_ARMS, Method, make_method
+from fewbayes.models import Family, ModelCard, meta_family
+from fewbayes.posterior.where import select
+from fewbayes.settings.config import TrainConfig, memory_bytes
+
+log = logging.getLogger("fewbayes")
+
+FLOAT = 4
+SHARE_OF_FREE = 0.8  # of the memory that is free now: the rest is for what the estimate leaves out, see below
+TOKENS = 77
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by what they are for; activations are what a step holds at its worst beside the gradients."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+    def largest(self, count: int = 3) -> str:
+        parts = sorted(self.parts.items(), key=lambda part: -part[1])[:count]
+        return ", ".join(f"{name} {shown(size)}" for name, size in parts)
+
+
+def estimate(card: ModelCard, config: TrainConfig, *, loaded: bool = False) -> MemoryEstimate:
+    """What a resolved config needs while it trains; `loaded`: beyond the model itself, which is there already."""
+    model, config_of_shapes = _Model(card.folder, card.family, card.resolution), _what_matters(config)
+    counts = _counts(model, config_of_shapes)
+    passing = _passing(model, dataclasses.replace(config_of_shapes, bayes=False, where="linear"))
+    remembered = 2 if config.use_8bit_adam else 2 * FLOAT
+    deviations = {"elementwise": counts.random, "row": counts.random_rows, "fixed": 0}[config.weight_std_learn]
+    deviations = deviations if config.bayes else 0
+    gradients = FLOAT * (counts.trained + deviations)
+    parts = {
+        "model": 0 if loaded else FLOAT * counts.model,
+        "adapters": FLOAT * counts.added,
+        "gradients": gradients,
+        "optimizer": remembered * (counts.trained + deviations),
+        "deviations": FLOAT * deviations,
+        "a draw of the weights and its noise": 2 * FLOAT * counts.random if config.bayes else 0,
+        "the prior's means": FLOAT * counts.random if config.bayes and config.kl_weight > 0 else 0,
+        "averages": FLOAT * counts.trained if config.use_ema else 0,
+        "initial weights": FLOAT * counts.trained if config.l2_init_weight > 0 else 0,
+        "activations": max(0, passing - gradients),
+    }
+    return MemoryEstimate(parts)
+
+
+def check(card: ModelCard, config: TrainConfig, device: torch.device, *, loaded: bool = False) -> MemoryEstimate:
+    """The estimate; UserError where it is more than memory_limit, or than the device has free, with what would fit."""
+    try:
+        need = estimate(card, config, loaded=loaded)
+    except UserError:
+        raise  # the user's settings
+    except Exception as error:  # passes of shapes alone are beyond what torch promises: no reason not to train
+        log.warning("the memory that training needs could not be estimated (%s: %s)", type(error).__name__, error)
+        return MemoryEstimate({})
+    limit, whose = _limit(config, device)
+    if limit is None or need.peak <= limit:
+        return need
+    raise UserError(
+        f"training would need about {shown(need.peak)} (a lower bound) and {whose} {shown(limit)}; most of it is for "
+        f"{need.largest()}. {_way_out(card, config, limit, loaded)}"
+    )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device now, None where the system does not say."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, for the next
+        return torch.cuda.mem_get_info(device)[0] + kept
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable")), None)
+    return 1024 * int(found) if found else None
+
+
+def shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _limit(config: TrainConfig, device: torch.device) -> tuple[int | None, str]:
+    if config.memory_limit:
+        return memory_bytes(config.memory_limit), "memory_limit is"
+    free = free_memory(device)
+    return int(SHARE_OF_FREE * free) if free is not None else None, f"{device} has free, with a fifth in reserve,"
+
+
+# --- what would fit ---------------------------------------------------------------------------------------------------
+
+
+def _way_out(card: ModelCard, config: TrainConfig, limit: int, loaded: bool) -> str:
+    """The single changes that fit; where there are none, the largest of them together until they do."""
+
+    def peak(changed: TrainConfig) -> int:
+        return estimate(card, changed, loaded=loaded).peak
+
+    changes = _changes(config)
+    alone = {name: peak(change(config)) for name, change in changes.items()}
+    fitting = [f"{name} (about {shown(size)})" for name, size in alone.items() if size <= limit]
+    if fitting:
+        return f"It would fit with {', or with '.join(fitting)}"
+    names, together = [], config
+    while changes and peak(together) > limit:
+        best = min(changes, key=lambda name: peak(changes[name](together)))
+        names, together = [*names, best], changes.pop(best)(together)
+    if peak(together) <= limit:
+        return f"It would fit with {', '.join(names)} together (about {shown(peak(together))})"
+    least = f" (even with {', '.join(names)} about {shown(peak(together))})" if names else ""
+    return f"Nothing here would make it fit{least}; take a smaller resolution or model, or a device with more memory"
+
+
+def _changes(config: TrainConfig) -> dict[str, Callable[[TrainConfig], TrainConfig]]:
+    """Settings that save memory and are not taken yet, each as a change of the config."""
+
+    def setting(**values: Any) -> Callable[[TrainConfig], TrainConfig]:
+        return lambda config: dataclasses.replace(config, **values)
+
+    possible = {
+        "train_batch_size 1": (config.train_batch_size > 1, setting(train_batch_size=1)),
+        "gradient_checkpointing": (not config.gradient_checkpointing, setting(gradient_checkpointing=True)),
+        "mixed_precision bf16": (config.mixed_precision == "no", setting(mixed_precision="bf16")),
+        "use_8bit_adam": (not config.use_8bit_adam, setting(use_8bit_adam=True)),
+        "method lora": (config.method == "full", setting(method="lora", where="linear")),
+    }
+    return {name: change for name, (open_, change) in possible.items() if open_}
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+_MATTERS = (
+    "method",
+    "rank",
+    "lora_alpha",
+    "use_dora",
+    "adapter_targets",
+    "oft_blocks",
+    "oft_block_size",
+    "train_text_encoder",
+    "train_rare_token",
+    "bayes",
+    "where",
+    "resolution",
+    "with_prior_preservation",
+    "class_prompt",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "mixed_precision",
+    "gradient_checkpointing",
+)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What shapes depend on of a model, in a form that a cache takes."""
+
+    folder: Path
+    family: str
+    resolution: int
+
+    def card(self) -> ModelCard:
+        return ModelCard(str(self.folder), self.folder, self.family, "epsilon", self.resolution)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Numbers of parameters: of the model as it comes, put in by the method, trained, random."""
+
+    model: int
+    added: int
+    trained: int
+    random: int
+    random_rows: int
+
+
+def _what_matters(config: TrainConfig) -> TrainConfig:
+    """The settings that shapes depend on; the comparison arms are counted as the LoRA of the same rank."""
+    values = {name: getattr(config, name) for name in _MATTERS}
+    if config.method in COMPARISON_ARMS:
+        values["method"] = "lora"
+    return TrainConfig(model="-", instance_data_dir="-", instance_prompt="<v>", output_dir="-", **values)
+
+
+@lru_cache(maxsize=256)
+def _counts(model: _Model, config: TrainConfig) -> _Counts:
+    family, method = meta_family(model.card()), _method(config)
+    size = _size(family)
+    with torch.device("meta"):
+        method.attach(family)
+    chosen = select(*method.random(family, config.where)) if config.bayes else []
+    return _Counts(
+        model=size,
+        added=_size(family) - size,
+        trained=sum(weight.numel() for weight in method.trainable(family).values()),
+        random=sum(weight.parameter.numel() for weight in chosen),
+        random_rows=sum(len(weight.parameter) for weight in chosen),
+    )
+
+
+def _method(config: TrainConfig) -> Method:
+    """Without the rare token, whose one row counts for nothing and whose tokenizers are not there."""
+    return make_method(dataclasses.replace(config, train_rare_token=False))
+
+
+def _modules(family: Family) -> list[nn.Module]:
+    return [family.denoiser, *family.text_encoders.values(), family.vae]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _size(family: Family) -> int:
+    return sum(parameter.numel() for module in _modules(family) for parameter in module.parameters())
+
+
+class _Live(TorchDispatchMode):
+    """The memory of all tensors that are made inside, as they come and go, and the most that there was at once."""
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, Any] = {}
+        for tensor in there:
+            self._known[tensor.untyped_storage()._cdata] = tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+@lru_cache(maxsize=256)
+def _passing(model: _Model, config: TrainConfig) -> int:
+    """The most that forward and backward pass of a step hold at once, in bytes: activations, gradients, copies.
+
+    The tensors are torch's fake ones, of shapes alone, that believe to be on a CPU: kernels are chosen as for real,
+    which on the meta device they are not (attention would keep its whole matrix).
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    family = meta_family(model.card())
+    with torch.device("meta"):
+        _method(config).attach(family)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in _modules(family):
+            module.to_empty(device="cpu")
+        family.checkpoint_gradients(config.gradient_checkpointing)
+        there = [weight for module in _modules(family) for weight in module.parameters()]
+        live = _Live(there)
+        with live:
+            for _ in range(min(2, config.gradient_accumulation_steps)):
+                with torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None):
+                    errors = family.predict(*_inputs(family, config)).float().square().mean()
+                errors.backward()
+                del errors
+    return live.peak
+
+
+def _inputs(family: Family, config: TrainConfig) -> tuple[Tensor, Tensor, Conditioning]:
+    """One micro-batch for `predict`; class images double it. Text encoders that gradients pass run here too."""
+    settings: Any = family.denoiser.config
+    side = (config.resolution or family.card.resolution) * settings.sample_size // family.card.resolution
+    count = config.train_batch_size * (2 if config.with_prior_preservation else 1)
+    encoders: list[Any] = list(family.text_encoders.values())
+    widths = [encoder.config.hidden_size for encoder in encoders]
+    ids = torch.zeros(count, min(TOKENS, encoders[0].config.max_position_embeddings), dtype=torch.long)
+    tokens = torch.empty(*ids.shape, sum(widths))
+    if config.train_rare_token:
+        for encoder in encoders:
+            encoder.get_input_embeddings().register_forward_hook(lambda *passed: passed[-1].detach().requires_grad_())
+    if config.train_text_encoder or config.train_rare_token:
+        tokens = torch.cat([_hidden(encoder, ids) for encoder in encoders], -1)
+    pooled = torch.empty(count, encoders[-1].config.projection_dim) if len(encoders) > 1 else None
+    xt = torch.empty(count, settings.in_channels, side, side)
+    return xt, torch.zeros(count, dtype=torch.long), Conditioning(tokens, pooled)
+
+
+def _hidden(encoder: Any, ids: Tensor) -> Tensor:
+    return encoder(ids, output_hidden_states=True).hidden_states[-1]

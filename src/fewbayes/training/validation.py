@@ -1,0 +1,131 @@
+"""What is seen of a model while it trains: samples from fixed seeds with their scores, and the training images beside.
+
+Samples are drawn as the user draws them (sampler, steps, guidance, precision), so they show what the user will get.
+Leaves training as it was. Knows where pictures lie in a run folder, and nothing of losses, optimizers or stages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
+from fewbayes.metrics.pixels import haar_noise, image_similarity
+from fewbayes.models import Family
+from fewbayes.posterior.noise import stream_seed
+from fewbayes.runs.folder import RunFolder, atomic_folder
+from fewbayes.sample import sample_images
+from fewbayes.settings.config import TrainConfig
+from fewbayes.training.batches import Pictures
+from fewbayes.training.ema import WeightAverage
+
+SCORED_SIDE = 128  # pixels: larger pictures are averaged down to it before they are correlated with every reference
+
+
+def write_reference(run: RunFolder, pictures: Pictures) -> None:
+    """The training images as the model sees them, cut in the middle where steps cut at random."""
+    if (run.path / "reference").is_dir():
+        return
+    with atomic_folder(run.path / "reference") as folder:
+        for i in range(len(pictures)):
+            Image.fromarray(pictures.centred(i)).save(folder / numbered(i, len(pictures)))
+
+
+def sampled_as(config: TrainConfig) -> dict[str, Any]:
+    """All that the samples of one model depend on: sets that were sampled alike can be compared picture by picture."""
+    prompts = [prompt for prompt in config.validation_prompts for _ in range(config.num_validation_images)]
+    return {
+        "prompts": [config.with_rare_token(prompt) for prompt in prompts],
+        "seeds": [stream_seed(config.seed, "sample", i) for i in range(len(prompts))],
+        "negative_prompt": config.negative_prompt,
+        "sampler": config.sampler,
+        "steps": config.num_inference_steps,
+        "guidance": config.guidance_scale,
+    }
+
+
+def draw(config: TrainConfig, family: Family, accelerator: Accelerator) -> list[np.ndarray]:
+    """The samples of the model as it is now, uint8 (height, width, 3)."""
+    with accelerator.autocast():
+        pictures = sample_images(
+            family, **sampled_as(config), resolution=config.resolution, batch_size=config.sample_batch_size
+        )
+    return [np.asarray(picture) for picture in pictures]
+
+
+def validate(
+    done: int,
+    config: TrainConfig,
+    run: RunFolder,
+    family: Family,
+    average: WeightAverage | None,
+    instance: Pictures,
+    accelerator: Accelerator,
+) -> dict[str, list[np.ndarray]]:
+    """Samples of the raw weights and of the averages, in the run folder with their scores; {} beside the main process.
+
+    Before the first step the averages are the weights: one set of samples serves both.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    if accelerator.is_main_process:
+        for weights in ("raw", "ema") if average and done else ("raw",):
+            with average.swapped() if average and weights == "ema" else nullcontext():
+                found[weights] = draw(config, family, accelerator)
+        references = [at_scored_size(instance.centred(i)) for i in range(len(instance))]
+        told = {w: [scores(picture, references) for picture in pictures] for w, pictures in found.items()}
+        _write_samples(run, done, found, told, config)
+        _log_means(run, done, told | ({"ema": told["raw"]} if average and not done else {}))
+    accelerator.wait_for_everyone()
+    return found
+
+
+def _write_samples(
+    run: RunFolder,
+    done: int,
+    found: dict[str, list[np.ndarray]],
+    told: dict[str, list[dict[str, float]]],
+    config: TrainConfig,
+) -> None:
+    how = sampled_as(config)
+    prompts, seeds, negative = how.pop("prompts"), how.pop("seeds"), how.pop("negative_prompt")
+    rows = []
+    with atomic_folder(run.sample_folder(done)) as folder:
+        for weights, pictures in found.items():
+            (folder / weights).mkdir()
+            for i, picture in enumerate(pictures):
+                file = f"{weights}/{numbered(i, len(pictures))}"
+                Image.fromarray(picture).save(folder / file)
+                words = {"prompt": prompts[i], "negative_prompt": negative, "seed": seeds[i]}
+                rows.append({"file": file, "weights": weights, **words, **how, **told[weights][i]})
+        (folder / "samples.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _log_means(run: RunFolder, done: int, told: dict[str, list[dict[str, float]]]) -> None:
+    for weights, rows in told.items():
+        for name in rows[0]:
+            run.log(done, name, float(np.mean([row[name] for row in rows])), weights=weights)
+
+
+def numbered(i: int, count: int) -> str:
+    """00.png, 01.png, ..., with as many digits as it takes for names to sort like numbers."""
+    return f"{i:0{max(2, len(str(count - 1)))}d}.png"
+
+
+def scores(picture: np.ndarray, references: Sequence[np.ndarray]) -> dict[str, float]:
+    """References are of `at_scored_size` already."""
+    return {
+        "image_similarity": image_similarity([at_scored_size(picture)], references),
+        "haar_noise": haar_noise(picture),
+    }
+
+
+def at_scored_size(picture: np.ndarray) -> np.ndarray:
+    """The square picture at no more than SCORED_SIDE a side: 1000 references are then scored in a second or so."""
+    if len(picture) <= SCORED_SIDE:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((SCORED_SIDE, SCORED_SIDE), Image.Resampling.BOX))
