@@ -793,14 +793,14 @@ def test_the_environment_names_versions_and_hardware():
 def test_the_commit_is_that_of_our_own_checkout_only(tmp_path):
     """Installed into somebody else's repository, the package does not take that repository's commit for its own."""
     package = tmp_path / "lib" / "fewbayes"
-    shutil.copytree(Path(runs.__file__).parent, package, ignore=shutil.ignore_patterns("[!_r]*", "__pycache__"))
+    shutil.copytree(Path(runs.__file__).parents[1], package, ignore=shutil.ignore_patterns("[!_ref]*", "__pycache__"))
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "theirs"]):
         subprocess.run([*git, *arguments], check=True)
     code = "import fewbayes.runs.folder as r; print(r.__file__, r._commit())"
     environment_ = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment_, check=True)
-    assert answer.stdout.split() == [str(package / "runs.py"), "None"]
+    assert answer.stdout.split() == [str(package / "runs" / "folder.py"), "None"]
     (tmp_path / "src").mkdir()
     package.rename(tmp_path / "src" / "fewbayes")
     for arguments in (["add", "-A"], ["commit", "-qm", "ours"]):
