@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "fewbayes"
 FLOORS = (
-    "errors progress",
+    "errors progress seeds",
     "files posterior diffusion world data",
     "models",
     "methods",

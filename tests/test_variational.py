@@ -11,12 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from fewbayes.posterior.gaussian import (
-    GaussianPosterior,
-    calibrate_weight_std,
-    gaussian_kl,
-    gaussian_kl_gradient,
-)
+from fewbayes.posterior.calibrate import calibrate_weight_std
+from fewbayes.posterior.gaussian import GaussianPosterior, gaussian_kl, gaussian_kl_gradient
 from fewbayes.posterior.noise import normal
 
 LEARN = ["elementwise", "row", "fixed"]
@@ -39,8 +35,7 @@ def loss_of(module: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
 
 def eps_of(posterior: GaussianPosterior, module: nn.Module, step: int) -> dict[str, Tensor]:
     return {
-        name: normal(posterior.seed, step, name, module.get_parameter(name).shape, dtype=torch.float64)
-        for name in posterior.names
+        name: normal(posterior.seed, step, name, module.get_parameter(name).shape).double() for name in posterior.names
     }
 
 
@@ -324,7 +319,7 @@ def test_tied_weights_are_one_random_weight():
 
     mean = module["head"].weight.detach().clone().requires_grad_()
     std = torch.full_like(mean, 0.1, requires_grad=True)
-    theta = mean + std * normal(0, 0, "embedding.weight", mean.shape, dtype=torch.float64)
+    theta = mean + std * normal(0, 0, "embedding.weight", mean.shape).double()
     expected = torch.autograd.grad((theta[tokens] @ theta.T).square().sum(), (mean, std))
 
     with posterior.sample(0):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbayes.errors import UserError
-from fewbayes.posterior.noise import stream_seed
+from fewbayes.seeds import stream_seed
 
 if TYPE_CHECKING:
     from fewbayes.settings.config import TrainConfig

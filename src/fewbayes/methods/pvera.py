@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewbayes.methods.adapters import ADAPTER, PeftFolders, adapter_layers, target_layers, trained_parts
-from fewbayes.posterior.noise import stream_seed
+from fewbayes.seeds import stream_seed
 
 
 class Pvera(PeftFolders):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fewbayes.errors import UserError
 from fewbayes.methods.adapters import DENOISER_FOLDER, copy_state, replace_layer, target_layers, targeted
-from fewbayes.posterior.noise import generator
+from fewbayes.seeds import generator
 
 if TYPE_CHECKING:
     from fewbayes.settings.config import TrainConfig

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from fewbayes.diffusion.process import add_noise, to_x0
 from fewbayes.errors import UserError
-from fewbayes.posterior.noise import generator
+from fewbayes.seeds import generator
 from fewbayes.stage.readings import Blank, Losses, Reading, ResidualGain, Scaled, Sigma1
 
 Probe = Literal["sigma_1", "from_noise", "gain", "losses", "blank", "scaled"]

@@ -301,7 +301,7 @@ def _prober(family: Any, cell: Cell) -> Prober:
     """Asks for the loss that training lowers: of latents drawn as training draws them, LOSS_DRAWS for each image."""
     import torch
 
-    from fewbayes.posterior.noise import generator
+    from fewbayes.seeds import generator
     from fewbayes.stage.probes import Prober, ProbeSettings
 
     pictures = np.stack([np.asarray(picture) for picture in open_pictures(cell.folder / "reference")])

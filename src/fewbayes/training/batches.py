@@ -18,7 +18,7 @@ from torch import Tensor
 from fewbayes.data.images import crop
 from fewbayes.diffusion.conditioning import Conditioning
 from fewbayes.diffusion.objective import Batch
-from fewbayes.posterior.noise import generator
+from fewbayes.seeds import generator
 
 INSTANCE, CLASS = 0, 1
 

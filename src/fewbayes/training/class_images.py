@@ -20,9 +20,9 @@ from typing import Any
 from PIL import Image
 
 from fewbayes.errors import UserError
-from fewbayes.posterior.noise import stream_seed
 from fewbayes.runs.folder import atomic_write
 from fewbayes.sample import sample_images
+from fewbayes.seeds import stream_seed
 
 MANIFEST = "class_images.json"
 

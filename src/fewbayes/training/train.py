@@ -35,11 +35,12 @@ from fewbayes.diffusion.objective import diffusion_loss, preserved_loss
 from fewbayes.errors import UserError
 from fewbayes.methods import Method, make_method
 from fewbayes.models import Family, inspect_model, load_family
-from fewbayes.posterior.gaussian import GaussianPosterior, calibrate_weight_std
-from fewbayes.posterior.noise import stream_seed
+from fewbayes.posterior.calibrate import calibrate_weight_std
+from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.posterior.where import select
 from fewbayes.progress import progress as shown_progress
 from fewbayes.runs.folder import MANIFEST, Checkpoint, RunError, RunFolder, environment, read_manifest
+from fewbayes.seeds import stream_seed
 from fewbayes.settings.config import TrainConfig
 from fewbayes.stage.watch import RunStages
 from fewbayes.training import memory

@@ -17,9 +17,9 @@ from PIL import Image
 
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.models import Family
-from fewbayes.posterior.noise import stream_seed
 from fewbayes.runs.folder import RunFolder, atomic_folder
 from fewbayes.sample import sample_images
+from fewbayes.seeds import stream_seed
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.batches import Pictures
 from fewbayes.training.ema import WeightAverage

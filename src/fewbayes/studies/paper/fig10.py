@@ -11,8 +11,8 @@ import torch
 
 from fewbayes.metrics.pixels import haar_noise
 from fewbayes.models import Family
-from fewbayes.posterior.noise import generator
 from fewbayes.sample import sample_images
+from fewbayes.seeds import generator
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import ddim, encoded, keep
 from fewbayes.studies.paper.options import TINY, Ask

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fewbayes.models import Family
-from fewbayes.posterior.noise import generator
+from fewbayes.seeds import generator
 from fewbayes.stage.probes import Prober, ProbeSettings
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import encoded, keep, one_step
