@@ -29,13 +29,15 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.spl
 STILL = {
     ("methods", "settings"),
     ("metrics/weights", "runs"),
-    ("runs/folder", "settings"),
     ("stage/watch", "training"),
 }
 """Imports that still point up: the file, and the room that it reaches for. The list only shrinks."""
 KNOW_DIFFUSERS = {"models", "world", "export", "metrics/encoders"}
 ONLY = {
+    "files/atomic": set(),
+    "runs/checkpoints": set(),
     "runs/folder": set(),
+    "runs/provenance": set(),
     "settings/config": {"yaml"},
     "data/images": {"numpy", "PIL"},
     "metrics/pixels": {"numpy"},

@@ -22,23 +22,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbayes.runs import folder as runs
-from fewbayes.runs.folder import (
-    RunError,
-    RunFolder,
-    atomic_folder,
-    atomic_write,
-    environment,
-    read_metrics,
-    verify_checkpoint,
-)
+from fewbayes.errors import UserError
+from fewbayes.files import atomic
+from fewbayes.files.atomic import atomic_folder, atomic_write
+from fewbayes.runs import provenance
+from fewbayes.runs.checkpoints import verify_checkpoint
+from fewbayes.runs.folder import RunFolder, read_metrics
+from fewbayes.runs.provenance import environment
 
 ROUNDS = 15  # of killing at random moments
 FINGERPRINT = {"seed": 0, "learning_rate": 5e-6}
 
 WRITER = """
 import hashlib, itertools, os, sys
-from fewbayes.runs.folder import RunFolder, atomic_write
+from fewbayes.files.atomic import atomic_write
+from fewbayes.runs.folder import RunFolder
 
 def content(step, name):
     return hashlib.sha256(f"{step} {name}".encode()).digest() * 8_000
@@ -100,7 +98,7 @@ def names(path: Path) -> set[str]:
 
 
 def leftovers(path: Path) -> list[str]:
-    return [str(entry) for entry in path.rglob(f"{runs.STAGING}*")]
+    return [str(entry) for entry in path.rglob(f"{atomic.STAGING}*")]
 
 
 def assert_whole(path: Path, newest_announced: int) -> int:
@@ -243,7 +241,7 @@ def test_a_file_that_cannot_be_written_out_costs_no_older_checkpoint(tmp_path):
     assert message.startswith(f"{errno.EFBIG} could not write")
     assert "checkpoint-2; older checkpoints are untouched: File too large. Free some space" in message
     assert "checkpoint-1" in listing
-    assert runs.STAGING not in listing
+    assert atomic.STAGING not in listing
     assert "checkpoint-2" not in listing
     assert newest == "1"
 
@@ -399,7 +397,7 @@ def test_a_whole_checkpoint_is_not_written_twice(run):
 def test_a_checkpoint_carries_the_hash_of_each_file(run):
     path = run.write_checkpoint(7, write_bytes())
     state = json.loads((path / "trainer_state.json").read_text())
-    assert state["files"] == {"weights.bin": {"bytes": 7, "sha256": runs.file_sha256(path / "weights.bin")}}
+    assert state["files"] == {"weights.bin": {"bytes": 7, "sha256": atomic.file_sha256(path / "weights.bin")}}
 
 
 # --- whose folder -----------------------------------------------------------------------------------------------------
@@ -421,14 +419,14 @@ def test_the_same_settings_continue_a_run(tmp_path):
 def test_another_run_is_refused_naming_what_differs_and_left_alone(tmp_path):
     run_at(tmp_path / "OUT").close()
     before = {path: path.read_bytes() for path in (tmp_path / "OUT").iterdir()}
-    with pytest.raises(RunError, match=r"holds another run \(seed: 0 there, 1 now\)"):
+    with pytest.raises(UserError, match=r"holds another run \(seed: 0 there, 1 now\)"):
         RunFolder(tmp_path / "OUT").open({}, FINGERPRINT | {"seed": 1})
     assert {path: path.read_bytes() for path in (tmp_path / "OUT").iterdir()} == before
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(RunError, match=r"holds no run \(found thesis\.tex\)"):
+    with pytest.raises(UserError, match=r"holds no run \(found thesis\.tex\)"):
         run_at(tmp_path)
     assert names(tmp_path) == {"thesis.tex"}
 
@@ -439,7 +437,7 @@ def test_inspecting_a_folder_touches_nothing(tmp_path):
     run_at(tmp_path / "OUT").close()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert RunFolder(tmp_path / "OUT").inspect(FINGERPRINT)["status"] == "running"
-    with pytest.raises(RunError, match="another run"):
+    with pytest.raises(UserError, match="another run"):
         RunFolder(tmp_path / "OUT").inspect(FINGERPRINT | {"seed": 1})
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -461,19 +459,19 @@ def test_a_json_file_of_the_run_is_whole_and_without_nan(run):
 
 def test_a_file_is_no_run_folder(tmp_path):
     (tmp_path / "OUT").write_text("x")
-    with pytest.raises(RunError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         run_at(tmp_path / "OUT")
 
 
 def test_a_folder_that_cannot_be_written_is_refused():
-    with pytest.raises(RunError, match="output_dir /proc/OUT cannot be written"):
+    with pytest.raises(UserError, match="output_dir /proc/OUT cannot be written"):
         run_at("/proc/OUT")
 
 
 def test_a_damaged_manifest_is_refused_and_left_alone(tmp_path):
     run_at(tmp_path / "OUT").close()
     (tmp_path / "OUT" / "manifest.json").write_text("{")
-    with pytest.raises(RunError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
         run_at(tmp_path / "OUT")
     assert (tmp_path / "OUT" / "manifest.json").read_text() == "{"
 
@@ -483,7 +481,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     assert process.stdout
     process.stdout.readline()
     try:
-        with pytest.raises(RunError, match="another process is training"):
+        with pytest.raises(UserError, match="another process is training"):
             RunFolder(tmp_path / "OUT").open({"seed": 0}, {"seed": 0})
     finally:
         process.kill()
@@ -497,14 +495,14 @@ def test_opening_sweeps_what_dead_writers_left_and_spares_the_living(tmp_path):
     sleeper.stdout.readline()
     path = tmp_path / "OUT"
     run_at(path).close()
-    living = f"{runs.STAGING}{runs._process(sleeper.pid)}-0-report.html"
+    living = f"{atomic.STAGING}{atomic._process(sleeper.pid)}-0-report.html"
     (path / living).write_text("half a page")
-    reused_pid = f"{runs.STAGING}{runs._host()}-{os.getpid()}-1-0-checkpoint-3"
+    reused_pid = f"{atomic.STAGING}{atomic._host()}-{os.getpid()}-1-0-checkpoint-3"
     (path / reused_pid / "unet").mkdir(parents=True)
-    other_machine = f"{runs.STAGING}deadbeef-1-1-0-x"
+    other_machine = f"{atomic.STAGING}deadbeef-1-1-0-x"
     (path / "samples" / "step-000001").mkdir(parents=True)
     (path / "samples" / other_machine).mkdir()
-    (path / "samples" / "step-000001" / f"{runs.STAGING}odd").write_text("x")
+    (path / "samples" / "step-000001" / f"{atomic.STAGING}odd").write_text("x")
     run_at(path).close()
     assert [Path(left).name for left in leftovers(path)] == [living]
     sleeper.kill()
@@ -517,7 +515,7 @@ def test_a_kill_before_the_first_manifest_leaves_a_folder_that_can_be_begun(tmp_
     path = tmp_path / "OUT"
     path.mkdir()
     (path / ".lock").touch()
-    (path / f"{runs.STAGING}deadbeef-1-1-0-manifest.json").write_text("{")
+    (path / f"{atomic.STAGING}deadbeef-1-1-0-manifest.json").write_text("{")
     run_at(path).close()
     assert names(path) == {".lock", "manifest.json", "config.yaml"}
 
@@ -576,7 +574,7 @@ def test_a_resumed_run_has_the_rows_up_to_its_step_wherever_the_file_was_torn(st
 
 def test_a_damaged_row_in_the_middle_is_named(run):
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
-    with pytest.raises(RunError, match="line 2 is not JSON"):
+    with pytest.raises(UserError, match="line 2 is not JSON"):
         run.metrics()
 
 
@@ -613,7 +611,7 @@ def test_the_best_model_is_replaced_whole_and_a_failure_leaves_the_old_one(run):
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="no system call for it")
 def test_at_no_moment_is_there_no_best_model(tmp_path):
     """Another process looks as often as it can, while it is replaced again and again."""
-    if not runs._exchanged(*_two_folders(tmp_path)):
+    if not atomic._exchanged(*_two_folders(tmp_path)):
         pytest.skip("this file system cannot exchange folders")
     run = run_at(tmp_path / "OUT")
     write_best(run, "x" * 1000, 0)
@@ -645,7 +643,7 @@ def _two_folders(path: Path) -> list[Path]:
 
 def test_a_best_model_that_a_kill_left_between_two_names_is_put_back(run, monkeypatch):
     """Where folders cannot be exchanged: the old one is moved away, and the writer dies before the new one comes."""
-    monkeypatch.setattr(runs, "_exchanged", lambda a, b: False)
+    monkeypatch.setattr(atomic, "_exchanged", lambda a, b: False)
     write_best(run, "old", 1)
     write_best(run, "new", 2)
     assert (run.path / "best/model").read_text() == "new"
@@ -661,7 +659,7 @@ def test_a_best_model_that_is_dropped_is_never_put_back(run, monkeypatch):
     assert run.best() is None
     write_best(run, "old", 1)
     assert run.best() == {"step": 1}
-    monkeypatch.setattr("fewbayes.runs.folder._remove", lambda path: None)
+    monkeypatch.setattr("fewbayes.files.atomic.remove", lambda path: None)
     run.drop_best()
     monkeypatch.undo()
     assert run.best() is None
@@ -680,7 +678,7 @@ def test_a_file_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path):
     atomic_write(path, "old ä")
     atomic_write(path, b"new")
     assert path.read_bytes() == b"new"
-    code = "import resource as r, sys; from fewbayes.runs.folder import atomic_write\n"
+    code = "import resource as r, sys; from fewbayes.files.atomic import atomic_write\n"
     code += "r.setrlimit(r.RLIMIT_FSIZE, (10, -1)); "
     _, errors = child(code + "atomic_write(sys.argv[1], b'x' * 1000)", path).communicate()
     assert "File too large" in errors
@@ -711,11 +709,29 @@ def test_a_new_folder_is_refused_where_it_would_replace_something(tmp_path, monk
         ("full", "not an empty folder"),
         ("full/mine", "not an empty"),
     ):
-        with pytest.raises(RunError, match=said), atomic_folder(path, new=True):
+        with pytest.raises(UserError, match=said), atomic_folder(path, new=True):
             pytest.fail("the work was begun")
-    with pytest.raises(RunError, match="not an empty folder"), atomic_folder("late/run", new=True):
+    with pytest.raises(UserError, match="not an empty folder"), atomic_folder("late/run", new=True):
         (tmp_path / "late/run").write_text("x")  # it has come while we were at work
     assert names(tmp_path / "late") == {"run"}
+
+
+def test_the_next_command_sweeps_what_a_killed_one_left_of_the_same_name(tmp_path):
+    """And nothing else: not another name's, nor what a machine that shares the folder may be writing."""
+    dead = child("import os; print(os.getpid())")
+    pid = int(dead.communicate()[0])
+    ours, other, elsewhere = (
+        f"{atomic.STAGING}{host}-{pid}-1-0-{name}"
+        for host, name in ((atomic._host(), "out"), (atomic._host(), "other"), ("deadbeef", "out"))
+    )
+    for name in (ours, other, elsewhere):
+        (tmp_path / name).mkdir()
+    page = f"{atomic.STAGING}{atomic._host()}-{pid}-1-3-page.html"
+    (tmp_path / page).touch()
+    with atomic_folder(tmp_path / "out", new=True) as folder:
+        (folder / "00.png").touch()
+    atomic_write(tmp_path / "page.html", "new")
+    assert names(tmp_path) == {other, elsewhere, "out", "page.html"}
 
 
 def test_a_link_stays_a_link_and_what_it_leads_to_is_filled(tmp_path):
@@ -793,14 +809,16 @@ def test_the_environment_names_versions_and_hardware():
 def test_the_commit_is_that_of_our_own_checkout_only(tmp_path):
     """Installed into somebody else's repository, the package does not take that repository's commit for its own."""
     package = tmp_path / "lib" / "fewbayes"
-    shutil.copytree(Path(runs.__file__).parents[1], package, ignore=shutil.ignore_patterns("[!_ref]*", "__pycache__"))
+    for file in ("__init__.py", "runs/__init__.py", "runs/provenance.py"):
+        (package / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(provenance.__file__).parents[1] / file, package / file)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "theirs"]):
         subprocess.run([*git, *arguments], check=True)
-    code = "import fewbayes.runs.folder as r; print(r.__file__, r._commit())"
+    code = "import fewbayes.runs.provenance as p; print(p.__file__, p._commit())"
     environment_ = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment_, check=True)
-    assert answer.stdout.split() == [str(package / "runs" / "folder.py"), "None"]
+    assert answer.stdout.split() == [str(package / "runs/provenance.py"), "None"]
     (tmp_path / "src").mkdir()
     package.rename(tmp_path / "src" / "fewbayes")
     for arguments in (["add", "-A"], ["commit", "-qm", "ours"]):

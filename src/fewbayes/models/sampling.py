@@ -1,0 +1,54 @@
+"""Pictures from a family: one random generator per picture, so that no picture depends on the others of its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from fewbayes.errors import UserError
+from fewbayes.models import Family
+
+
+def sample_images(
+    family: Family,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    sampler: str = "ddim",
+    steps: int = 25,
+    guidance: float = 7.5,
+    negative_prompt: str = "",
+    resolution: int | None = None,
+    batch_size: int = 16,
+) -> list[Image.Image]:
+    """One picture per prompt and seed, in order.
+
+    seeds: one per prompt, as in `torch.Generator().manual_seed(seed)`, so plain diffusers draws the same picture from
+    the same seed. A picture is the same alone and in any batch, to float rounding.
+    resolution: side in pixels, None for the model's own.
+    guidance: 1 or less is none. The text encoder, if it needs gradients, gets none from here.
+    """
+    if len(prompts) != len(seeds):
+        raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt")
+    if steps < 1:
+        raise UserError(f"num_inference_steps is {steps}; it must be at least 1")
+    pipeline = family.pipeline(sampler)
+    pictures: list[Image.Image] = []
+    with torch.no_grad():
+        different = list(dict.fromkeys(prompts))
+        encoded, negative = family.encode_prompts(different), family.encode_negative(negative_prompt)
+        for start in range(0, len(prompts), batch_size):
+            rows = [different.index(prompt) for prompt in prompts[start : start + batch_size]]
+            latents = pipeline(
+                **family.prompt_arguments(encoded[rows], negative[[0] * len(rows)]),
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                height=resolution,
+                width=resolution,
+                output_type="latent",
+            ).images
+            pictures += [Image.fromarray(picture) for picture in family.decode_latents(latents)]
+    return pictures

@@ -1,0 +1,212 @@
+"""Opening anything as a model: a run, its best/, its checkpoint-N, a pipeline folder, a hub id, `tiny`, an adapter.
+
+`find` says what a name stands for, by looking at a few small files; `open_model` loads it. Every command that takes a
+model takes it from here. Knows nothing of training beyond where a run keeps its config and its weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fewbayes.errors import UserError
+from fewbayes.methods import make_method
+from fewbayes.models import Family, ModelCard, inspect_model, load_family
+from fewbayes.models.adapters import is_adapter, load_adapter
+from fewbayes.runs.checkpoints import Checkpoint, verify_checkpoint
+from fewbayes.runs.folder import RunFolder, read_manifest
+from fewbayes.runs.layout import BEST_STATE, CONFIG, MANIFEST, STATE
+from fewbayes.settings.config import TrainConfig, load_config
+
+log = logging.getLogger(__name__)
+
+Weights = Literal["raw", "ema"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something of a run: the run itself, its best/ or one of its checkpoints. Nothing of it is loaded.
+
+    path: what was named; run: the folder of the run that it belongs to.
+    """
+
+    kind: Literal["run", "best", "checkpoint"]
+    path: Path
+    run: Path
+    config: TrainConfig
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_manifest(self.run)
+
+    @property
+    def exported(self) -> str | None:
+        """Which weights lie in the run's result, "raw" or "ema"; None for what is not the run itself."""
+        return self.manifest.get("exported") if self.kind == "run" else None
+
+    @property
+    def step(self) -> int:
+        """The training step of what was named, 1 where nothing says it."""
+        if self.kind == "checkpoint":
+            return verify_checkpoint(self.path).step
+        run = RunFolder(self.run)
+        if self.kind == "best":
+            return (run.best() or {"step": 1})["step"]
+        return self.manifest.get("steps") or run.newest_step() or 1
+
+    @property
+    def result(self) -> str:
+        """The file of the run's result, whose presence says that the result is there."""
+        return make_method(self.config).result
+
+    def base_card(self) -> ModelCard:
+        """The model that the run began from; another one that has come to stand in its place is refused."""
+        card = inspect_model(self.config.model)
+        recorded = self.manifest["model"]["sha256"]
+        if card.fingerprint() != recorded:
+            raise UserError(
+                f"the model {self.config.model} is not the one that {self.run} was trained from (its sha256 was "
+                f"{recorded[:12]}...); put that model back, for what was trained is only a change of it"
+            )
+        return card
+
+
+def find(source: str | Path) -> Found | None:
+    """What of a run `source` names; None for what belongs to no run of ours."""
+    path = Path(source)
+    if config := _config_of(path):
+        return Found("run", path, path, config)
+    run = path.resolve().parent
+    if (path / STATE).is_file():
+        if config := _config_of(run):
+            return Found("checkpoint", path, run, config)
+        raise UserError(f"{run} has no {CONFIG}, which names the model that {path.name} belongs to")
+    if (path / BEST_STATE).is_file() and (config := _config_of(run)):
+        return Found("best", path, run, config)
+    return None
+
+
+def _config_of(folder: Path) -> TrainConfig | None:
+    """The settings of a run; None for what is no run."""
+    return load_config(folder / CONFIG, {}) if all((folder / name).is_file() for name in (CONFIG, MANIFEST)) else None
+
+
+def open_model(source: str | Path, weights: str | None = None, *, base: str | None = None) -> tuple[Family, str | None]:
+    """The model that `source` names, on the CPU, and the word that stands for its rare token, None without one.
+
+    weights: "raw" or "ema"; None is what a run has exported, and the raw ones of a checkpoint. What a run has not
+    exported is taken from its last checkpoint.
+    base: the model under `source`, where that is a LoRA file or a PEFT folder of any trainer; a run knows its own.
+    Raises UserError for what is damaged, not there, or not what it claims to be.
+    """
+    found = find(source)
+    if found is None:
+        return _open_foreign(str(source), weights, base)
+    if base is not None:
+        raise UserError(f"{source} belongs to a run, which knows the model under it; leave base out")
+    if found.kind == "checkpoint":
+        return _load_checkpoint(found, verify_checkpoint(found.path), weights or "raw")
+    if found.kind == "run":
+        return _load_run(found, weights)
+    if weights:
+        raise UserError(
+            f"{source} holds one kind of weights, as exported; raw and averaged ones are in the run's checkpoints"
+        )
+    cure = f"it is not written from a checkpoint: sample from {found.run} itself or one of its checkpoint-N folders"
+    return _load_result(found, cure)
+
+
+def _open_foreign(source: str, weights: str | None, base: str | None) -> tuple[Family, str | None]:
+    if weights:
+        raise UserError(f"{source} is no run and no checkpoint of one, which alone hold raw and averaged weights")
+    path = Path(source)
+    if base is None:
+        if is_adapter(path):
+            raise UserError(f"{source} holds what was added to a model, not the model: say which with base")
+        card = inspect_model(source)
+        return load_family(card), card.rare_token
+    if not is_adapter(path):
+        raise UserError(
+            f"{source} is no adapter for {base}: give a LoRA in a .safetensors file, or a folder that holds "
+            "pytorch_lora_weights.safetensors or a PEFT adapter_config.json"
+        )
+    family = load_family(base)
+    load_adapter(family, path)
+    return family, family.card.rare_token
+
+
+def _load_run(found: Found, weights: str | None) -> tuple[Family, str | None]:
+    run, result = found.run, found.result
+    there = (run / result).is_file()
+    if weights and not (there and weights == found.exported):
+        return _load_checkpoint(found, _last_checkpoint(found, weights), weights)
+    if not there:
+        raise UserError(
+            f"{run} is a run without its result, {result}: give its training command again to finish it, or "
+            "sample from one of its checkpoint-N folders"
+        )
+    _warn_if_older(found)
+    return _load_result(
+        found, f"remove {result} and give the training command again, which writes it from the last checkpoint"
+    )
+
+
+def _load_result(found: Found, cure: str) -> tuple[Family, str | None]:
+    """What the method of a run has exported; cure: what helps where that is damaged."""
+    method = make_method(found.config)
+    whole = method.result == "model_index.json"
+    family = None if whole else load_family(found.base_card())
+    try:
+        if family is None:
+            return load_family(str(found.path)), found.config.rare_token
+        method.attach(family)
+        method.load(family, found.path)
+    except (SafetensorError, OSError, UserError) as error:
+        damaged = found.path if whole else found.path / method.result
+        raise UserError(f"{damaged} is damaged ({error}); {cure}") from error
+    return family, found.config.rare_token
+
+
+def _warn_if_older(found: Found) -> None:
+    """A finished run that was being trained further when it was stopped still holds its first result."""
+    steps, newest = found.manifest.get("steps"), RunFolder(found.run).newest_step()
+    if found.manifest.get("status") != "done" and steps is not None and newest is not None and newest > steps:
+        log.warning(
+            "the result in %s is that of %d steps; training went on and was not finished: give its command again, or "
+            "sample from %s",
+            found.run,
+            steps,
+            found.run / f"checkpoint-{newest}",
+        )
+
+
+def _last_checkpoint(found: Found, weights: str) -> Checkpoint:
+    """The newest whole checkpoint, which in a finished run has to be that of its last step."""
+    checkpoint, manifest = RunFolder(found.run).newest_checkpoint(), found.manifest
+    last = manifest.get("steps") if manifest.get("status") == "done" else None
+    if checkpoint is None or (last and checkpoint.step != last):
+        raise UserError(
+            f"{found.run} holds no checkpoint of its last step, where its {weights} weights would be: it was trained "
+            "with checkpointing_steps 0, or the checkpoint was removed or damaged"
+        )
+    return checkpoint
+
+
+def _load_checkpoint(found: Found, checkpoint: Checkpoint, which: str) -> tuple[Family, str | None]:
+    """The base model of the run, with the weights of a checkpoint in it."""
+    file = checkpoint.path / ("ema.safetensors" if which == "ema" else "weights.safetensors")
+    if not file.is_file():
+        raise UserError(f"{checkpoint.path} holds no averaged weights; its run was made without use_ema")
+    family, method = load_family(found.base_card()), make_method(found.config)
+    method.attach(family)
+    saved = load_file(file)
+    with torch.no_grad():
+        for name, weight in method.trainable(family).items():
+            weight.copy_(saved[name])
+    return family, found.config.rare_token
