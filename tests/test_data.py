@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewbayes.data import images as data
-from fewbayes.data.images import DataError, check_folder, crop, load_images
+from fewbayes.data import decoding
+from fewbayes.data.images import MINIMUM_SIDE, DataError, check_folder, crop, load_images
+from fewbayes.metrics.folders import open_picture
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (48, 32)) -> Image.Image:
@@ -97,9 +98,9 @@ def test_images_come_in_the_order_of_their_names(folder):
 def test_all_problems_are_said_at_once(folder):
     (folder / "a.png").write_bytes(b"")
     (folder / "b.jpg").write_text("<html>")
-    (folder / "c.heic").write_bytes(b"x")
+    (folder / "c.psd").write_bytes(b"x")
     text = refusal(folder)
-    assert all(name in text for name in ("a.png: an empty file", "b.jpg: not an image", "c.heic: .heic files cannot"))
+    assert all(name in text for name in ("a.png: an empty file", "b.jpg: not an image", "c.psd: .psd files cannot"))
 
 
 def test_more_than_a_thousand_images_are_used_and_said(tmp_path):
@@ -127,7 +128,7 @@ def test_a_truncated_image_is_refused_wherever_it_is_cut(folder, kind):
 
 def test_images_that_are_too_small_are_refused(folder):
     picture(1, (1, 1)).save(folder / "dot.png")
-    picture(2, (400, data.MINIMUM_SIDE - 1)).save(folder / "strip.png")
+    picture(2, (400, MINIMUM_SIDE - 1)).save(folder / "strip.png")
     text = refusal(folder)
     assert "dot.png: 1 x 1 pixels; the shorter side must be 16 or more" in text
     assert "strip.png: 400 x 15 pixels" in text
@@ -139,7 +140,7 @@ def test_a_huge_image_is_refused_without_decoding_it(folder):
 
 
 def test_a_huge_jpeg_is_decoded_smaller(folder, monkeypatch):
-    monkeypatch.setattr(data, "MAXIMUM_PIXELS", 10_000)
+    monkeypatch.setattr(decoding, "MAXIMUM_PIXELS", 10_000)
     (folder / "huge.jpg").write_bytes(jpeg(picture(1, (600, 400))))
     assert "huge.jpg: 600 x 400 pixels, decoded at 75 x 50" in notes(folder)
     assert load_images(folder, resolution=32, center_crop=True)[1].pixels.shape == (32, 32, 3)
@@ -204,9 +205,10 @@ def test_a_transparent_palette_is_laid_on_white_too(tmp_path):
 
 
 def test_an_opaque_alpha_channel_is_nothing_to_speak_of(tmp_path):
-    picture().convert("RGBA").save(tmp_path / "opaque.png")
+    square = picture(size=(32, 32))
+    square.convert("RGBA").save(tmp_path / "opaque.png")
     assert notes(tmp_path) == ""
-    assert (load_images(tmp_path, resolution=32, center_crop=False)[0].pixels == np.asarray(picture())).all()
+    assert (load_images(tmp_path, resolution=32, center_crop=False)[0].pixels == np.asarray(square)).all()
 
 
 @pytest.mark.parametrize("name", ["film.gif", "film.webp", "film.png", "film.tiff"])
@@ -221,6 +223,89 @@ def test_of_an_animation_the_first_frame_is_used_and_it_is_said(tmp_path, name):
 def test_floating_point_pixels_are_refused(tmp_path):
     Image.fromarray(np.zeros((32, 32), dtype=np.float32)).save(tmp_path / "float.tiff")
     assert "float.tiff: floating-point pixels; save it as an 8-bit PNG" in refusal(tmp_path)
+
+
+# as photographers mean them
+
+
+def wide_profile() -> bytes:
+    """A profile of the primaries of Display P3, which phones use, with sRGB's own curve; made here, byte by byte."""
+    white, bradford = (0.9642, 1.0, 0.8249), {"rXYZ": (0.5151, 0.2412, -0.0011), "gXYZ": (0.2920, 0.6922, 0.0419)}
+    bradford |= {"bXYZ": (0.1571, 0.0666, 0.7841), "wtpt": white}
+
+    def fixed(value: float) -> bytes:
+        return round(value * 65536).to_bytes(4, "big", signed=True)
+
+    curve = [2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045]
+    tags = {name: b"XYZ \0\0\0\0" + b"".join(map(fixed, xyz)) for name, xyz in bradford.items()}
+    tags |= dict.fromkeys(("rTRC", "gTRC", "bTRC"), b"para\0\0\0\0\0\x03\0\0" + b"".join(map(fixed, curve)))
+    text = "Wide".encode("utf-16-be")
+    tags["desc"] = b"mluc\0\0\0\0" + b"".join(n.to_bytes(4, "big") for n in (1, 12)) + b"enUS"
+    tags["desc"] += len(text).to_bytes(4, "big") + (28).to_bytes(4, "big") + text
+    body, table, offset = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        content += b"\0" * (-len(content) % 4)
+        table += name.encode() + (offset + len(body)).to_bytes(4, "big") + len(content).to_bytes(4, "big")
+        body += content
+    size = offset + len(body)
+    header = size.to_bytes(4, "big") + b"\0" * 4 + b"\x04\x30\0\0" + b"mntrRGB XYZ " + b"\0" * 12 + b"acsp" + b"\0" * 28
+    header += b"".join(map(fixed, white)) + b"\0" * 48
+    return header + len(tags).to_bytes(4, "big") + table + body
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg"])
+def test_wide_colours_become_the_srgb_that_everybody_sees(tmp_path, name):
+    """(200, 60, 40) of Display P3, by its matrix to sRGB's primaries, worked out by hand: (217.5, 41.7, 22.6)."""
+    image = Image.new("RGB", (32, 32), (200, 60, 40))
+    image.save(tmp_path / name, icc_profile=wide_profile())
+    [loaded] = load_images(tmp_path, resolution=32, center_crop=True)
+    assert np.abs(loaded.pixels[16, 16].astype(int) - (217, 42, 23)).max() <= 3
+    assert f"{name}: colours of Wide, converted to sRGB" in notes(tmp_path)
+    assert np.abs(np.asarray(open_picture(tmp_path / name))[16, 16].astype(int) - (217, 42, 23)).max() <= 3
+
+
+def test_a_profile_that_is_broken_is_said_and_the_colours_are_kept(tmp_path):
+    Image.new("RGB", (32, 32), (200, 60, 40)).save(tmp_path / "photo.png", icc_profile=b"no profile at all")
+    assert "its colour profile cannot be used" in notes(tmp_path)
+    assert tuple(load_images(tmp_path, resolution=32, center_crop=True)[0].pixels[0, 0]) == (200, 60, 40)
+
+
+@pytest.mark.parametrize("name", ["IMG_0001.HEIC", "IMG_0001.jpg"])
+def test_heic_is_named_as_heic_whatever_its_name(folder, name):
+    (folder / name).write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 64)
+    said = refusal(folder)
+    assert f"{name}: HEIC, an iPhone's own format" in said or f"{name}: damaged" in said  # with pillow-heif
+
+
+def test_masks_beside_photographs_are_no_photographs(folder):
+    for ending in ("-masklabel", "_mask", "-mask", ".mask"):
+        picture(1).save(folder / f"good{ending}.png")
+    picture(2).save(folder / "a_mask.png")  # of no picture here: a picture of a mask
+    assert [image.path.name for image in check_folder(folder).images] == ["a_mask.png", "good.png"]
+    assert "left out, masks of other pictures: good-mask.png" in notes(folder)
+
+
+def test_the_folder_of_kohya_is_named_where_the_pictures_lie_one_deeper(tmp_path):
+    inner = tmp_path / "10_sks dog"
+    inner.mkdir()
+    for i in range(5):
+        picture(i).save(inner / f"{i}.png")
+    assert f"its subfolder '10_sks dog' has 5: give {inner}" in refusal(tmp_path)
+
+
+def test_a_border_of_one_colour_is_said(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    pixels[:, :4] = pixels[:, -4:] = 0
+    Image.fromarray(pixels).save(tmp_path / "film.png")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
+    assert "film.png: a border of one colour (left, right)" in notes(tmp_path)
+    assert "white.png" not in notes(tmp_path)
+
+
+@pytest.mark.parametrize(("size", "said"), [((32, 32), False), ((34, 32), False), ((48, 32), True)])
+def test_that_only_a_square_of_an_oblong_image_is_seen_is_said(tmp_path, size, said):
+    picture(size=size).save(tmp_path / "a.png")
+    assert ("1 of 1 images are not square" in notes(tmp_path)) == said
 
 
 def test_copies_are_used_once_and_said(folder):
@@ -285,6 +370,38 @@ def test_captions_come_from_metadata_and_from_text_files(folder):
     assert [image.caption for image in loaded] == ["a <v> mug in the snow", "a <v> mug\u2028by the sea", None]
     assert "captions for 2 of 3 images" in notes(folder)
     assert "the instance prompt is used: good.png" in notes(folder)
+
+
+@pytest.mark.parametrize("name", ["good.txt", "good.caption", "good.cap", "good.png.txt", "good.png.caption"])
+def test_captions_lie_beside_their_images_under_every_common_name(folder, name):
+    (folder / name).write_text("a photo of a dog\n")
+    assert [image.caption for image in check_folder(folder).images] == ["a photo of a dog"]
+    assert "left out" not in notes(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", "file_name,text\ngood.png,a photo of a dog\n"),
+        ("metadata.json", json.dumps({"good.png": {"caption": "a photo of a dog"}})),
+        ("meta_cap.json", json.dumps({"/train/10_dog/good": {"caption": "a photo of a dog"}, "other": {"tags": "x"}})),
+    ],
+)
+def test_captions_come_from_tables_of_other_trainers(folder, name, text):
+    (folder / name).write_text(text)
+    assert [image.caption for image in check_folder(folder).images] == ["a photo of a dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("metadata.csv", "a,b\n1,2\n"), ("metadata.json", "[1]"), ("metadata.json", "{"), ("metadata.csv", "file_name\n")],
+)
+def test_tables_that_say_nothing_are_refused_or_say_nothing(folder, name, text):
+    (folder / name).write_text(text)
+    if text == "file_name\n":
+        assert check_folder(folder).images[0].caption is None
+    else:
+        assert f"{name}" in refusal(folder)
 
 
 def test_metadata_goes_before_a_text_file_and_it_is_said(folder):
@@ -381,4 +498,4 @@ def test_whatever_bytes_a_file_has_it_is_used_or_refused(kind, changes, length):
             [image] = check_folder(folder).images
             [loaded] = load_images(folder, resolution=16, center_crop=True)
             assert loaded.pixels.shape == (16, 16, 3)
-            assert min(image.width, image.height) >= data.MINIMUM_SIDE
+            assert min(image.width, image.height) >= MINIMUM_SIDE

@@ -330,7 +330,7 @@ def test_what_is_wrong_with_a_picture_is_said_under_its_name_and_no_address_in_m
     (samples / "02.png").unlink()
     facts = evaluate_folder(samples, reference_dir=reference, encoders=small).facts
     assert facts["unreadable"] == {
-        "00.png": "no picture in a format that is known here",
+        "00.png": "not an image, whatever its name says; move it away",
         "01.png": "1 x 1 pixels; 2 x 2 at least",
         "02.png": "No such file or directory",
     }

@@ -11,36 +11,37 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import io
-import json
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image
 
+from fewbayes.data.captions import Captions, few, is_caption
+from fewbayes.data.decoding import decode
 from fewbayes.errors import UserError
 
 MINIMUM_SIDE = 16
 """Images with a shorter side are refused."""
-MAXIMUM_PIXELS = 100_000_000
-"""Larger images are refused, but for JPEG, which can be decoded at a half, a quarter or an eighth of its size."""
 MANY_IMAGES = 1000
 LONG_SHAPE = 4
 """From this ratio of sides on it is said that most of the image falls outside a square."""
+SQUARE = 1.1
+"""Up to this ratio of sides an image counts as square."""
+BORDER = 0.03
+"""Share of a side that is a border worth speaking of where it has one colour."""
+MASK_ENDINGS = ("_mask", "-masklabel", "-mask", ".mask")
+"""What is added to the stem of a picture in the name of its mask (OneTrainer and others); white is the subject."""
 
-FORMATS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+FORMATS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+)
 UNREADABLE_PICTURES = frozenset(
-    {".heic", ".heif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".psd", ".svg", ".jxl", ".pdf"}
+    {".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".psd", ".svg", ".jxl", ".pdf"}
     | {".mp4", ".mov", ".avi", ".mkv", ".webm", ".jp2", ".exr", ".hdr", ".xcf", ".eps", ".ai", ".ico", ".tga", ".jpf"}
 )
 """Endings of what a person would count as a picture and this program cannot train on."""
-METADATA = "metadata.jsonl"
 
 
 class DataError(UserError):
@@ -80,12 +81,12 @@ class TrainImage:
 def check_folder(folder: str | Path) -> DataReport:
     """Decodes every image of a folder; raises DataError with all that is wrong in it.
 
-    Sub-folders are not entered. Hidden files and files that are no pictures are left out; of identical files the first
-    by name is kept. Captions are read from metadata.jsonl (rows of file_name and text) and from 00.txt beside 00.jpg.
+    Sub-folders are not entered. Hidden files, masks and files that are no pictures are left out; of identical files the
+    first by name is kept. Captions: see `fewbayes.data.captions`.
     """
     folder = Path(folder)
     pictures, notes, problems = _listed(folder)
-    captions = _Captions(folder, pictures)
+    captions = Captions(folder, pictures)
     images: dict[str, CheckedImage] = {}
     for path in pictures:
         try:
@@ -102,8 +103,15 @@ def check_folder(folder: str | Path) -> DataReport:
         raise DataError("\n".join([f"{folder} cannot be used as it is:", *(f"  {problem}" for problem in problems)]))
     if not images:
         found = f" (found {'; '.join(notes)})" if notes else ""
-        raise DataError(f"{folder} holds no images{found}; put 1 to 1000 of {', '.join(sorted(FORMATS))} there")
-    notes += captions.notes(list(images.values()))
+        cure = _inside(folder) or f"put 1 to 1000 of {', '.join(sorted(FORMATS))} there"
+        raise DataError(f"{folder} holds no images{found}; {cure}")
+    notes += captions.notes([(image.path.name, image.caption) for image in images.values()])
+    sides = [sorted((image.width, image.height)) for image in images.values()]
+    if oblong := sum(longer > SQUARE * shorter for shorter, longer in sides):
+        notes.append(
+            f"{oblong} of {len(images)} images are not square: each step sees a square part, at random or, with "
+            "--center_crop, in the middle"
+        )
     if len(images) > MANY_IMAGES:
         notes.append(f"{len(images)} images: more than the {MANY_IMAGES} this is made for; all are used")
     return DataReport(folder, tuple(images.values()), tuple(notes))
@@ -160,23 +168,43 @@ def _listed(folder: Path) -> tuple[list[Path], list[str], list[str]]:
     pictures, problems, left_out = [], [], []
     hidden = [path for path in entries if path.name.startswith(".")]
     stems = {path.stem for path in entries if path.suffix.lower() in FORMATS}
+    names = {path.name for path in entries if path.suffix.lower() in FORMATS}
+    masks = [path.name for path in entries if path.suffix.lower() in FORMATS and _masked(path.stem) in stems]
     for path in (path for path in entries if path not in hidden):
         ending = path.suffix.lower()
         if path.is_dir():
             left_out.append(f"{path.name}/")
+        elif path.name in masks:
+            continue
         elif ending in FORMATS:
             pictures.append(path)
         elif ending in UNREADABLE_PICTURES:
             problems.append(f"{path.name}: {ending} files cannot be used; save it as PNG or JPEG, or move it away")
-        elif path.name != METADATA and not (ending == ".txt" and path.stem in stems):
+        elif not is_caption(path, stems, names):
             left_out.append(path.name)
-    notes = [f"left out, no images: {_few(left_out)}"] if left_out else []
-    notes += [f"left out, hidden: {_few([path.name for path in hidden])}"] if hidden else []
+    notes = [f"left out, no images: {few(left_out)}"] if left_out else []
+    notes += [f"left out, masks of other pictures: {few(masks)}"] if masks else []
+    notes += [f"left out, hidden: {few([path.name for path in hidden])}"] if hidden else []
     return pictures, notes, problems
 
 
-def _few(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _masked(stem: str) -> str | None:
+    """The stem of the picture that a mask of this name belongs to."""
+    return next((stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.lower().endswith(ending)), None)
+
+
+def _inside(folder: Path) -> str | None:
+    """kohya's layout has the pictures one folder deeper, in `10_sks dog`: that one is named."""
+    found = [
+        (inner.name, sum(path.suffix.lower() in FORMATS for path in inner.iterdir()))
+        for inner in sorted(folder.iterdir())
+        if inner.is_dir() and not inner.name.startswith(".")
+    ]
+    found = [(name, count) for name, count in found if count]
+    if not found:
+        return None
+    listed = ", ".join(f"{name!r} has {count}" for name, count in found[:3])
+    return f"its subfolder {listed}: give {folder / found[0][0]}" + (" or another of them" if len(found) > 1 else "")
 
 
 def _near(folder: Path) -> str:
@@ -211,161 +239,33 @@ def _checked(path: Path, caption: str | None, notes: list[str]) -> CheckedImage:
         )
     if max(image.size) >= LONG_SHAPE * min(image.size):
         remarks.append(f"{image.width} x {image.height}, so a square shows only a part of it")
+    if border := _border(image):
+        remarks.append(border)
     notes += [f"{path.name}: {remark}" for remark in remarks]
     return CheckedImage(path, hashlib.sha256(data).hexdigest(), image.width, image.height, caption)
 
 
 def _decoded(path: Path, data: bytes) -> tuple[Image.Image, list[str]]:
-    """The image as RGB, turned as its EXIF says, and remarks on what was done to it."""
     try:
-        with (
-            _own_size_limit(),
-            warnings.catch_warnings(record=True, action="always") as said,
-            Image.open(io.BytesIO(data)) as image,
-        ):
-            remarks = _shrink_huge(path, image)
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a phone's photo with its preview
-                remarks.append(f"{getattr(image, 'n_frames', 1)} frames, the first is used")
-                image.seek(0)
-            image.load()
-            # transposed before the conversion, which may lose the EXIF
-            rgb = _as_rgb(path, ImageOps.exif_transpose(image), remarks)
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError(f"{path.name}: not an image, whatever its name says; move it away") from None
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise DataError(f"{path.name}: damaged ({error}); copy it again or move it away") from error
-    return rgb, remarks + sorted({f"{warning.message}" for warning in said})
+        return decode(data)
+    except UserError as error:
+        raise DataError(f"{path.name}: {error}") from error
 
 
-@contextmanager
-def _own_size_limit() -> Iterator[None]:
-    """Sets pillow's limit, a warning and then an error, aside for MAXIMUM_PIXELS, checked before decoding."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+def _border(image: Image.Image) -> str | None:
+    """Which sides have a border of one colour, of BORDER of the picture or more: training would learn it."""
+    pixels = np.asarray(image.reduce(max(1, min(image.size) // 256))).astype(np.int16)
+    found = []
+    for side, lines in (("top", pixels), ("bottom", pixels[::-1]), ("left", pixels.swapaxes(0, 1))):
+        found += [side] if _flat(lines) else []
+    found += ["right"] if _flat(pixels.swapaxes(0, 1)[::-1]) else []
+    return f"a border of one colour ({', '.join(found)}); crop it, or it is learned too" if found else None
 
 
-def _shrink_huge(path: Path, image: Image.Image) -> list[str]:
-    """Has a JPEG beyond the limit decoded at a fraction of its size; raises for others."""
-    width, height = image.size
-    if width * height <= MAXIMUM_PIXELS:
-        return []
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        scale = (MAXIMUM_PIXELS / (width * height)) ** 0.5
-        for divisor in (2, 4, 8):
-            if 1 / divisor <= scale:
-                image.draft(None, (width // divisor, height // divisor))
-                break
-    if image.width * image.height > MAXIMUM_PIXELS:
-        raise DataError(
-            f"{path.name}: {width} x {height} pixels, more than {MAXIMUM_PIXELS // 10**6} million; scale it down, "
-            "2000 pixels a side are plenty"
-        )
-    return [f"{width} x {height} pixels, decoded at {image.width} x {image.height}"]
+def _flat(lines: NDArray[np.int16]) -> bool:
+    first = lines[: max(2, round(BORDER * len(lines)))]
+    return len(lines) > 2 * len(first) and bool((np.abs(first - first[0, 0]) <= 2).all()) and not _all_one(lines)
 
 
-def _as_rgb(path: Path, image: Image.Image, remarks: list[str]) -> Image.Image:
-    if image.mode == "F":
-        raise DataError(f"{path.name}: floating-point pixels; save it as an 8-bit PNG or JPEG")
-    if image.mode.startswith("I"):
-        remarks.append("16 bits a channel, reduced to 8")
-        return _from_16_bits(image).convert("RGB")
-    if image.mode == "CMYK":
-        remarks.append("CMYK, converted to RGB; colours may shift")
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        return _on_white(image.convert("RGBA"), remarks)
-    return image.convert("RGB")
-
-
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    """0 to 65535 onto 0 to 255; pillow's own conversion would cut everything above 255 off."""
-    values = np.clip(np.asarray(image).astype(np.float64), 0, 65535)
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
-
-
-def _on_white(image: Image.Image, remarks: list[str]) -> Image.Image:
-    lowest, _ = image.getchannel("A").getextrema()
-    if lowest == 255:
-        return image.convert("RGB")
-    remarks.append("transparent in places, laid on white")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-# --- captions ---------------------------------------------------------------------------------------------------------
-
-
-class _Captions:
-    """Captions by file name, from metadata.jsonl and from text files beside the images; the former goes before."""
-
-    def __init__(self, folder: Path, pictures: Sequence[Path]):
-        self.problems: list[str] = []
-        self.remarks: list[str] = []
-        self._by_name = self._from_metadata(folder / METADATA)
-        missing = sorted(self._by_name.keys() - {path.name for path in pictures})
-        if missing:
-            self.problems.append(f"{METADATA} names what is not there: {_few(missing)}; mend or remove these rows")
-        for path in pictures:
-            self._add_text_file(path)
-
-    def of(self, path: Path) -> str | None:
-        return self._by_name.get(path.name)
-
-    def notes(self, images: Sequence[CheckedImage]) -> list[str]:
-        without = [image.path.name for image in images if image.caption is None]
-        if 0 < len(without) < len(images):
-            self.remarks.append(f"no caption, so the instance prompt is used: {_few(without)}")
-        if len(without) < len(images):
-            self.remarks.append(f"captions for {len(images) - len(without)} of {len(images)} images")
-        return self.remarks
-
-    def _add_text_file(self, path: Path) -> None:
-        beside = path.with_suffix(".txt")
-        if not beside.is_file():
-            return
-        try:
-            text = beside.read_text(encoding="utf-8-sig").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            self.problems.append(f"{beside.name}: cannot be read as UTF-8 text ({error})")
-            return
-        if not text:
-            self.remarks.append(f"{beside.name} is empty and no caption")
-        elif self._by_name.setdefault(path.name, text) != text:
-            self.remarks.append(f"{beside.name} differs from {METADATA}, which is used")
-
-    def _from_metadata(self, path: Path) -> dict[str, str]:
-        captions: dict[str, str] = {}
-        if not path.is_file():
-            return captions
-        try:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            self.problems.append(f"{METADATA}: cannot be read as UTF-8 text ({error})")
-            return captions
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            row = _row(line)
-            if row is None or row[0] in captions:
-                wrong = (
-                    "the file is named before"
-                    if row
-                    else 'it must be {"file_name": "00.jpg", "text": "a photo of ..."}'
-                )
-                self.problems.append(f"{METADATA}, line {number}: {wrong}")
-            else:
-                captions[row[0]] = row[1]
-        return captions
-
-
-def _row(line: str) -> tuple[str, str] | None:
-    try:
-        row: Any = json.loads(line)
-        name, text = row["file_name"], row["text"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return (name, text) if isinstance(name, str) and isinstance(text, str) and text.strip() else None
+def _all_one(lines: NDArray[np.int16]) -> bool:
+    return bool((np.abs(lines - lines[0, 0]) <= 2).all())

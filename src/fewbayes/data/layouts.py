@@ -21,11 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fewbayes.data.images import FORMATS, METADATA, DataError
+from fewbayes.data.captions import METADATA
+from fewbayes.data.images import FORMATS, MASK_ENDINGS, DataError
 
 CLASSES_FILE = "prompts_and_classes.txt"
-MASK_ENDINGS = ("_mask", "-masklabel")
-"""What is added to the stem of a picture in the name of its mask, a PNG: white is the subject."""
 
 
 @dataclass(frozen=True)

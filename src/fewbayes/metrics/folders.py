@@ -7,7 +7,6 @@ prompt). Nothing is left out in silence: what cannot be read or was not listed i
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections import Counter
@@ -17,8 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 import yaml
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from fewbayes.data import decoding
 from fewbayes.data.images import FORMATS
 from fewbayes.errors import UserError
 from fewbayes.runs.folder import CONFIG, MANIFEST, RunError, read_manifest
@@ -113,25 +113,11 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture in the bytes of a file; the reason of a ValueError names no file."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            picture = ImageOps.exif_transpose(image)
-        if min(picture.size) < SMALLEST_SIDE:
-            raise UserError(f"{picture.width} x {picture.height} pixels; {SMALLEST_SIDE} x {SMALLEST_SIDE} at least")
-        if picture.mode.startswith(("I", "F")):
-            raise UserError("more than 8 bits a channel; save it as an 8-bit PNG or JPEG")
-        if "A" in picture.getbands() or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-        return picture.convert("RGB")
-    except UnidentifiedImageError as error:  # whose words are of the memory that the bytes lie in
-        raise UserError("no picture in a format that is known here") from error
-    except UserError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise UserError(f"cannot be read as a picture ({error})") from error
+    """The picture in the bytes of a file; the reason of a UserError names no file."""
+    picture, _ = decoding.decode(data)
+    if min(picture.size) < SMALLEST_SIDE:
+        raise UserError(f"{picture.width} x {picture.height} pixels; {SMALLEST_SIDE} x {SMALLEST_SIDE} at least")
+    return picture
 
 
 # --- which folder -----------------------------------------------------------------------------------------------------
