@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 from scipy.stats import mannwhitneyu
 
-from fewbayes.page.trajectories import longest
 from fewbayes.runs.folder import BEST, BEST_STATE, STAGES, environment
-from fewbayes.stage.monitor import CORRUPTED, Judgement, Look, Monitor
+from fewbayes.stage.definition import CORRUPTED, longest
+from fewbayes.stage.monitor import Judgement, Look, Monitor
 from fewbayes.stage.samples import describe
 
 BETWEEN, BROKEN = 1, 2
@@ -64,7 +64,7 @@ def judgements(run: Path, steps: list[int]) -> tuple[dict[int, Judgement], int |
 def look_at(runs: Path, name: str, ratings: dict[int, list[int]]) -> dict:
     """One training: all of its steps are judged, for a stage has a history, and those that were rated are told."""
     run = runs / name
-    scored = json.loads((run / "cell.json").read_text())
+    scored = json.loads((run / "cell.json").read_text())["found"]
     rows = {row["step"]: row for row in scored["raw"]}
     steps = sorted(step for step in rows if step)
     found, kept = judgements(run, steps)

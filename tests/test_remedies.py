@@ -12,22 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewbayes.metrics.encoders import load_encoders
-from fewbayes.page import remedies as report
-from fewbayes.page.trajectories import (
-    Along,
-    at_same,
-    longest,
-    longest_stretch,
-    measures,
-    roughness,
-    share_compared,
-)
-from fewbayes.stage.monitor import CORRUPTED
-from fewbayes.studies.grids import CELL, first_images, named_subjects, rounded
-from fewbayes.studies.methods import drawn_subject
+from fewbayes.stage.definition import CORRUPTED, longest
+from fewbayes.studies.course import Along, at_same, measures, roughness, share_compared
+from fewbayes.studies.followed import CELL
+from fewbayes.studies.grid import without_path
 from fewbayes.studies.remedies import arms, run_remedies
-from fewbayes.studies.runner import without_path
-from fewbayes.studies.trajectories import FILE, score_run
+from fewbayes.studies.remedies.pictures import curves
+from fewbayes.studies.remedies.tables import tables
+from fewbayes.studies.subjects import drawn_subject, named_subjects
+from fewbayes.studies.trajectory import FILE, score_run
 
 
 def cell(qualities, fidelities, averaged=None, distances=None, **keys):
@@ -91,13 +84,14 @@ def test_the_longest_run_is_what_a_plain_loop_finds(inside):
     for value in inside:
         run = run + 1 if value else 0
         best = max(best, run)
-    assert longest(np.array(inside, dtype=bool)) == (best if best >= 2 else 0)
+    begin, end = longest(inside) or (0, 0)
+    assert end - begin == (best if best >= 2 else 0)
 
 
 def test_the_longest_stretch_is_all_true_between_edges_that_are_not():
-    assert longest_stretch(np.array([True, True, False, True, True, True])) == (3, 6)
-    assert longest_stretch(np.array([True, True, False, True, True])) == (0, 2)
-    assert longest_stretch(np.array([True, False, True])) is None
+    assert longest([True, True, False, True, True, True]) == (3, 6)
+    assert longest([True, True, False, True, True]) == (0, 2)
+    assert longest([True, False, True]) is None
 
 
 def losses(*values):
@@ -153,16 +147,12 @@ def test_trainings_whose_way_was_not_measured_are_left_out():
 
 def test_fewer_images_are_the_first_ones(tmp_path):
     subject = drawn_subject("swirl_fish", tmp_path, 64)
-    folder, count = first_images(subject, 2)
-    assert (count, sorted(path.name for path in folder.iterdir())) == (2, ["00.png", "01.png"])
-    assert (folder / "01.png").read_bytes() == (subject.photographs / "01.png").read_bytes()
-    assert first_images(subject, None) == (subject.photographs, 4)
+    two = subject.first(2)
+    assert [path.name for path in two.files] == ["00.png", "01.png"]
+    assert two.files[1].read_bytes() == (subject.photographs / "01.png").read_bytes()
+    assert subject.first(None) == subject.first(4) == subject
     with pytest.raises(ValueError, match="has 4 images; 9 were asked for"):
-        first_images(subject, 9)
-
-
-def test_rounding_keeps_what_is_no_number():
-    assert rounded({"a": [0.123456, None, "x", 3]}) == {"a": [0.1235, None, "x", 3]}
+        subject.first(9)
 
 
 def test_every_arm_changes_something_and_the_first_is_plain():
@@ -181,7 +171,7 @@ def study(cells, *, failed=()):
 def test_what_failed_is_counted_and_named():
     lost = {"subject": "mug", "images": 4, "arm": "fixed", "seed": 1, "failed": "step 3: the loss is nan"}
     good = [cell([0.8, 0.7], [0.5, 0.6], arm=arm, losses=losses(0.3, 0.25)) for arm in ("plain", "fixed")]
-    text = report.markdown(study([*good, cell([0.8, 0.7], [0.5, 0.6], seed=1)], failed=[lost]))
+    text = tables(study([*good, cell([0.8, 0.7], [0.5, 0.6], seed=1)], failed=[lost]))
     assert "| Fixed noise, 0.03 | raw | 1 of 2 |" in text
     assert "| Plain | raw | 2 |" in text
     assert "- Fixed noise, 0.03 on mug, seed 1: step 3: the loss is nan" in text
@@ -190,7 +180,7 @@ def test_what_failed_is_counted_and_named():
 
 def test_an_arm_with_fewer_seeds_is_said_and_a_single_training_has_no_interval():
     cells = [cell([0.8, 0.7 - seed / 10], [0.5, 0.6], seed=seed) for seed in (0, 1)]
-    text = report.markdown(study([*cells, cell([0.8, 0.7], [0.5, 0.6], arm="dropout")]))
+    text = tables(study([*cells, cell([0.8, 0.7], [0.5, 0.6], arm="dropout")]))
     assert "Begun with fewer than 2 trainings: Dropout 1." in text
     rows = {line.split(" | ")[0]: line for line in text.split("## Levels")[1].split("##")[0].splitlines()}
     assert "(" in rows["| Plain"]
@@ -199,7 +189,7 @@ def test_an_arm_with_fewer_seeds_is_said_and_a_single_training_has_no_interval()
 
 def test_fixed_noise_is_held_against_the_other_remedies():
     cells = [cell([0.8, 0.7], [0.5, 0.6], arm=arm) for arm in ("plain", "slow", "fixed")]
-    assert "Fixed noise, 0.03, raw less Plain, quarter rate, raw" in report.markdown(study(cells))
+    assert "Fixed noise, 0.03, raw less Plain, quarter rate, raw" in tables(study(cells))
 
 
 def test_results_name_no_folders():
@@ -230,7 +220,7 @@ def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path):
     ]
     wanted += ["--num_inference_steps", "2", "--arms", "plain", "bayes-0.03"]
     wanted += ["--fewer_seeds", "plain=1", "bayes-0.03=1"]
-    file = run_remedies(wanted)
+    file, table, drawn, strips = run_remedies(wanted)
     first = file.read_text()
     cells = json.loads(first)["cells"]
     assert [cell["arm"] for cell in cells] == ["plain", "bayes-0.03"]
@@ -241,13 +231,13 @@ def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path):
     assert cells[0]["losses"][0] == cells[1]["losses"][0] != cells[0]["losses"][-1]
     assert not list(tmp_path.glob("**/checkpoint-*"))
     stamp = (tmp_path / "swirl_fish/4/plain-seed0" / CELL).stat().st_mtime_ns
-    assert json.loads(run_remedies(wanted).read_text())["cells"] == cells
+    assert json.loads(run_remedies(wanted)[0].read_text())["cells"] == cells
     assert (tmp_path / "swirl_fish/4/plain-seed0" / CELL).stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match="measured otherwise; give another output_dir"):
         run_remedies([*wanted, "--learning_rate", "2e-3"])
     run = tmp_path / "swirl_fish/4/plain-seed0"
     kept = json.loads((run / CELL).read_text())
-    (run / CELL).write_text(json.dumps({key: value for key, value in kept.items() if key != "made_of"}))
+    (run / CELL).write_text(json.dumps(kept["found"]))
     with pytest.raises(ValueError, match="holds another training"):  # nothing says what it was made from
         run_remedies(wanted)
     (run / CELL).write_text(json.dumps(kept | {"made_of": kept["made_of"] | {"quantities": ["quality"]}}))
@@ -257,19 +247,25 @@ def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path):
     with pytest.raises(ValueError, match="holds another training"):
         run_remedies([*wanted, "--num_inference_steps", "3"])
     assert str(tmp_path) not in first
-    text = report.write(file).read_text()
-    assert "Bayesian, 0.03, raw less Plain, raw" in text
-    for draw in (
-        report.draw_curves(file, tmp_path / "a.png"),
-        report.draw_strips(file, tmp_path / "b.png", "swirl_fish", arms=["plain", "bayes-0.03"]),
-    ):
-        assert draw.stat().st_size > 5000
+    assert "Bayesian, 0.03, raw less Plain, raw" in table.read_text()
+    assert strips == tmp_path / "remedies_swirl_fish.png"  # the kind of picture that README shows
+    assert all(picture.stat().st_size > 5000 for picture in (drawn, strips))
+
+
+def test_every_arm_that_a_picture_is_asked_for_is_drawn_whatever_their_number():
+    names = list(arms(1e-3, "full"))
+    assert len(names) > 6
+    told = study([cell([0.8, 0.7], [0.5, 0.6], arm=name) for name in names])
+    axis = curves(told, names).axes[0]
+    raw = [line for line in axis.get_lines() if line.get_label() in {arm["label"] for arm in told["arms"]}]
+    assert [line.get_label() for line in raw] == [arm["label"] for arm in told["arms"]]
+    assert len({line.get_color() for line in raw}) == len(names)
 
 
 def test_a_run_is_scored_anew_where_its_pictures_changed(tmp_path):
     wanted = ["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--seeds", "1", "--steps", "8"]
     wanted += ["--method", "lora", "--rank", "2", "--arms", "token", "--num_inference_steps", "2"]
-    (trained,) = json.loads(run_remedies([*wanted, "--workers", "1"]).read_text())["cells"]
+    (trained,) = json.loads(run_remedies([*wanted, "--workers", "1"])[0].read_text())["cells"]
     assert trained["mean_of_last"].keys() == trained["more_steps"].keys()  # the token's rows are averaged too
     run = tmp_path / "swirl_fish/4/token-seed0"
     encoders = load_encoders("embedded")

@@ -14,8 +14,8 @@ from fewbayes.page import summarise, write_report
 from fewbayes.page.page import differing_settings
 from fewbayes.page.pictures import film_strip
 from fewbayes.page.read import read_experiment
-from fewbayes.page.stages import corruption_stages
 from fewbayes.page.summary import interval, student_t975
+from fewbayes.stage.definition import fidelity_dips
 
 STEPS = (0, 100, 200, 300, 400, 500)
 RAW = {0: (0.1, 0.7, 0.4, 0.4, 0.5, 0.8), 1: (0.1, 0.6, 0.5, 0.3, 0.4, 0.9), 2: (0.1, 0.8, 0.6, 0.5, 0.6, 0.7)}
@@ -116,52 +116,52 @@ def page(experiment: Path) -> str:
     return write_report(experiment).read_text("utf-8")
 
 
-def test_monotone_rise_has_no_stage():
-    assert corruption_stages(STEPS, [0.1, 0.3, 0.5, 0.7, 0.8, 0.9], [2, 3, 4, 6, 8, 10], 2) == []
+def test_monotone_rise_has_no_dip():
+    assert fidelity_dips(STEPS, [0.1, 0.3, 0.5, 0.7, 0.8, 0.9], [2, 3, 4, 6, 8, 10], 2) == []
 
 
-def test_rise_fall_recovery_is_the_stage_between():
-    assert corruption_stages(STEPS, [0.1, 0.8, 0.5, 0.4, 0.78, 0.9], [2, 3, 9, 10, 4, 3], 2) == [(200, 300)]
+def test_rise_fall_recovery_is_a_dip_between():
+    assert fidelity_dips(STEPS, [0.1, 0.8, 0.5, 0.4, 0.78, 0.9], [2, 3, 9, 10, 4, 3], 2) == [(200, 300)]
 
 
-def test_stage_without_recovery_lasts_to_the_end():
-    assert corruption_stages(STEPS, [0.1, 0.8, 0.7, 0.6, 0.5, 0.4], [2, 3, 9, 10, 9, 9], 2) == [(300, 500)]
+def test_dip_without_recovery_lasts_to_the_end():
+    assert fidelity_dips(STEPS, [0.1, 0.8, 0.7, 0.6, 0.5, 0.4], [2, 3, 9, 10, 9, 9], 2) == [(300, 500)]
 
 
-def test_jitter_of_a_single_checkpoint_is_no_stage():
-    assert corruption_stages(STEPS, [0.1, 0.8, 0.4, 0.8, 0.5, 0.9], [2, 3, 9, 3, 9, 3], 2) == []
+def test_jitter_of_a_single_checkpoint_is_no_dip():
+    assert fidelity_dips(STEPS, [0.1, 0.8, 0.4, 0.8, 0.5, 0.9], [2, 3, 9, 3, 9, 3], 2) == []
 
 
-def test_noise_without_fall_and_fall_without_noise_are_no_stage():
-    assert corruption_stages(STEPS, [0.1, 0.8, 0.8, 0.8, 0.8, 0.8], [2, 3, 9, 9, 9, 9], 2) == []
-    assert corruption_stages(STEPS, [0.1, 0.8, 0.4, 0.4, 0.4, 0.8], [2, 3, 3, 3, 3, 3], 2) == []
+def test_noise_without_fall_and_fall_without_noise_are_no_dip():
+    assert fidelity_dips(STEPS, [0.1, 0.8, 0.8, 0.8, 0.8, 0.8], [2, 3, 9, 9, 9, 9], 2) == []
+    assert fidelity_dips(STEPS, [0.1, 0.8, 0.4, 0.4, 0.4, 0.8], [2, 3, 3, 3, 3, 3], 2) == []
 
 
-def test_noise_below_the_base_model_is_no_stage():
+def test_noise_below_the_base_model_is_no_dip():
     falling = [0.1, 0.8, 0.4, 0.4, 0.4, 0.8]
-    assert corruption_stages(STEPS, falling, [12, 3, 9, 9, 9, 3], base_noise=12) == []
-    assert corruption_stages(STEPS, falling, [2, 3, 9, 9, 9, 3], base_noise=2) == [(200, 400)]
+    assert fidelity_dips(STEPS, falling, [12, 3, 9, 9, 9, 3], base_noise=12) == []
+    assert fidelity_dips(STEPS, falling, [2, 3, 9, 9, 9, 3], base_noise=2) == [(200, 400)]
 
 
 def test_wandering_of_an_untrained_model_is_no_peak():
-    assert corruption_stages(STEPS, [0.3, 0.35, 0.1, 0.1, 0.1, 0.5], [2, 2, 9, 9, 9, 2], 2) == []
+    assert fidelity_dips(STEPS, [0.3, 0.35, 0.1, 0.1, 0.1, 0.5], [2, 2, 9, 9, 9, 2], 2) == []
 
 
-def test_two_stages_are_found_apart_and_small_recoveries_do_not_split_one():
+def test_two_dips_are_found_apart_and_small_recoveries_do_not_split_one():
     steps = range(0, 900, 100)
     similarity = [0.1, 0.8, 0.5, 0.72, 0.5, 0.85, 0.5, 0.5, 0.9]
-    assert corruption_stages(steps, similarity, [2, 3, 9, 9, 9, 3, 9, 9, 3], 2) == [(200, 400), (600, 700)]
+    assert fidelity_dips(steps, similarity, [2, 3, 9, 9, 9, 3, 9, 9, 3], 2) == [(200, 400), (600, 700)]
 
 
 def test_unmeasured_checkpoints_are_skipped():
     similarity = [0.1, 0.8, math.nan, 0.5, 0.4, 0.9]
-    assert corruption_stages(STEPS, similarity, [2, 3, 9, 9, 10, 3], 2) == [(300, 400)]
-    assert corruption_stages([], [], []) == []
+    assert fidelity_dips(STEPS, similarity, [2, 3, 9, 9, 10, 3], 2) == [(300, 400)]
+    assert fidelity_dips([], [], []) == []
 
 
 def test_curves_of_different_length_are_refused():
     with pytest.raises(ValueError, match="one length"):
-        corruption_stages([0, 1], [0.1], [2.0, 2.0])
+        fidelity_dips([0, 1], [0.1], [2.0, 2.0])
 
 
 def test_t_interval_is_the_textbook_one():

@@ -1,60 +1,50 @@
-"""One table over several subjects: the pooled unit is the pair of runs at one subject and seed."""
+"""One description of a table, written three ways."""
 
-import json
-import math
-from pathlib import Path
+from __future__ import annotations
 
-import numpy as np
-import pytest
+import csv
+import io
 
-from fewbayes.page.table import compare, markdown, write_comparison
+from fewbayes.metrics.statistics import Estimate
+from fewbayes.page.table import Column, Table, Value, comma_separated, latex, markdown
 
-STEPS = (0, 100, 200)
-FINAL = {  # subject -> arm -> seed -> similarity at the last step
-    "cup": {"plain": (0.50, 0.60), "bayes": (0.70, 0.75)},
-    "cat": {"plain": (0.80, 0.40), "bayes": (0.85, 0.60)},
-}
-
-
-def _write(folder: Path) -> Path:
-    arms = [{"name": name, "label": name.title(), "runs": [f"{name}-seed{s}" for s in (0, 1)]} for name in FINAL["cup"]]
-    for arm, values in FINAL[folder.name].items():
-        for seed, final in enumerate(values):
-            run = folder / f"{arm}-seed{seed}"
-            run.mkdir(parents=True)
-            (run / "config.yaml").write_text(f"seed: {seed}\n")
-            (run / "manifest.json").write_text(json.dumps({"status": "done"}))
-            rows = [
-                {"step": step, "metric": metric, "value": value, "weights": "raw"}
-                for metric, curve in (("image_similarity", (0.1, 0.3, final)), ("haar_noise", (2.0, 3.0, 4.0)))
-                for step, value in zip(STEPS, curve, strict=True)
-            ]
-            (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    described = {"title": folder.name, "subject": folder.name, "question": "", "arms": arms, "provenance": {}}
-    (folder / "experiment.json").write_text(json.dumps(described))
-    return folder
+FOUND = Estimate(0.1234, -0.001, 0.25, subjects=3, units=6)
+TABLE = Table(
+    [Column("arm"), Column("Dino", 2, better=1), Column("share, %", 0, percent=True)],
+    [["Plain", FOUND, 0.456], ["a|b_c", Value(FOUND, sign=True, after="; 4 of 6"), None]],
+)
 
 
-@pytest.fixture
-def folders(tmp_path):
-    return [_write(tmp_path / name) for name in FINAL]
+def test_markdown_shows_intervals_arrows_and_what_is_absent():
+    assert markdown(TABLE).splitlines() == [
+        "| arm | Dino ↑ | share, % |",
+        "| --- | --- | --- |",
+        "| Plain | 0.12 (0.00 to 0.25) | 46 |",
+        "| a\\|b_c | +0.12 (0.00 to 0.25); 4 of 6 | - |",
+    ]
 
 
-def test_differences_are_pooled_over_pairs_and_not_over_means(folders):
-    (row,) = compare(folders)["together"]
-    pairs = [b - p for s in FINAL.values() for p, b in zip(s["plain"], s["bayes"], strict=True)]
-    found = row["final_similarity"]
-    assert found["n"] == 4
-    assert found["mean"] == pytest.approx(np.mean(pairs))
-    half = 3.182 * np.std(pairs, ddof=1) / math.sqrt(4)  # Student's t, 3 degrees of freedom
-    assert found["high"] - found["mean"] == pytest.approx(half, rel=1e-3)
+def test_latex_escapes_words_and_sets_intervals_small():
+    text = latex([TABLE, TABLE], "50 % of all_runs")
+    assert r"\caption{50 \% of all\_runs}" in text
+    assert r"arm & Dino $\uparrow$ & share, \% \\" in text
+    assert r"Plain & $0.12$ {\scriptsize $[0.00, 0.25]$} & $46$ \\" in text
+    assert text.count(r"\midrule") == 2
+    assert r"a|b\_c & $+0.12$" in text
 
 
-def test_the_table_names_every_arm_and_says_every_number_of_the_file(folders, tmp_path):
-    page = write_comparison(folders, tmp_path / "result", {"command": "x"})
-    kept = json.loads(page.with_suffix(".json").read_text())
-    assert kept["facts"] == {"command": "x"}
-    text = page.read_text()
-    assert text == markdown(compare(folders))
-    assert "| Bayes less Plain | raw weights | 4 |" in text
-    assert "| Plain | raw weights | 0 of 2 | 0.55 " in text  # the mean of 0.50 and 0.60
+def test_csv_gives_every_number_unrounded_with_its_bounds():
+    rows = list(csv.DictReader(io.StringIO(comma_separated(TABLE))))
+    assert rows[0] == {
+        "arm": "Plain",
+        "Dino": "0.1234",
+        "Dino low": "-0.001",
+        "Dino high": "0.25",
+        "share, %": "0.456",
+    }
+    assert rows[1]["share, %"] == ""
+
+
+def test_no_number_is_a_negative_zero():
+    assert Column("x").number(-0.001) == "0.00"
+    assert Column("x").number(-0.001, sign=True) == "+0.00"

@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from fewbayes.errors import UserError
 
@@ -106,7 +105,7 @@ def _positive(text: str) -> int:
 
 def _demo(arguments: list[str]) -> int:
     from fewbayes.page import summarise, write_report
-    from fewbayes.studies.demo import run_demo
+    from fewbayes.studies.one_shot import run_demo
 
     folder = run_demo(arguments)
     page = write_report(folder)
@@ -139,87 +138,20 @@ def _evaluate(arguments: list[str]) -> int:
     return run_evaluate(arguments)
 
 
-FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5", "fig10", "fig11", "fig12")
-EXPERIMENT_HELP = """usage: fewbayes experiment NAME ...
-
-  one_shot   plain, Bayesian and a lower rate on one photograph each of several subjects
-  methods    full, LoRA and OFT, plain and Bayesian, scored by the five metrics of the paper
-  map        where the corruption stage appears: rate, images, rank, guidance, sampler, optimizer
-  remedies   what removes the corruption stage: Bayesian weights, lower rates, averages, and other controls
-
-  fig1, fig2, fig3, fig4, fig5, fig10, fig11, fig12   the paper's figures on its theory, each by its own name
-
-`fewbayes experiment NAME --help` says more.
-"""
-
-
 def _experiment(arguments: list[str]) -> int:
+    from fewbayes.studies import studies
+
+    known = studies()
     if arguments and arguments[0] in ("-h", "--help"):
-        print(EXPERIMENT_HELP, end="")
+        print("usage: fewbayes experiment NAME ...\n")
+        print("\n".join(f"  {study.name:<10} {study.about}" for study in known.values()))
+        print("\n`fewbayes experiment NAME --help` says more.")
         return 0
-    if not arguments or arguments[0] not in EXPERIMENTS:
+    if not arguments or arguments[0] not in known:
         named = f"{arguments[0]!r} is not an experiment" if arguments else "name an experiment"
-        raise UserError(f"{named}; there are {', '.join(EXPERIMENTS)} (fewbayes experiment --help says more)")
-    return EXPERIMENTS[arguments[0]](arguments[1:])
-
-
-def _figure(name: str, arguments: list[str]) -> int:
-    from fewbayes.page.figures import draw
-    from fewbayes.studies.paper import run_figure
-
-    print(draw(run_figure(name, arguments)))
+        raise UserError(f"{named}; there are {', '.join(known)} (fewbayes experiment --help says more)")
+    print(*known[arguments[0]].run(arguments[1:]), sep="\n")
     return 0
-
-
-def _one_shot(arguments: list[str]) -> int:
-    from fewbayes.page import write_report
-    from fewbayes.page.table import write_comparison
-    from fewbayes.runs.folder import environment
-    from fewbayes.studies.one_shot import run_one_shot
-
-    folders = run_one_shot(arguments)
-    for folder in folders:
-        print(write_report(folder))
-    facts = {"command": " ".join(["fewbayes experiment one_shot", *arguments]), **environment(None)}
-    print(write_comparison(folders, folders[0].parent / "one_shot", facts))
-    return 0
-
-
-def _methods(arguments: list[str]) -> int:
-    from fewbayes.page import write_report
-    from fewbayes.studies.methods import run_methods
-
-    print(write_report(run_methods(arguments)))
-    return 0
-
-
-def _remedies(arguments: list[str]) -> int:
-    from fewbayes.page import remedies
-    from fewbayes.studies.remedies import run_remedies
-
-    file = run_remedies(arguments)
-    print(remedies.write(file))
-    print(remedies.draw_curves(file, file.with_suffix(".png")))
-    return 0
-
-
-def _map(arguments: list[str]) -> int:
-    from fewbayes.page import stage_map
-    from fewbayes.studies.stage_map import run_map
-
-    file = run_map(arguments)
-    print(stage_map.write(file))
-    print(stage_map.draw(file, file.with_suffix(".png")))
-    return 0
-
-
-EXPERIMENTS: dict[str, Callable[[list[str]], int]] = {
-    "one_shot": _one_shot,
-    "methods": _methods,
-    "map": _map,
-    "remedies": _remedies,
-    **{name: partial(_figure, name) for name in FIGURES},
-}
 
 
 def _report(arguments: list[str]) -> int:

@@ -5,12 +5,11 @@ Each artist carries a class, by which the page shows and hides it.
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fewbayes.page.drawing import ARMS, EMA, INK, MARKERS, PALETTE, STAGE, STYLE, WIDTH, inline
+from fewbayes.page.look import EMA, INK, STAGE, WIDTH, colour, inline, marker, style
 from fewbayes.page.read import NOISE, SIMILARITY, Arm, Curve, Experiment
 from fewbayes.page.summary import base_level, mean_stages, over_seeds, run_stages, student_t975
 
@@ -28,11 +27,11 @@ TITLES = {
 
 def together(experiment: Experiment, metric: str, weights: str) -> str:
     """All arms in one panel: mean over seeds with its 95% band, thin lines per seed, the base model dotted."""
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
         axes = figure.subplots()
         for i, arm in enumerate(experiment.arms):
-            _draw_arm(axes, arm, metric, weights, ARMS[i % PALETTE], MARKERS[i % PALETTE])
+            _draw_arm(axes, arm, metric, weights, colour(i), marker(i))
         _draw_base(axes, base_level(experiment, metric), metric)
         _finish(axes, metric, _limits(experiment, metric))
         axes.set_xlabel("training steps")
@@ -44,14 +43,13 @@ def by_itself(experiment: Experiment, index: int) -> str:
     arm = experiment.arms[index]
     weights = [kind for kind in experiment.weights if arm.has(kind)]
     rows = [(run, kind) for run in arm.runs for kind in weights if len(arm.runs) > 1 and run_stages(run, kind)]
-    with matplotlib.rc_context(STYLE):
+    with style():
         heights = [1.7, 1.3] + ([0.12 + 0.1 * len(rows)] if rows else [])
         figure = Figure(figsize=(WIDTH, sum(heights) + 1.0), layout="constrained")
         panels = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
         for axes, metric in zip(panels, (SIMILARITY, NOISE), strict=False):
             for kind in reversed(weights):
-                colour = ARMS[index % PALETTE] if kind == "raw" else EMA
-                _draw_arm(axes, arm, metric, kind, colour, MARKERS[index % PALETTE])
+                _draw_arm(axes, arm, metric, kind, colour(index) if kind == "raw" else EMA, marker(index))
                 _shade(axes, arm, kind)
             _draw_base(axes, base_level(experiment, metric), metric)
             _finish(axes, metric, _limits(experiment, metric))
@@ -63,13 +61,13 @@ def by_itself(experiment: Experiment, index: int) -> str:
 
 def training_signal(experiment: Experiment, metric: str) -> str:
     """A metric of the training itself, averaged over short stretches of steps, one line per run."""
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(WIDTH, 2.1), layout="constrained")
         axes = figure.subplots()
         for i, arm in enumerate(experiment.arms):
             for run in arm.runs:
                 curve = _thinned(run.curve(metric))
-                axes.plot(curve.steps, curve.values, color=ARMS[i % PALETTE], linewidth=1, alpha=0.8)
+                axes.plot(curve.steps, curve.values, color=colour(i), linewidth=1, alpha=0.8)
         axes.set_title(TITLES.get(metric, metric))
         axes.set_xlabel("training steps")
         axes.locator_params(nbins=6)
@@ -86,7 +84,7 @@ def _thinned(curve: Curve, most: int = 80) -> Curve:
     return Curve(np.array(steps), np.array(values))
 
 
-def _draw_arm(axes: Axes, arm: Arm, metric: str, weights: str, colour: str, marker: str) -> None:
+def _draw_arm(axes: Axes, arm: Arm, metric: str, weights: str, line: str, mark: str) -> None:
     steps, values = over_seeds(arm, metric, weights)
     if not len(values):
         return
@@ -94,13 +92,13 @@ def _draw_arm(axes: Axes, arm: Arm, metric: str, weights: str, colour: str, mark
     if len(values) > 1:
         for run in arm.runs:
             curve = run.curve(metric, weights)
-            axes.plot(curve.steps, curve.values, color=colour, linewidth=0.7, alpha=0.35, gid=tag)
+            axes.plot(curve.steps, curve.values, color=line, linewidth=0.7, alpha=0.35, gid=tag)
     if len(values) >= FEWEST_FOR_BAND:
         half = student_t975(len(values) - 1) * values.std(axis=0, ddof=1) / np.sqrt(len(values))
         mean = values.mean(axis=0)
-        axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.13, linewidth=0, gid=tag)
+        axes.fill_between(steps, mean - half, mean + half, color=line, alpha=0.13, linewidth=0, gid=tag)
     axes.plot(
-        steps, values.mean(axis=0), color=colour, linewidth=1.9, marker=marker, markersize=3, markeredgewidth=0, gid=tag
+        steps, values.mean(axis=0), color=line, linewidth=1.9, marker=mark, markersize=3, markeredgewidth=0, gid=tag
     )
 
 
@@ -133,8 +131,8 @@ def _draw_timeline(axes: Axes, rows: Sequence[tuple], index: int) -> None:
     axes.grid(False)
     for row, (run, kind) in enumerate(rows):
         for first, last in run_stages(run, kind):
-            colour = ARMS[index % PALETTE] if kind == "raw" else EMA
-            axes.plot([first, last], [row, row], color=colour, linewidth=4, solid_capstyle="butt", gid=f"w-{kind}")
+            shade = colour(index) if kind == "raw" else EMA
+            axes.plot([first, last], [row, row], color=shade, linewidth=4, solid_capstyle="butt", gid=f"w-{kind}")
     axes.set_yticks([])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_title("Corruption stage, seed by seed", fontsize=9, fontweight="normal", pad=4)

@@ -1,12 +1,11 @@
 """Differences subject by subject, as dots with their intervals: one inline SVG per metric."""
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fewbayes.metrics.statistics import Estimate
-from fewbayes.page.drawing import ARMS, INK, MARKERS, PALETTE, STYLE, WIDTH, inline
 from fewbayes.page.evaluation import ALL, Difference, Measure, Table
+from fewbayes.page.look import INK, WIDTH, colour, inline, marker, style
 
 ROW = 0.17  # inches a dot
 NARROWEST = 0.01
@@ -27,7 +26,7 @@ def _dots(differences: list[Difference], measure: Measure) -> str:
     subjects = sorted({subject for row in differences for subject in row.per_subject.get(measure.key, {})})
     groups = [*subjects, ALL] if len(subjects) > 1 else subjects
     per_group = len(differences) + 0.8
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(WIDTH, 1.0 + ROW * per_group * len(groups)), layout="constrained")
         axes = figure.subplots()
         for place, group in enumerate(groups):
@@ -42,14 +41,13 @@ def _dots(differences: list[Difference], measure: Measure) -> str:
 
 def _dot(axes: Axes, cell: Estimate, height: float, index: int, heavy: bool) -> None:
     assert cell.mean is not None
-    colour = ARMS[index % PALETTE]
     if cell.low is not None and cell.high is not None:
-        axes.plot([cell.low, cell.high], [height] * 2, color=colour, linewidth=2.2 if heavy else 1.3, alpha=0.75)
+        axes.plot([cell.low, cell.high], [height] * 2, color=colour(index), linewidth=2.2 if heavy else 1.3, alpha=0.75)
     axes.plot(
         [cell.mean],
         [height],
-        color=colour,
-        marker=MARKERS[index % len(MARKERS)],
+        color=colour(index),
+        marker=marker(index),
         markersize=6 if heavy else 4.5,
         markeredgewidth=0,
     )

@@ -40,6 +40,7 @@ def render_evaluation(evaluation: Evaluation) -> str:
     return page_of(
         "evaluation.html.j2",
         _choice_rules(gallery),
+        arms=max((len(table.differences) for table in tables), default=0),
         evaluation=evaluation,
         tables=[_shown(table) for table in tables],
         verdict=verdict(first) if first else [],

@@ -15,9 +15,9 @@ from fewbayes.page import curves
 from fewbayes.page.pictures import LARGEST, Strip, embed, film_strip
 from fewbayes.page.read import NOISE, SIMILARITY, Experiment, read_experiment
 from fewbayes.page.render import ABSENT, flat, page_of
-from fewbayes.page.stages import definition
 from fewbayes.page.summary import INTERVAL, QUANTITIES, WEIGHT_NAMES, summarise_experiment, verdict
 from fewbayes.runs.folder import atomic_write
+from fewbayes.stage.definition import DIP
 
 SIGNALS = ("loss", "grad_norm", "kl", "weight_std_mean", "lr")
 SHOWN_REFERENCES = 6
@@ -53,6 +53,7 @@ def render(experiment: Experiment, summary: dict[str, Any]) -> str:
     return page_of(
         "report.html.j2",
         _choice_rules(strip, zooms),
+        arms=len(experiment.arms),
         experiment=experiment,
         summary=summary,
         verdict=experiment.summary or verdict(summary),
@@ -69,7 +70,7 @@ def render(experiment: Experiment, summary: dict[str, Any]) -> str:
         quantities=QUANTITIES,
         weight_names=WEIGHT_NAMES,
         interval=INTERVAL,
-        definition=definition(),
+        definition=DIP,
         differing=differing_settings(experiment),
         sampling=_sampling(experiment),
         provenance=_provenance(experiment),

@@ -11,14 +11,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from fewbayes.page.drawing import PALETTE, marker_glyph
+from fewbayes.page.look import glyph, style_sheet
 
 TEMPLATES = Path(__file__).parent / "templates"
 ABSENT = "\N{EN DASH}"
 
 
-def page_of(template: str, rules: str, **content: Any) -> str:
-    """The page of a template; `rules` are added to the style sheet."""
+def page_of(template: str, rules: str, *, arms: int = 1, **content: Any) -> str:
+    """The page of a template; `rules` are added to the style sheet, and a colour for each of so many arms."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -29,11 +29,10 @@ def page_of(template: str, rules: str, **content: Any) -> str:
     environment.filters["number"] = number
     script = (TEMPLATES / "report.js").read_text("utf-8")
     return environment.get_template(template).render(
-        style=Markup((TEMPLATES / "report.css").read_text("utf-8") + rules),
+        style=Markup((TEMPLATES / "report.css").read_text("utf-8") + style_sheet(arms) + rules),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        glyphs=[marker_glyph(i) for i in range(PALETTE)],
-        palette=PALETTE,
+        glyphs=[glyph(i) for i in range(arms)],
         **content,
     )
 

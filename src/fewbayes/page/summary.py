@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fewbayes.page.read import NOISE, SIMILARITY, Arm, Curve, Experiment, Run
-from fewbayes.page.stages import SIMILARITY_MARGIN, corruption_stages
+from fewbayes.stage.definition import DIP_MARGIN, fidelity_dips
 
 INTERVAL = "95% t interval of the mean over seeds"
 WEIGHT_NAMES = {"raw": "raw weights", "ema": "averaged weights"}
@@ -108,7 +108,7 @@ def mean_stages(arm: Arm, weights: str) -> list[tuple[int, int]]:
 
 def _stages(similarity: Curve, noise: Curve, base_noise: float | None) -> list[tuple[int, int]]:
     steps = np.intersect1d(similarity.steps, noise.steps)
-    return corruption_stages(
+    return fidelity_dips(
         steps,
         similarity.values[np.isin(similarity.steps, steps)],
         noise.values[np.isin(noise.steps, steps)],
@@ -122,7 +122,7 @@ def summarise_experiment(experiment: Experiment) -> dict[str, Any]:
         "title": experiment.title,
         "subject": experiment.subject,
         "interval": INTERVAL,
-        "stage_margin": SIMILARITY_MARGIN,
+        "stage_margin": DIP_MARGIN,
         "base": {metric: base_level(experiment, metric) for metric in (SIMILARITY, NOISE)},
         "arms": [_arm_summary(arm) for arm in experiment.arms],
         "differences": _differences(experiment),

@@ -1,87 +1,147 @@
-"""One table over several experiments that share their arms: every subject by itself, and all subjects together.
+"""One description of a table, and three ways to write it: Markdown, LaTeX and CSV.
 
-The unit is a run, that is a (subject, seed). Together means the paired differences of all units to the first arm at
-the same subject and seed, with their t interval. Reads summaries, draws no page.
+A table is columns and rows of entries: words, numbers, or estimates with their intervals. How many digits a number has,
+whether it is a share in per cent and which way is better belongs to its column. Knows no study and no metric.
 """
 
-import json
+from __future__ import annotations
+
+import csv
+import io
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from fewbayes.page.read import read_experiment
-from fewbayes.page.summary import QUANTITIES, WEIGHT_NAMES, interval, summarise_experiment
-from fewbayes.runs.folder import atomic_write
+from fewbayes.metrics.statistics import Estimate
 
-_DIGITS = {"highest_noise": 1}
+ABSENT = "-"
+ARROWS = {1: " ↑", -1: " ↓", 0: ""}
+_ESCAPES = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
 
 
-def compare(folders: Sequence[Path]) -> dict[str, Any]:
-    """Summaries of all folders, and the differences pooled over their subjects."""
-    summaries = {folder.name: summarise_experiment(read_experiment(folder)) for folder in folders}
-    pooled: dict[tuple[str, str], dict[str, Any]] = {}
-    for summary in summaries.values():
-        for row in summary["differences"]:
-            key = (row["arm"], row["weights"])
-            into = pooled.setdefault(key, {k: row[k] for k in ("arm", "label", "less", "weights")} | {"values": {}})
-            for name in QUANTITIES:
-                into["values"].setdefault(name, []).extend(row[name]["values"])
-    together = [
-        {**{k: v for k, v in row.items() if k != "values"}}
-        | {name: asdict(interval([v for v in values if v is not None])) for name, values in row["values"].items()}
-        for row in pooled.values()
+@dataclass(frozen=True)
+class Column:
+    """digits: after the point. better: 1 where more is better, -1 where less is, 0 where neither. percent: the numbers
+    are shares, shown times 100."""
+
+    title: str
+    digits: int = 2
+    better: int = 0
+    percent: bool = False
+
+    def number(self, value: float | None, sign: bool = False) -> str:
+        """As this column shows it, never as a negative zero; ABSENT for None."""
+        if value is None:
+            return ABSENT
+        rounded = round(100 * value if self.percent else value, self.digits) + 0.0
+        return f"{rounded:{'+' if sign else ''}.{self.digits}f}"
+
+
+@dataclass(frozen=True)
+class Value:
+    """An estimate as an entry. sign: a difference, shown with its sign. after: words that Markdown puts behind it."""
+
+    found: Estimate
+    sign: bool = False
+    after: str = ""
+
+
+Entry = str | float | None | Estimate | Value
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: one entry for each column."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Entry]]
+
+
+def markdown(table: Table) -> str:
+    """A pipe table, intervals behind their means: 0.50 (0.40 to 0.60)."""
+    lines = [[c.title + ARROWS[c.better] for c in table.columns], ["---"] * len(table.columns)]
+    lines += [[_words(entry, c) for entry, c in _paired(row, table)] for row in table.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def latex(tables: Sequence[Table], caption: str) -> str:
+    """A table environment that needs booktabs; the tables share their columns and stand under one another.
+
+    The first column is set left, the others in their middle, and intervals small behind their means.
+    """
+    columns = tables[0].columns
+    arrows = {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}
+    head = " & ".join(escape(column.title) + arrows[column.better] for column in columns)
+    parts = [
+        [" & ".join(_typeset(entry, c) for entry, c in _paired(row, table)) + r" \\" for row in table.rows]
+        for table in tables
     ]
-    return {"subjects": summaries, "together": together}
-
-
-def write_comparison(folders: Sequence[Path], output: Path, facts: dict[str, Any]) -> Path:
-    """Write `<output>.json` (every number, with `facts` of its making) and `<output>.md` (the tables)."""
-    comparison = compare(folders)
-    atomic_write(output.with_suffix(".json"), json.dumps({"facts": facts, **comparison}, indent=1) + "\n")
-    atomic_write(output.with_suffix(".md"), markdown(comparison))
-    return output.with_suffix(".md")
-
-
-def markdown(comparison: dict[str, Any]) -> str:
-    """Tables in Markdown: mean and 95 % t interval of each quantity."""
-    heads = ["arm", "weights", "runs with a stage", *QUANTITIES.values()]
-    parts = []
-    for name, summary in comparison["subjects"].items():
-        base = ", ".join(
-            f"{metric.replace('_', ' ')} {value:.2f}" for metric, value in summary["base"].items() if value
-        )
-        lines = [
-            [arm["label"], WEIGHT_NAMES[w], f"{row['runs_with_stage']} of {row['n']}", *_cells(row)]
-            for arm in summary["arms"]
-            for w, row in arm["weights"].items()
-        ]
-        parts.append(f"### {name}\n\nBase model: {base}.\n\n" + _table(heads, lines))
-    lines = [
+    return "\n".join(
         [
-            f"{row['label']} less {row['less']}",
-            WEIGHT_NAMES[row["weights"]],
-            str(row["peak_similarity"]["n"]),
-            *_cells(row, signed=True),
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}",
+            rf"\caption{{{escape(caption)}}}",
+            rf"\begin{{tabular}}{{l{'c' * (len(columns) - 1)}}}",
+            r"\toprule",
+            head + r" \\",
+            *(line for part in parts if part for line in (r"\midrule", *part)),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
         ]
-        for row in comparison["together"]
-    ]
-    heads = ["difference", "weights", "pairs", *QUANTITIES.values()]
-    parts.append("### All subjects together, paired by subject and seed\n\n" + _table(heads, lines))
-    return "\n\n".join(parts) + "\n"
+    )
 
 
-def _cells(row: dict[str, Any], *, signed: bool = False) -> list[str]:
-    return [_cell(row[name], _DIGITS.get(name, 2), "+" if signed else "") for name in QUANTITIES]
+def comma_separated(table: Table) -> str:
+    """CSV of unrounded numbers; an estimate takes three columns, its mean, low and high, and None is empty."""
+    wide = [any(isinstance(row[i], Estimate | Value) for row in table.rows) for i, _ in enumerate(table.columns)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        name
+        for column, three in zip(table.columns, wide, strict=True)
+        for name in ((column.title, f"{column.title} low", f"{column.title} high") if three else (column.title,))
+    )
+    for row in table.rows:
+        entries = zip(row, wide, strict=True)
+        writer.writerow(cell for entry, three in entries for cell in (_three(entry) if three else (entry,)))
+    return buffer.getvalue()
 
 
-def _cell(found: dict[str, Any], digits: int, sign: str) -> str:
-    if found["mean"] is None:
-        return "-"
-    mean = f"{found['mean']:{sign}.{digits}f}"
-    return mean if found["low"] is None else f"{mean} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return text.replace("\\", "/").translate(_ESCAPES).replace("<", r"$<$").replace(">", r"$>$")
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def _paired(row: Sequence[Entry], table: Table) -> list[tuple[Entry, Column]]:
+    return list(zip(row, table.columns, strict=True))
+
+
+def _words(entry: Entry, column: Column) -> str:
+    if isinstance(entry, str):
+        return entry
+    if isinstance(entry, Estimate):
+        entry = Value(entry)
+    if not isinstance(entry, Value):
+        return column.number(entry)
+    found, mean = entry.found, column.number(entry.found.mean, entry.sign)
+    if found.low is not None:
+        mean = f"{mean} ({column.number(found.low)} to {column.number(found.high)})"
+    return mean + entry.after
+
+
+def _typeset(entry: Entry, column: Column) -> str:
+    if isinstance(entry, str):
+        return escape(entry)
+    if isinstance(entry, Estimate):
+        entry = Value(entry)
+    value, sign = (entry.found.mean, entry.sign) if isinstance(entry, Value) else (entry, False)
+    mean = column.number(value, sign)
+    mean = f"${mean}$" if mean != ABSENT else mean
+    if not isinstance(entry, Value) or entry.found.low is None:
+        return mean
+    return rf"{mean} {{\scriptsize $[{column.number(entry.found.low)}, {column.number(entry.found.high)}]$}}"
+
+
+def _three(entry: Entry) -> tuple[object, object, object]:
+    found = entry.found if isinstance(entry, Value) else entry
+    return (found.mean, found.low, found.high) if isinstance(found, Estimate) else (found, None, None)

@@ -13,14 +13,13 @@ from statistics import fmean, median
 from typing import Any, Literal
 
 from fewbayes.errors import UserError
+from fewbayes.stage.definition import CORRUPTED, IN_A_ROW
 from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats
 
 Stage = Literal["underfit", "good", "corrupted", "memorised"]
 ALARMS = ("corrupted", "memorised")
 
-CORRUPTED = 0.5
-"""The corruption score of pictures that are at the limit that they pass by most, NOISIER or RESTLESS."""
 NOISIER = 1.2
 """Corrupted: the typical picture has so many times the noise that its base twin and the training images account for."""
 RESTLESS = 1.0
@@ -148,7 +147,7 @@ class Monitor:
     row before a change into or out of an alarm is believed.
     """
 
-    def __init__(self, base: Look, training: SampleStats, *, patience: int = 2):
+    def __init__(self, base: Look, training: SampleStats, *, patience: int = IN_A_ROW):
         if patience < 1:
             raise UserError(f"patience is {patience}; a stage takes one look at least, so give 1 or more")
         if training.count < 1:

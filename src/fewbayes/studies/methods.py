@@ -17,25 +17,20 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image
-
-from fewbayes.data.images import load_images
-from fewbayes.data.layouts import Subject, draw_identities, read_subjects
 from fewbayes.errors import UserError
 from fewbayes.models import inspect_model
+from fewbayes.page import write_report
 from fewbayes.runs.folder import atomic_folder, atomic_write, environment, file_sha256
 from fewbayes.settings.config import RARE_TOKEN_MARK, USUAL_RARE_TOKEN, TrainConfig
+from fewbayes.studies import study as register
+from fewbayes.studies.grid import Arm, command, experiment, grid, in_parallel
 from fewbayes.studies.prompts import (
     IMAGES_PER_PROMPT,
     PROMPT_SETS,
@@ -43,10 +38,15 @@ from fewbayes.studies.prompts import (
     drift_prompts,
     prompts,
     samples,
-    set_for,
 )
-from fewbayes.studies.runner import Arm, Experiment, command, in_parallel, run_experiment
-from fewbayes.world.scenes import SUBJECTS, subject_photograph
+from fewbayes.studies.subjects import (
+    StudySubject,
+    apart,
+    dataset_subjects,
+    drawn_subject,
+    photographed_subject,
+)
+from fewbayes.world.scenes import SUBJECTS
 
 LABELS = {
     "full": "DreamBooth",
@@ -80,16 +80,6 @@ class Protocol:
     guidance: float = 7.5
     seed: int = 0
     unrelated: bool = True
-
-
-@dataclass(frozen=True)
-class StudySubject:
-    """A subject with its training images; `prompt_set` names the prompts it is sampled with."""
-
-    name: str
-    class_word: str
-    prompt_set: str
-    photographs: Path
 
 
 @dataclass(frozen=True)
@@ -131,75 +121,6 @@ def study_arms(methods: Sequence[str], changes: Mapping[str, Any]) -> list[Arm]:
             settings = {"method": method, "bayes": True, **changes}
             arms.append(Arm(f"{method}-bayes", f"{LABELS[method]}, Bayesian", settings, note))
     return arms
-
-
-# --- subjects ---------------------------------------------------------------------------------------------------------
-
-
-def drawn_subject(name: str, folder: Path, resolution: int) -> StudySubject:
-    """An embedded subject, all of its photographs drawn."""
-    if name not in SUBJECTS:
-        raise UserError(f"{name!r} is not an embedded subject; there are {', '.join(SUBJECTS)}")
-    word = SUBJECTS[name].class_word
-    drawn = [subject_photograph(name, i, resolution)[0] for i in range(len(SUBJECTS[name].settings))]
-    pictures = [np.round(pixels * 255).astype(np.uint8) for pixels in drawn]
-    return StudySubject(name, word, set_for(word, world=True), _kept(folder / name / "photographs", pictures))
-
-
-def photographed_subject(given: str, folder: Path, resolution: int, *, world: bool) -> StudySubject:
-    """`DIR:class word`: all images of a folder, cut to squares of the model's resolution."""
-    path, _, word = given.rpartition(":")
-    if not path or not word.strip():
-        raise UserError(f"--photographs {given!r} does not say what it shows; write it as DIR:class, as in cat3:cat")
-    images = load_images(path, resolution=resolution, center_crop=True)
-    name = Path(path).resolve().name
-    into = _kept(folder / name / "photographs", [image.pixels for image in images])
-    return StudySubject(name, word.strip(), set_for(word.strip(), world=world), into)
-
-
-def dataset_subjects(
-    root: Path, folder: Path, resolution: int, *, world: bool, identities: Path | None = None, people: int = 30
-) -> list[StudySubject]:
-    """Every subject of a data set, by whichever layout it has; with a file of identities, `people` drawn from it."""
-    found = draw_identities(root, identities, identities=people) if identities else read_subjects(root)
-    nameless = [subject.name for subject in found if not subject.class_word]
-    if nameless:
-        raise UserError(
-            f"{root} does not say what {', '.join(nameless[:5])} shows; name its class in prompts_and_classes.txt or "
-            "metadata.jsonl, or give the folder as --photographs DIR:CLASS"
-        )
-    return [_dataset_subject(subject, folder, resolution, world) for subject in found]
-
-
-def _dataset_subject(subject: Subject, folder: Path, resolution: int, world: bool) -> StudySubject:
-    word = subject.class_word
-    assert word is not None
-    with tempfile.TemporaryDirectory() as place:  # its pictures and no others, checked as any folder is
-        for number, path in enumerate(subject.paths):
-            shutil.copyfile(path, Path(place) / f"{number:03d}{path.suffix}")
-        images = load_images(place, resolution=resolution, center_crop=True)
-    into = _kept(folder / subject.name / "photographs", [image.pixels for image in images])
-    return StudySubject(subject.name, word, set_for(word, world=world), into)
-
-
-def _kept(folder: Path, pictures: Sequence[np.ndarray]) -> Path:
-    """The folder with these pictures and no others; one that holds others belongs to another study."""
-    encoded = {f"{i:02d}.png": _png(pixels) for i, pixels in enumerate(pictures)}
-    if folder.is_dir():
-        found = {path.name: path.read_bytes() for path in folder.iterdir()}
-        if found != encoded:
-            raise UserError(f"{folder} holds other pictures; give another output_dir")
-        return folder
-    with atomic_folder(folder) as staging:
-        for name, data in encoded.items():
-            (staging / name).write_bytes(data)
-    return folder
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def _token(model: str) -> str:
@@ -421,7 +342,10 @@ def study(
     described = _described(folder, subjects, arms, seeds, model, protocol)
     described |= {"encoders_from": encoders, "mode": mode}
     for subject in subjects:
-        run_experiment(_experiment(subject, arms, seeds, model), _runs(folder, subject), workers)
+        runs = _runs(folder, subject)
+        facts = {"model": model, "prompt": _prompt(subject)}
+        trainings = grid({runs: subject}, lambda s: _settings(s, model), arms, seeds)
+        experiment(runs, trainings, title=f"Methods on {subject.name}", question=QUESTION, facts=facts, workers=workers)
     cells = cells_of(ended_alone=True)
     bases = [cell for cell in cells if cell.arm == BASE]
     in_parallel(sample_cell, bases, workers)
@@ -437,24 +361,18 @@ def _runs(folder: Path, subject: StudySubject) -> Path:
     return folder / subject.name / "runs"
 
 
-def _experiment(subject: StudySubject, arms: Sequence[Arm], seeds: Sequence[int], model: str) -> Experiment:
-    prompt = f"a photo of a {RARE_TOKEN_MARK} {subject.class_word}"
-    base = TrainConfig(
+def _prompt(subject: StudySubject) -> str:
+    return f"a photo of a {RARE_TOKEN_MARK} {subject.class_word}"
+
+
+def _settings(subject: StudySubject, model: str) -> TrainConfig:
+    return TrainConfig(
         model=model,
         instance_data_dir=str(subject.photographs),
-        instance_prompt=prompt,
-        output_dir="set by the runner",
+        instance_prompt=_prompt(subject),
+        output_dir="set by the grid",
         center_crop=True,
         checkpointing_steps=0,
-    )
-    return Experiment(
-        title=f"Methods on {subject.name}",
-        subject=subject.name,
-        question=QUESTION,
-        base=base,
-        arms=arms,
-        seeds=seeds,
-        facts={"model": model, "prompt": prompt},
     )
 
 
@@ -535,9 +453,7 @@ def run_methods(arguments: Sequence[str]) -> Path:
     if asked.dataset:
         people = {"identities": asked.identities, "people": asked.people}
         subjects += dataset_subjects(asked.dataset, folder, card.resolution, world=world, **people)
-    names = [subject.name for subject in subjects]
-    if len(set(names)) < len(names):
-        raise UserError(f"two subjects have one name among {', '.join(names)}; rename a folder")
+    apart(subject.name for subject in subjects)
     protocol = Protocol(
         images_per_prompt=asked.images_per_prompt,
         most_prompts=asked.prompts,
@@ -557,6 +473,11 @@ def run_methods(arguments: Sequence[str]) -> Path:
         mode=asked.mode,
         workers=asked.workers,
     )
+
+
+@register("methods", "full, LoRA and OFT, plain and Bayesian, scored by the five metrics of the paper")
+def page_of_methods(arguments: Sequence[str]) -> list[Path]:
+    return [write_report(run_methods(arguments))]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from fewbayes.errors import UserError
+from fewbayes.page.figures import draw
+from fewbayes.studies import study
 from fewbayes.studies.paper.options import Ask, parse
 
 FIGURES = {
@@ -69,7 +71,7 @@ def _claim(folder: Path, facts: dict[str, Any]) -> None:
 def _write(ask: Ask, facts: dict[str, Any], found: dict[str, Any]) -> Path:
     """What was asked is told as it was; what was found, rounded."""
     from fewbayes.runs.folder import atomic_write, environment
-    from fewbayes.studies.grids import rounded
+    from fewbayes.studies.memo import rounded
 
     told = {
         "figure": ask.name,
@@ -86,3 +88,7 @@ def _gpu() -> str | None:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+for _name, _title in FIGURES.items():
+    study(_name, _title)(lambda arguments, name=_name: [draw(run_figure(name, arguments))])

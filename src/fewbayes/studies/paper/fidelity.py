@@ -17,12 +17,12 @@ from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.metrics.scores import fidelity
 from fewbayes.metrics.statistics import Estimate, bootstrap
-from fewbayes.studies.methods import StudySubject
+from fewbayes.studies.grid import Arm, experiment, grid, is_done
 from fewbayes.studies.paper.denoise import keep
 from fewbayes.studies.paper.options import Ask
 from fewbayes.studies.paper.trained import kept, left_out, settings
-from fewbayes.studies.runner import Arm, Experiment, is_done, run_experiment
-from fewbayes.studies.trajectories import open_pictures
+from fewbayes.studies.subjects import StudySubject
+from fewbayes.studies.trajectory import open_pictures
 
 LOOKS = 20
 SHOWN = 8
@@ -40,7 +40,7 @@ def curves(ask: Ask, arms: Mapping[str, Sequence[Arm]]) -> dict[str, Any]:
     failed, runs = [], 0
     for subject in ask.subjects:
         folder = ask.folder / "runs" / subject.name
-        run_experiment(_experiment(ask, subject, arms[subject.name]), folder, ask.workers)
+        _train(ask, subject, arms[subject.name], folder)
         for arm in arms[subject.name]:
             told = by_name.setdefault(arm.name, {"name": arm.name, "label": arm.label, "note": arm.note, "runs": []})
             for seed in range(ask.seeds):
@@ -64,17 +64,16 @@ def _scored(ask: Ask, subject: StudySubject, run: Path, dino: Any) -> dict[str, 
     return kept(file, made_of, lambda: _curve(run, dino))
 
 
-def _experiment(ask: Ask, subject: StudySubject, arms: Sequence[Arm]) -> Experiment:
-    every = max(1, ask.steps // LOOKS)
-    return Experiment(
-        title=f"{ask.name}: {subject.name}",
-        subject=subject.class_word,
-        question="How does image fidelity vary over iterations?",
-        base=settings(ask, subject, 1, 0, validation_steps=every, checkpointing_steps=500, checkpoints_total_limit=1),
-        arms=arms,
-        seeds=range(ask.seeds),
-        facts=ask.facts(),
-    )
+def _train(ask: Ask, subject: StudySubject, arms: Sequence[Arm], folder: Path) -> None:
+    changes = {
+        "validation_steps": max(1, ask.steps // LOOKS),
+        "checkpointing_steps": 500,
+        "checkpoints_total_limit": 1,
+    }
+    trainings = grid({folder: subject}, lambda s: settings(ask, s, 1, 0, **changes), arms, range(ask.seeds))
+    question = "How does image fidelity vary over iterations?"
+    title = f"{ask.name}: {subject.name}"
+    experiment(folder, trainings, title=title, question=question, facts=ask.facts(), workers=ask.workers)
 
 
 def _samples(run: Path) -> dict[int, Path]:

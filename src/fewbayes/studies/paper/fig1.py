@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from fewbayes.studies.grid import Arm
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.fidelity import SAMPLING, curves
 from fewbayes.studies.paper.options import Ask
-from fewbayes.studies.runner import Arm
 
 CONSTANTS = SAMPLING
 

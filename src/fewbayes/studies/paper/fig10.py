@@ -17,7 +17,7 @@ from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import ddim, encoded, keep
 from fewbayes.studies.paper.options import TINY, Ask
 from fewbayes.studies.paper.trained import kept, pretrained
-from fewbayes.studies.trajectories import open_pictures
+from fewbayes.studies.trajectory import open_pictures
 
 TINY_PROMPT = "a photo of a white ball in the snow"
 """The embedded model has seen no picture without an object and no word for one; nothing it can say is emptier."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewbayes.studies.methods import StudySubject
+from fewbayes.studies.grid import Arm
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.fidelity import SAMPLING, curves
 from fewbayes.studies.paper.options import Ask
 from fewbayes.studies.paper.trained import counts, first
-from fewbayes.studies.runner import Arm
+from fewbayes.studies.subjects import StudySubject
 
 NUM = (1, 2, 6)
 CONSTANTS = {"num": NUM} | SAMPLING

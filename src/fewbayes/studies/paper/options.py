@@ -11,8 +11,8 @@ from typing import Any
 from fewbayes.errors import UserError
 from fewbayes.models import inspect_model
 from fewbayes.settings.config import USUAL_RARE_TOKEN
-from fewbayes.studies.methods import StudySubject, drawn_subject, photographed_subject
-from fewbayes.studies.runner import without_path
+from fewbayes.studies.grid import without_path
+from fewbayes.studies.subjects import StudySubject, apart, drawn_subject, photographed_subject
 from fewbayes.world.scenes import SUBJECTS
 
 TINY = "tiny"
@@ -172,7 +172,5 @@ def _subjects(asked: argparse.Namespace, folder: Path, resolution: int, *, sever
     names = asked.subjects or ([] if asked.photographs else SEVERAL if several else SEVERAL[:1])
     found = [drawn_subject(name, folder, resolution) for name in names]
     found += [photographed_subject(given, folder, resolution, world=False) for given in asked.photographs]
-    known = [subject.name for subject in found]
-    if len(set(known)) < len(known):
-        raise UserError(f"two subjects have one name among {', '.join(known)}; rename a folder")
+    apart(subject.name for subject in found)
     return tuple(found)

@@ -22,10 +22,10 @@ from fewbayes.models import Family, load_family
 from fewbayes.runs.folder import atomic_folder, atomic_write
 from fewbayes.sample import load_for_sampling
 from fewbayes.settings.config import TrainConfig
-from fewbayes.studies.methods import StudySubject
+from fewbayes.studies.grid import in_parallel
 from fewbayes.studies.paper.options import Ask
-from fewbayes.studies.runner import in_parallel
-from fewbayes.studies.trajectories import open_pictures
+from fewbayes.studies.subjects import StudySubject
+from fewbayes.studies.trajectory import open_pictures
 from fewbayes.training.train import NonFiniteError, train
 
 Look = Callable[[Family, "Task", int], dict[str, Any]]

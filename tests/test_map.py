@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fewbayes.page import stage_map as report
-from fewbayes.studies.stage_map import CENTRE, axes, run_map
+from fewbayes.studies import map as report
+from fewbayes.studies.map import CENTRE, axes, run_map
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -40,7 +40,7 @@ def test_an_onset_that_some_seeds_lack_says_so():
     seeds = [cell([0.9, 0.1, 0.1, 0.9]), *(cell([0.9] * 4) | {"seed": seed} for seed in (1, 2))]
     lost = {"subject": "mug", "images": 4, "arm": CENTRE.name, "seed": 3, "failed": "step 2: the loss is nan"}
     study = {"arms": [{"name": "centre", "label": "centre"}], "axes": {}, "cells": seeds, "failed": [lost]}
-    text = report.markdown(study)
+    text = report.tables(study)
     assert "|  | centre | 3 of 4 | 200 (1 of 3) |" in text
     assert "- mug, 4 images, centre, seed 3: step 2: the loss is nan" in text
 
@@ -52,16 +52,20 @@ def test_settings_come_axis_by_axis_and_fewer_images_apart():
         "cells": [cell([0.9]), cell([0.9], images=1), cell([0.9], arm="slow")],
     }
     study["arms"].append({"name": "never run", "label": "-"})
-    rows = [(axis, words) for axis, words, _ in report.settings(study)]
+    rows = [(axis, words) for axis, words, _ in report.rows_of(study)]
     assert rows == [("", "centre"), ("number of images", "1 image"), ("learning rate", "slower")]
 
 
 def test_a_map_runs_from_its_command_to_its_picture(tmp_path):
     wanted = ["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--quick", "--workers", "1"]
-    file = run_map([*wanted, "--num_inference_steps", "2", "--axes", "number of images"])
-    text = report.write(file).read_text()
-    assert "| number of images | 1 image |" in text
-    assert report.draw(file, tmp_path / "map.png").stat().st_size > 5000
+    file, table, picture = run_map([*wanted, "--num_inference_steps", "2", "--axes", "number of images"])
+    assert "| number of images | 1 image |" in table.read_text()
+    assert picture.stat().st_size > 5000
+    before = table.read_bytes(), picture.read_bytes()
+    table.unlink()
+    picture.unlink()
+    run_map(["--redraw", str(file)])
+    assert (table.read_bytes(), picture.read_bytes()) == before
 
 
 def test_a_map_of_nothing_is_refused(tmp_path):

@@ -2,20 +2,26 @@
 sampler steps, or a learned rare token? Same pictures, timesteps, noise and sampling seeds in every arm.
 
 Averaged weights, the mean of the last checkpoints and more sampler steps are measured in every arm, on the same
-trainings.
+trainings. Written are `remedies.json` with every number, tables, curves, and for each subject a strip of samples.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fewbayes.errors import UserError
 from fewbayes.models import inspect_model
-from fewbayes.studies.grids import make_cells, named_subjects, run_cells
-from fewbayes.studies.runner import Arm
+from fewbayes.runs.folder import atomic_write
+from fewbayes.studies import study
+from fewbayes.studies.followed import follow, trainings
+from fewbayes.studies.grid import Arm
+from fewbayes.studies.remedies.pictures import draw
+from fewbayes.studies.remedies.tables import tables
+from fewbayes.studies.subjects import named_subjects
 from fewbayes.world.scenes import SUBJECTS
 
 NAME = "remedies"
@@ -72,9 +78,22 @@ def arms(rate: float, method: str) -> dict[str, Arm]:
     return {arm.name: arm for arm in chosen}
 
 
-def run_remedies(arguments: Sequence[str]) -> Path:
-    """`fewbayes experiment remedies`: the file of results, to be made into tables and pictures."""
+@study(NAME, "what removes the corruption stage: Bayesian weights, lower rates, averages, and other controls")
+def run_remedies(arguments: Sequence[str]) -> list[Path]:
+    """The file of results, its tables and its pictures."""
     asked = _parser().parse_args(arguments)
+    return write(asked.redraw or _train(asked))
+
+
+def write(file: Path) -> list[Path]:
+    """Tables and pictures beside the results `file`; all of them."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    target = file.with_suffix(".md")
+    atomic_write(target, tables(told))
+    return [file, target, *draw(told, file)]
+
+
+def _train(asked: argparse.Namespace) -> Path:
     if asked.quick:
         asked.seeds, asked.steps = 1, 20
     if asked.seeds < 1 or asked.steps < CHECKPOINTS:
@@ -104,13 +123,12 @@ def run_remedies(arguments: Sequence[str]) -> Path:
     }
     known = arms(asked.learning_rate, asked.method)
     chosen = [known[name] for name in _named(list(dict.fromkeys(asked.arms or known)), known)]
-    every_subject = [(subject, None) for subject in subjects]
     encoders = asked.encoders or ("embedded" if world else "paper")
-    grid = make_cells(folder, base, every_subject, chosen, range(asked.seeds), encoders)
+    grid = trainings(folder, base, subjects, chosen, range(asked.seeds))
     fewer = dict(_arm_and_number(text, known) for text in asked.fewer_seeds)
     cells = [cell for cell in grid if cell.seed < fewer.get(cell.arm.name, asked.seeds)]
     facts = {"title": "What removes the corruption stage", "question": QUESTION, "settings": base, "against": "plain"}
-    return run_cells(cells, folder, NAME, facts, asked.workers)
+    return follow(cells, folder, NAME, facts, encoders, asked.workers)
 
 
 def _named(names: Sequence[str], known: Mapping[str, Arm]) -> Sequence[str]:
@@ -157,6 +175,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_inference_steps", "--num-inference-steps", type=int, default=25)
     parser.add_argument("--guidance_scale", "--guidance-scale", type=float, default=7.5)
     parser.add_argument("--encoders", metavar="embedded|paper|DIR", help="[embedded for the model tiny, else paper]")
+    parser.add_argument(
+        "--redraw", type=Path, metavar="FILE", help="tables and pictures of a remedies.json again; trains nothing"
+    )
     parser.add_argument("--workers", type=int, help="trainings at a time [one per core]")
     parser.add_argument("--quick", action="store_true", help="a look: 1 seed, 20 steps")
     return parser

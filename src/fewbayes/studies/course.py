@@ -1,10 +1,9 @@
-"""What a curve over checkpoints says of a corruption stage: how much is corrupted, how long in one piece, how much of
-it is only jitter, and how much could be used. No torch; reads the cells that `experiments/grids.py` writes.
+"""What the curves of a training say: how much of it is corrupted, how long in one piece, how much is only jitter, how
+much could be used, and how it compares with another that has come equally far.
 
-*Corrupted*: the stage monitor's score of a checkpoint's pictures is CORRUPTED or more, see docs/diagnose.md.
-*Sustained*: corrupted in raw and averaged weights alike, two checkpoints in a row or more; the rest is *jitter*, which
-averaging removes or the next checkpoint undoes. *Usable*: not corrupted, and at least half of the way from the base
-model's fidelity to that of the training images among themselves.
+Reads the cells that `followed.py` keeps. *Corrupted* and *stage*: see `stage/definition.py`. A stage is *sustained* in
+raw and averaged weights alike; what averaging removes or the next checkpoint undoes is *jitter*. *Usable*: not
+corrupted, and at least half of the way from the base model's fidelity to that of the training images among themselves.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fewbayes.stage.monitor import CORRUPTED
+from fewbayes.stage.definition import CORRUPTED, longest
 
-FEWEST_IN_A_ROW = 2
 MEASURES = {
     "usable": ("usable checkpoints", "%", 1),
     "corrupted": ("corrupted checkpoints", "%", -1),
@@ -64,27 +62,11 @@ def measures(cell: Mapping[str, Any], weights: str) -> dict[str, float]:
     return {
         "usable": float((~bad & (fidelity >= half_way(cell))).mean()),
         "corrupted": float(bad.mean()),
-        "sustained": longest(both) / len(bad),
+        "sustained": (stage[1] - stage[0]) / len(bad) if (stage := longest(both)) else 0.0,
         "jitter": roughness([row["fidelity"] for row in rows]),
         "fall": float((peaks - fidelity).max()),
         "best": float(fidelity[~bad].max()) if not bad.all() else base,
     } | {name: last[name] for name in PROMPT_FREE}
-
-
-def longest(inside: np.ndarray) -> int:
-    """Length of the longest run of true values; runs of fewer than FEWEST_IN_A_ROW count as none."""
-    found = longest_stretch(inside)
-    return found[1] - found[0] if found else 0
-
-
-def longest_stretch(inside: np.ndarray) -> tuple[int, int] | None:
-    """Beginning and end of the longest run of true values, the first of several, None where `longest` is 0."""
-    edges = np.diff([0, *inside.astype(int), 0])
-    begins, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    if not len(begins) or (ends - begins).max() < FEWEST_IN_A_ROW:
-        return None
-    widest = int(np.argmax(ends - begins))
-    return int(begins[widest]), int(ends[widest])
 
 
 def roughness(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Experiments: arms share everything but their changes, and what is done is not done again."""
+"""One photograph, several arms: arms share everything but their changes, and what is done is not done again."""
 
 import json
 import shutil
@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from fewbayes.studies.demo import run_demo
-from fewbayes.studies.one_shot import arms, drawn_photograph, one_photograph, one_shot
-from fewbayes.studies.runner import Arm, run_experiment
+from fewbayes.studies.grid import Arm
+from fewbayes.studies.one_shot import arms, one_shot, run_demo, settings
+from fewbayes.studies.subjects import drawn_subject, photographed_subject
 
 
 def _values(folder, metric, weights="raw"):
@@ -16,33 +16,20 @@ def _values(folder, metric, weights="raw"):
     return {r["step"]: r["value"] for r in rows if r["metric"] == metric and r["weights"] == weights}
 
 
+def _run(photos, model, folder, chosen, steps):
+    subject = photographed_subject(f"{photos}:dog", folder, 16, world=False).first(1)
+    common = replace(settings(subject, str(model), steps, max(1, steps // 2), images=1), num_inference_steps=2)
+    return one_shot(folder / "experiment", subject, common, chosen, [0], workers=1)
+
+
 def test_arms_share_their_start_and_a_second_call_repeats_nothing(eps_model, photos, tmp_path):
+    fixed = {"learning_rate": 1e-3, "bayes": True, "weight_std_learn": "fixed"}
     chosen = [
         Arm("plain", "Plain", {"learning_rate": 1e-3}),
-        Arm(
-            "still",
-            "Bayesian without noise",
-            {"learning_rate": 1e-3, "bayes": True, "weight_std": 0.0, "weight_std_learn": "fixed"},
-        ),
-        Arm(
-            "bayes", "Bayesian", {"learning_rate": 1e-3, "bayes": True, "weight_std": 0.05, "weight_std_learn": "fixed"}
-        ),
+        Arm("still", "Bayesian without noise", fixed | {"weight_std": 0.0}),
+        Arm("bayes", "Bayesian", fixed | {"weight_std": 0.05}),
     ]
-    images = one_photograph(photos, tmp_path / "one")
-    experiment = one_shot(
-        images,
-        "a photo of <v> dog",
-        "dog",
-        model=str(eps_model),
-        steps=4,
-        sample_every=2,
-        seeds=[0],
-        chosen=chosen,
-        num_images=1,
-    )
-    experiment = replace(experiment, base=replace(experiment.base, num_inference_steps=2))
-    folder = run_experiment(experiment, tmp_path / "experiment", workers=1)
-
+    folder = _run(photos, eps_model, tmp_path, chosen, 4)
     assert [path.name for path in (folder / "plain-seed0" / "reference").iterdir()] == ["00.png"]
     losses = {arm.name: _values(folder / f"{arm.name}-seed0", "loss") for arm in chosen}
     assert losses["plain"] == losses["still"]  # no noise is plain training, draw for draw
@@ -53,7 +40,7 @@ def test_arms_share_their_start_and_a_second_call_repeats_nothing(eps_model, pho
     assert [arm["runs"] for arm in listed["arms"]] == [["plain-seed0"], ["still-seed0"], ["bayes-seed0"]]
 
     before = (folder / "bayes-seed0" / "manifest.json").stat().st_mtime_ns
-    run_experiment(experiment, folder, workers=1)
+    _run(photos, eps_model, tmp_path, chosen, 4)
     assert (folder / "bayes-seed0" / "manifest.json").stat().st_mtime_ns == before
 
 
@@ -67,19 +54,7 @@ def test_the_control_differs_from_plain_in_its_rate_alone():
 
 def test_a_folder_of_other_settings_is_refused_rather_than_shown_under_a_new_title(eps_model, photos, tmp_path):
     def run(rate):
-        experiment = one_shot(
-            one_photograph(photos, tmp_path / "one"),
-            "a photo of <v> dog",
-            "dog",
-            model=str(eps_model),
-            steps=1,
-            sample_every=1,
-            seeds=[0],
-            chosen=[Arm("plain", "Plain", {"learning_rate": rate})],
-            num_images=1,
-        )
-        experiment = replace(experiment, base=replace(experiment.base, num_inference_steps=1))
-        return run_experiment(experiment, tmp_path / "experiment", workers=1)
+        return _run(photos, eps_model, tmp_path, [Arm("plain", "Plain", {"learning_rate": rate})], 1)
 
     described = (run(1e-3) / "experiment.json").read_text()
     with pytest.raises(ValueError, match="another run"):
@@ -87,32 +62,33 @@ def test_a_folder_of_other_settings_is_refused_rather_than_shown_under_a_new_tit
     assert (tmp_path / "experiment" / "experiment.json").read_text() == described
 
 
-def test_an_image_folder_never_holds_two_photographs(tmp_path, photos):
-    folder = drawn_photograph("swirl_mug", tmp_path / "photo")
+def test_an_image_folder_never_holds_the_pictures_of_two_subjects(tmp_path, photos):
+    folder = drawn_subject("swirl_mug", tmp_path, 64).first(1).photographs
     written = (folder / "00.png").stat().st_mtime_ns
-    assert (drawn_photograph("swirl_mug", folder) / "00.png").stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match="another photograph"):
-        drawn_photograph("swirl_fish", folder)
-    with pytest.raises(ValueError, match="another photograph"):
-        one_photograph(photos / "0.png", folder)
+    assert (drawn_subject("swirl_mug", tmp_path, 64).first(1).files[0]).stat().st_mtime_ns == written
     assert [path.name for path in folder.iterdir()] == ["00.png"]
+    shutil.copytree(photos, tmp_path / "elsewhere" / "swirl_mug")
+    with pytest.raises(ValueError, match="holds other pictures"):
+        photographed_subject(f"{tmp_path}/elsewhere/swirl_mug:mug", tmp_path, 64, world=True)
 
 
 def test_sources_that_are_not_there_are_named(tmp_path):
     with pytest.raises(ValueError, match="not an embedded subject"):
-        drawn_photograph("swirl_dragon", tmp_path / "other")
+        drawn_subject("swirl_dragon", tmp_path / "other", 64)
     with pytest.raises(ValueError, match=r"nowhere\.png does not exist"):
-        one_photograph(tmp_path / "nowhere.png", tmp_path / "other")
+        photographed_subject(f"{tmp_path}/nowhere.png:cat", tmp_path / "other", 64, world=True)
     assert not (tmp_path / "other").exists()
 
 
-def test_one_photograph_of_a_folder_is_its_first_and_of_a_file_is_itself(photos, tmp_path):
-    assert (one_photograph(photos, tmp_path / "a") / "00.png").read_bytes() == (photos / "0.png").read_bytes()
+def test_a_picture_is_a_subject_of_its_own_whatever_lies_beside_it(photos, tmp_path):
     (tmp_path / "messy").mkdir()
     shutil.copy(photos / "1.png", tmp_path / "messy" / "mine.png")
     (tmp_path / "messy" / "broken.jpg").write_bytes(b"")  # a neighbour that is none of our business
-    one = one_photograph(tmp_path / "messy" / "mine.png", tmp_path / "b")
-    assert (one / "00.png").read_bytes() == (photos / "1.png").read_bytes()
+    mine = photographed_subject(f"{tmp_path}/messy/mine.png:dog", tmp_path / "a", 16, world=False)
+    whole = photographed_subject(f"{photos}:dog", tmp_path / "b", 16, world=False)
+    assert mine.name == "mine"
+    assert mine.files[0].read_bytes() == whole.files[1].read_bytes()
+    assert whole.first(1).files[0].read_bytes() == whole.files[0].read_bytes()
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--steps", "-3"], ["--image", "x.png"]])

@@ -7,7 +7,6 @@ nothing of arms or of how the run was trained.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fewbayes.runs.folder import atomic_write, file_sha256
 from fewbayes.stage.monitor import corruption
 from fewbayes.stage.samples import describe
+from fewbayes.studies.memo import content, remember
 
 FILE = "trajectory.json"
 QUANTITIES = {
@@ -37,18 +36,18 @@ TRAINING, BASE = "training", 0
 def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[str, Any]:
     """The scores of a finished, sampled run; made anew where encoders, rare token, pictures or QUANTITIES are others.
 
-    Returns {"made_of": what the scores follow from, "training": scores of the training images, "raw": [...], "ema":
-    [...]}, one dictionary of QUANTITIES with "step" per sampled checkpoint in order. Step 0 is the base model.
+    Returns {"training": scores of the training images, "raw": [...], "ema": [...]}, one dictionary of QUANTITIES with
+    "step" per sampled checkpoint in order. Step 0 is the base model.
     """
+    made_of = {"encoders": identities(encoders), "rare_token": rare_token, "quantities": list(QUANTITIES)}
+    made_of["pictures"] = content(folder / "reference", folder / "samples")
+    return remember(folder / FILE, made_of, lambda: _score_run(folder, encoders, rare_token))
+
+
+def _score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[str, Any]:
     steps = sorted((folder / "samples").glob("step-*"), key=_step)
-    made_of = {"encoders": identities(encoders), "rare_token": rare_token, "pictures": _sha256(folder, steps)}
-    made_of["quantities"] = list(QUANTITIES)
-    kept = folder / FILE
-    if kept.is_file() and (found := json.loads(kept.read_text()))["made_of"] == made_of:
-        return found
     references = open_pictures(folder / "reference")
-    result: dict[str, Any] = {"made_of": made_of, TRAINING: _of_training(references, encoders)}
-    result["ema"] = []
+    result: dict[str, Any] = {TRAINING: _of_training(references, encoders), "ema": []}
     corrupted = _beside(_pixels(steps[0], _rows(steps[0], "raw")), references)
     for weights in ("raw", "ema") if _rows(steps[-1], "ema") else ("raw",):
         result[weights] = [
@@ -57,7 +56,6 @@ def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[s
             for path in steps
             if (rows := _rows(path, weights))
         ]
-    atomic_write(kept, json.dumps(result) + "\n")
     return result
 
 
@@ -65,13 +63,6 @@ def identities(encoders: dict[str, Any]) -> dict[str, list[str]]:
     """Names and fingerprints of the encoders that score."""
     used = ("clip", "dino", "lpips", "clip_iqa")
     return {key: [encoders[key].identity.name, encoders[key].identity.fingerprint] for key in used}
-
-
-def _sha256(folder: Path, steps: Sequence[Path]) -> str:
-    """Of the training images, the samples, and what is written of these."""
-    files = [*folder.glob("reference/*.png"), *(file for step in steps for file in step.rglob("*.*"))]
-    listed = [f"{file.relative_to(folder).as_posix()} {file_sha256(file)}" for file in sorted(files) if file.is_file()]
-    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
 def _step(path: Path) -> int:

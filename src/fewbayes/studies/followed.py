@@ -1,12 +1,11 @@
-"""Many trainings that differ in a few settings, each followed checkpoint by checkpoint: what the map of the corruption
-stage and the comparison of its remedies have in common.
+"""Trainings followed checkpoint by checkpoint: what the map of the corruption stage and the comparison of its remedies
+have in common.
 
-A cell is one training: a subject, a number of its images, an arm and a seed. It is trained with dense samples, scored
-by evaluators that training does not use, and weighed: how far its weights have gone, what its loss on the training
-images is, what more sampler steps and the mean of its last checkpoints give. What is done is not done again, and what
-was done with other settings, another model or other evaluators is refused.
+A training is made with dense samples, scored by evaluators that training does not use, and weighed: how far its weights
+have gone, what its loss on the training images is, what more sampler steps and the mean of its last checkpoints give.
+What was done with other settings, another model or other evaluators is refused.
 
-    OUT/<name>.json                        all cells, rounded, and which failed; what the report reads
+    OUT/<name>.json                        all cells, rounded, and which failed; what tables and pictures are made of
     OUT/<subject>/photographs[-n]/         the training images
     OUT/<subject>/<images>/<arm>-seed<k>/  the trainings, cell.json beside each result
 
@@ -18,9 +17,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +26,12 @@ import numpy as np
 
 from fewbayes.errors import UserError
 from fewbayes.models import inspect_model
-from fewbayes.runs.folder import CONFIG, RunError, atomic_folder, atomic_write, environment
+from fewbayes.runs.folder import CONFIG, RunError, atomic_write, environment
 from fewbayes.settings.config import TrainConfig, load_config
-from fewbayes.studies.methods import StudySubject, drawn_subject, photographed_subject
-from fewbayes.studies.runner import Arm, command, in_parallel, run_one, watching, without_path
-from fewbayes.studies.trajectories import QUANTITIES, identities, open_pictures, score_pictures, score_run
+from fewbayes.studies.grid import Arm, Training, command, grid, run, train, without_path
+from fewbayes.studies.memo import recall, remember, rounded
+from fewbayes.studies.subjects import StudySubject
+from fewbayes.studies.trajectory import QUANTITIES, identities, open_pictures, score_pictures, score_run
 
 if TYPE_CHECKING:
     from fewbayes.stage.probes import Prober
@@ -40,110 +39,42 @@ if TYPE_CHECKING:
 log = logging.getLogger("fewbayes")
 
 CELL = "cell.json"
-DIGITS = 4
 MEAN_OF = 5
 """Checkpoints in the running mean of the last ones."""
 LOSS_DRAWS = 2
 """Draws of every training image's latents that the loss is of."""
 MORE_STEPS = 4
 """By how much the sampler's steps are multiplied where it is asked whether more of them help."""
-
-
 PLACES = ("model", "instance_data_dir", "class_data_dir", "output_dir")
 """Settings that say where something lies, not what is done; the model and the pictures are told by their content."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One training of the grid."""
+def trainings(
+    out: Path, base: Mapping[str, Any], subjects: Sequence[StudySubject], arms: Sequence[Arm], seeds: Sequence[int]
+) -> list[Training]:
+    """Every arm of every subject and seed; `base` holds what all share. Sampled with two prompts."""
 
-    subject: str
-    images: int
-    arm: Arm
-    seed: int
-    config: TrainConfig
-    encoders: str
+    def settings(subject: StudySubject) -> TrainConfig:
+        prompt = f"a photo of a <v> {subject.class_word}"
+        said = {
+            "instance_data_dir": str(subject.photographs),
+            "instance_prompt": prompt,
+            "validation_prompt": f"{prompt}|a <v> {subject.class_word} in the snow",
+            "output_dir": "set by the grid",
+        }
+        return TrainConfig(**{**said, **base})
 
-    @property
-    def folder(self) -> Path:
-        return Path(self.config.output_dir)
-
-
-def named_subjects(
-    drawn: Sequence[str], photographed: Sequence[str], folder: Path, resolution: int, *, world: bool
-) -> list[StudySubject]:
-    """The subjects of --subjects and --photographs, each of which has a folder of its own name."""
-    if not drawn and not photographed:
-        raise UserError("name at least one of --subjects and --photographs")
-    names = [*drawn, *(Path(given.rpartition(":")[0]).resolve().name for given in photographed)]
-    if len(set(names)) < len(names):
-        raise UserError(f"two subjects have one name among {', '.join(names)}; leave one out, or rename a folder")
-    return [
-        *(drawn_subject(name, folder, resolution) for name in drawn),
-        *(photographed_subject(given, folder, resolution, world=world) for given in photographed),
-    ]
+    return grid({out / s.name / str(len(s.files)): s for s in subjects}, settings, arms, seeds)
 
 
-def first_images(subject: StudySubject, count: int | None) -> tuple[Path, int]:
-    """A folder with the first `count` images of a subject, None for all, and how many there are in it."""
-    files = sorted(subject.photographs.iterdir())
-    if count is None or count == len(files):
-        return subject.photographs, len(files)
-    if count > len(files):
-        raise UserError(f"{subject.name} has {len(files)} images; {count} were asked for")
-    folder = subject.photographs.with_name(f"photographs-{count}")
-    if not folder.is_dir():
-        with atomic_folder(folder) as staging:
-            for file in files[:count]:
-                shutil.copyfile(file, staging / file.name)
-    return folder, count
+def follow(
+    cells: Sequence[Training], out: Path, name: str, facts: Mapping[str, Any], encoders: str, workers: int | None
+) -> Path:
+    """Bring every training to its end and gather them; the same call continues after an interruption.
 
-
-def make_cells(
-    out: Path,
-    base: Mapping[str, Any],
-    subjects: Iterable[tuple[StudySubject, int | None]],
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
-    encoders: str,
-) -> list[Cell]:
-    """Every arm of every subject for the first seed, then the next seed: what is there can always be compared."""
-    cells = []
-    places = [(subject, *first_images(subject, count)) for subject, count in subjects]
-    for seed in seeds:
-        for subject, photographs, count in places:
-            prompt = f"a photo of a <v> {subject.class_word}"
-            common = TrainConfig(
-                **{
-                    "instance_data_dir": str(photographs),
-                    "instance_prompt": prompt,
-                    "validation_prompt": f"{prompt}|a <v> {subject.class_word} in the snow",
-                    "output_dir": "set below",
-                    "seed": seed,
-                    **base,
-                }
-            )
-            for arm in arms:
-                folder = out / subject.name / str(count) / f"{arm.name}-seed{seed}"
-                config = replace(common, **arm.changes, output_dir=str(folder))
-                cells.append(Cell(subject.name, count, arm, seed, config, encoders))
-    _assert_apart(cells)
-    return cells
-
-
-def _assert_apart(cells: Sequence[Cell]) -> None:
-    folders = [cell.folder for cell in cells]
-    assert len(set(folders)) == len(folders), "two cells would write into one folder"
-
-
-def run_cells(cells: Sequence[Cell], out: Path, name: str, facts: Mapping[str, Any], workers: int | None) -> Path:
-    """Bring every cell to its end and gather them; the same call continues after an interruption.
-
-    A training whose numbers ran away stands under "failed", without scores; ValueError where all of them did.
+    A training whose numbers ran away stands under "failed", without scores; UserError where all of them did.
     """
-    _assert_apart(cells)
-    with watching({str(cell.folder): cell.config for cell in cells}):
-        found = in_parallel(_run_cell, cells, workers)
+    found = run(cells, partial(_followed, encoders=encoders), workers)
     failed = [cell for cell in found if "failed" in cell]
     for cell in failed:
         log.warning("%s, %s, seed %d failed: %s", cell["subject"], cell["arm"], cell["seed"], cell["failed"])
@@ -163,44 +94,40 @@ def run_cells(cells: Sequence[Cell], out: Path, name: str, facts: Mapping[str, A
     return file
 
 
-def _run_cell(cell: Cell) -> dict[str, Any]:
-    """Train, score and weigh one cell; with "failed", the reason, in place of scores where its numbers ran away."""
-    kept, asked = cell.folder / CELL, made_of(cell)
-    if kept.is_file():
-        result = json.loads(kept.read_text())
-        if result.pop("made_of", None) != asked:
-            raise _other(cell.folder)
-        return result
-    if (cell.folder / CONFIG).is_file() and settings_of(load_config(cell.folder / CONFIG, {})) != asked["settings"]:
+def _followed(cell: Training, encoders: str) -> dict[str, Any]:
+    """Train, score and weigh one training; with "failed", the reason, for scores where its numbers ran away."""
+    kept, asked = cell.folder / CELL, made_of(cell, encoders)
+    if kept.is_file() and recall(kept, asked) is None:
         raise _other(cell.folder)
-    result: dict[str, Any] = {
-        "subject": cell.subject,
-        "images": cell.images,
-        "arm": cell.arm.name,
-        "seed": cell.seed,
-    }
-    failure = run_one(cell.config)
-    result |= {"failed": failure} if failure else rounded(_measured(cell))
-    atomic_write(kept, json.dumps(result | {"made_of": asked}) + "\n")
+    config = cell.folder / CONFIG
+    if not kept.is_file() and config.is_file() and settings_of(load_config(config, {})) != asked["settings"]:
+        raise _other(cell.folder)
+    result = remember(kept, asked, lambda: _named(cell) | _measured(cell, encoders))
     for checkpoint in cell.folder.glob("checkpoint-*"):  # everything that was asked of them has been answered
         shutil.rmtree(checkpoint)
     return result
 
 
-def _measured(cell: Cell) -> dict[str, Any]:
-    trajectory = score_run(cell.folder, _encoders(cell.encoders), _rare_token(cell.folder))
-    scores = {key: trajectory[key] for key in ("training", "raw", "ema")}
-    return scores | (_weighed(cell) if cell.config.checkpointing_steps else {})
+def _named(cell: Training) -> dict[str, Any]:
+    return {"subject": cell.subject.name, "images": len(cell.subject.files), "arm": cell.arm.name, "seed": cell.seed}
 
 
-def made_of(cell: Cell) -> dict[str, Any]:
-    """What a cell's numbers follow from, beside its pictures: settings with what None stands for, model, evaluators."""
+def _measured(cell: Training, encoders: str) -> dict[str, Any]:
+    if failure := train(cell):
+        return {"failed": failure}
+    scores = score_run(cell.folder, _encoders(encoders), _rare_token(cell.folder))
+    return rounded(scores | (_weighed(cell, encoders) if cell.config.checkpointing_steps else {}))
+
+
+def made_of(cell: Training, encoders: str) -> dict[str, Any]:
+    """What a training's numbers follow from, beside its pictures: settings with what None stands for, model and
+    evaluators."""
     card = inspect_model(cell.config.model)
     recommended = card.recommended | ({"rare_token": card.rare_token} if card.rare_token else {})
     return {
-        "settings": settings_of(cell.config.resolve(recommended, card.resolution, cell.images)),
+        "settings": settings_of(cell.config.resolve(recommended, card.resolution, len(cell.subject.files))),
         "model": _fingerprint(cell.config.model),
-        "encoders": identities(_encoders(cell.encoders)),
+        "encoders": identities(_encoders(encoders)),
         "quantities": list(QUANTITIES),
     }
 
@@ -219,15 +146,6 @@ def _other(folder: Path) -> RunError:
     return RunError(f"{folder} holds another training, or one that was measured otherwise; give another output_dir")
 
 
-def rounded(value: Any) -> Any:
-    """Four digits after the point, in whatever holds the numbers."""
-    if isinstance(value, Mapping):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(item) for item in value]
-    return round(value, DIGITS) if isinstance(value, float) else value
-
-
 @cache
 def _encoders(which: str) -> dict[str, Any]:
     from fewbayes.metrics.encoders import load_encoders
@@ -244,7 +162,7 @@ def _rare_token(folder: Path) -> str:
 # --- weighing ---------------------------------------------------------------------------------------------------------
 
 
-def _weighed(cell: Cell) -> dict[str, Any]:
+def _weighed(cell: Training, encoders: str) -> dict[str, Any]:
     """What the weights themselves say, from the checkpoints of a run."""
     from fewbayes.methods import make_method
     from fewbayes.models import load_family
@@ -263,13 +181,13 @@ def _weighed(cell: Cell) -> dict[str, Any]:
     found = {
         "displacement": [[step, _displacement(path, cell)] for step, path in zip(steps, paths, strict=True)],
         "losses": losses,
-        "more_steps": _pictured(family, cell, cell.config.num_inference_steps * MORE_STEPS),
+        "more_steps": _pictured(family, cell, encoders, cell.config.num_inference_steps * MORE_STEPS),
     }
     _set_mean(method.trainable(family), paths[-MEAN_OF:])
-    return found | {"mean_of_last": _pictured(family, cell, cell.config.num_inference_steps)}
+    return found | {"mean_of_last": _pictured(family, cell, encoders, cell.config.num_inference_steps)}
 
 
-def _displacement(checkpoint: Path, cell: Cell) -> float | None:
+def _displacement(checkpoint: Path, cell: Training) -> float | None:
     """Frobenius norm of the change of the denoiser's weights; None for methods that are neither full nor LoRA."""
     from safetensors.torch import load_file
 
@@ -297,7 +215,7 @@ def _initial_weights(model: str) -> dict[str, Any]:
     return {f"denoiser.{name}": weight.detach().clone() for name, weight in named}
 
 
-def _prober(family: Any, cell: Cell) -> Prober:
+def _prober(family: Any, cell: Training) -> Prober:
     """Asks for the loss that training lowers: of latents drawn as training draws them, LOSS_DRAWS for each image."""
     import torch
 
@@ -319,7 +237,7 @@ def _loss(prober: Prober) -> float:
     return losses.mean
 
 
-def _pictured(family: Any, cell: Cell, steps: int) -> dict[str, float]:
+def _pictured(family: Any, cell: Training, encoders: str, steps: int) -> dict[str, float]:
     """Scores of the same prompts and seeds as the run's own samples, with `steps` steps of its sampler."""
     from fewbayes.sample import sample_images
 
@@ -330,7 +248,7 @@ def _pictured(family: Any, cell: Cell, steps: int) -> dict[str, float]:
     how = {"sampler": c.sampler, "guidance": c.guidance_scale, "steps": steps}
     pictures = sample_images(family, prompts, [row["seed"] for row in rows], **how, resolution=c.resolution)
     references = open_pictures(cell.folder / "reference")
-    return score_pictures(pictures, prompts, references, _encoders(cell.encoders), _rare_token(cell.folder))
+    return score_pictures(pictures, prompts, references, _encoders(encoders), _rare_token(cell.folder))
 
 
 def _set_mean(trained: Mapping[str, Any], checkpoints: Sequence[Path]) -> None:

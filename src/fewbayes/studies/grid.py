@@ -1,0 +1,229 @@
+"""Trainings that differ in a few settings, on several subjects and seeds, run several at a time.
+
+An arm is a few changes of a common `TrainConfig`; a training is one arm on one subject with one seed, and its run
+folder is its result. What is done is not done again, and a folder that holds another training is refused. Reads no
+result and draws nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fewbayes.runs.folder import RunFolder, atomic_write, environment
+from fewbayes.settings.config import TrainConfig
+from fewbayes.studies.subjects import StudySubject
+
+log = logging.getLogger("fewbayes")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`changes` are fields of TrainConfig that this arm sets differently from the others."""
+
+    name: str
+    label: str
+    changes: Mapping[str, Any]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One cell of a grid. config: all that it is trained with; its output_dir is the run folder."""
+
+    subject: StudySubject
+    arm: Arm
+    seed: int
+    config: TrainConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output_dir)
+
+
+def grid(
+    places: Mapping[Path, StudySubject],
+    settings: Callable[[StudySubject], TrainConfig],
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+) -> list[Training]:
+    """Every arm of every subject for the first seed, then the next seed: what is there can always be compared.
+
+    places: each subject by the folder that its run folders, `<arm>-seed<k>`, stand in. settings: what all arms of a
+    subject share; seed and output_dir are replaced.
+    """
+    made = []
+    for seed in seeds:
+        for place, subject in places.items():
+            common = settings(subject)
+            for arm in arms:
+                folder = place / f"{arm.name}-seed{seed}"
+                made.append(
+                    Training(subject, arm, seed, replace(common, **arm.changes, seed=seed, output_dir=str(folder)))
+                )
+    assert len({training.folder for training in made}) == len(made), "two trainings would write into one folder"
+    return made
+
+
+def run(trainings: Sequence[Training], work: Callable[[Training], Result], workers: int | None = None) -> list[Result]:
+    """`work`, a function at the top of a module, on every training, in order, several at a time; see `in_parallel`."""
+    with _watching([training.config for training in trainings]):
+        return in_parallel(work, trainings, workers)
+
+
+def train(training: Training) -> str | None:
+    """Bring a training to its end; one that is done returns at once, one of other settings is refused (RunError).
+
+    Returns the reason where its numbers ran away: that stops no other training.
+    """
+    from fewbayes.training.train import NonFiniteError
+    from fewbayes.training.train import train as train_config
+
+    try:
+        train_config(training.config, family=_family(training.config.model), progress=False)
+    except NonFiniteError as error:
+        return f"{training.folder.name}: {error}"
+    return None
+
+
+def experiment(
+    folder: Path,
+    trainings: Sequence[Training],
+    *,
+    title: str,
+    question: str,
+    facts: Mapping[str, Any],
+    workers: int | None = None,
+) -> Path:
+    """Bring the trainings of one subject to their end under `folder`, and list them by arm in its `experiment.json`.
+
+    The same call continues after an interruption. The list is what the run page reads.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if failed := [failure for failure in run(trainings, train, workers) if failure]:
+        log.warning("%d of %d runs failed: %s", len(failed), len(trainings), "; ".join(failed))
+    arms = {training.arm.name: training.arm for training in trainings}
+    described = {
+        "title": title,
+        "subject": trainings[0].subject.class_word,
+        "question": question,
+        "arms": [
+            {
+                "name": arm.name,
+                "label": arm.label,
+                "note": arm.note,
+                "runs": [t.folder.relative_to(folder).as_posix() for t in trainings if t.arm.name == arm.name],
+            }
+            for arm in arms.values()
+        ],
+        "provenance": {**facts, "command": command(), **environment(None)},
+    }
+    atomic_write(folder / "experiment.json", json.dumps(described, indent=1, default=str) + "\n")
+    return folder
+
+
+def is_done(run_folder: Path) -> bool:
+    return (run_folder / "manifest.json").is_file() and RunFolder(run_folder).manifest.get("status") == "done"
+
+
+def command() -> str:
+    """What was typed, as results keep it: they name no folders of the machine that they were made on."""
+    return shlex.join(["fewbayes", *map(without_path, sys.argv[1:])])
+
+
+def without_path(argument: str) -> str:
+    """The last name of a path: photos/dog:dog is dog:dog, --output_dir=runs/a is --output_dir=a."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + (Path(value).name if "/" in value else value)
+
+
+def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> list[Result]:
+    """`function` of every item, in order, in `workers` processes that share the cores; None is one per core.
+
+    One worker is this process itself. An error ends all of them and is raised.
+    """
+    if not items:
+        return []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers or cores, len(items))
+    if workers == 1:
+        return [function(item) for item in items]
+    context, threads = multiprocessing.get_context("spawn"), max(1, cores // workers)
+    with ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=(threads,)) as pool:
+        try:
+            return list(pool.map(function, items))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@cache
+def _family(model: str) -> Any:
+    """Loaded once per worker; training gives it back as it was."""
+    from fewbayes.models import load_family
+
+    return load_family(model)
+
+
+def _prepare(threads: int) -> None:
+    import torch
+
+    logging.getLogger("fewbayes").setLevel(logging.ERROR)
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent was killed: a run may stop at any moment, but must not go on unseen."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+@contextmanager
+def _watching(configs: Sequence[TrainConfig]) -> Iterator[None]:
+    """A progress bar over checkpoints sampled and runs done so far, read from the run folders by a thread."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    sampled = [c for c in configs if c.validation_steps]
+    total = len(configs) + sum(len(range(0, (c.max_train_steps or 0) + 1, c.validation_steps)) for c in sampled)
+    folders = [Path(config.output_dir) for config in configs]
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    stop = threading.Event()
+    with Progress(*columns, *times, console=Console(stderr=True), refresh_per_second=2) as shown:
+        task = shown.add_task(f"{len(configs)} runs", total=total)
+
+        def show() -> None:
+            pictures, done = sum(len(list(f.glob("samples/step-*"))) for f in folders), sum(map(is_done, folders))
+            shown.update(task, completed=pictures + done, description=f"{done} of {len(configs)} runs done")
+
+        def watch() -> None:
+            while not stop.wait(1.0):
+                show()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            show()

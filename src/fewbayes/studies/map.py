@@ -1,0 +1,277 @@
+"""Where the corruption stage appears: one setting at a time is changed from a regime that has it.
+
+Learning rate, number of images, rank and kind of method, guidance, sampler and its steps, and the optimizer; texture is
+told by the subjects. Weights are the raw ones. The table has a row for every setting, with means over seeds; the
+picture a strip over the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fewbayes.errors import UserError
+from fewbayes.models import inspect_model
+from fewbayes.page.look import save, style
+from fewbayes.page.table import Column, Table, markdown
+from fewbayes.runs.folder import atomic_write
+from fewbayes.stage.definition import longest
+from fewbayes.studies import study
+from fewbayes.studies.course import corrupted, measures
+from fewbayes.studies.followed import follow, trainings
+from fewbayes.studies.grid import Arm
+from fewbayes.studies.subjects import named_subjects
+from fewbayes.world.scenes import SUBJECTS
+
+NAME = "map"
+QUESTION = "Where does the corruption stage appear, and what moves its onset, its depth and its end?"
+CHECKPOINTS = 8
+FEWER_IMAGES = (1, 2)
+CENTRE = Arm("centre", "the regime itself", {})
+IMAGES = "number of images"
+
+
+def axes(rate: float, method: str) -> dict[str, list[Arm]]:
+    """Settings by axis, each a change of the regime `CENTRE`."""
+    lora, full = {"method": "lora", "rank": 16}, {"method": "full", "rank": 4}
+    methods = {
+        "full": [
+            _arm("LoRA of rank 16, the same rate", **lora),
+            _arm("LoRA of rank 16, rate 3 x", **lora, learning_rate=3 * rate),
+            _arm("LoRA of rank 64, the same rate", **lora | {"rank": 64}),
+            _arm("OFT, rate 3 x", method="oft", learning_rate=3 * rate),
+        ],
+        "lora": [
+            _arm("LoRA of rank 4", rank=4),
+            _arm("LoRA of rank 64", rank=64),
+            _arm("full, a fifth of the rate", **full, learning_rate=rate / 5),
+            _arm("OFT, the same rate", method="oft", rank=4),
+        ],
+    }
+    return {
+        "learning rate": [_arm(f"rate {factor:g} x", learning_rate=factor * rate) for factor in (0.1, 0.3, 0.6, 3)],
+        "method and size": methods[method],
+        "guidance": [_arm(f"guidance {scale:g}", guidance_scale=scale) for scale in (1.0, 3.0)],
+        "sampler": [
+            _arm("DPM++, 25 steps", sampler="dpm++"),
+            _arm("PNDM, 25 steps", sampler="pndm"),
+            _arm("DDIM, 100 steps", num_inference_steps=100),
+        ],
+        "optimizer": [
+            _arm("beta2 0.9", adam_beta2=0.9),
+            _arm("batch of 2", train_batch_size=2),
+            _arm("min-SNR 5", snr_gamma=5.0),
+        ],
+    }
+
+
+def _arm(label: str, **changes: Any) -> Arm:
+    name = "".join(letter if letter.isalnum() or letter in ".+" else "-" for letter in label.replace(",", ""))
+    return Arm(name, label, changes)
+
+
+@study("map", "where the corruption stage appears: rate, images, rank, guidance, sampler, optimizer")
+def run_map(arguments: Sequence[str]) -> list[Path]:
+    """The file of results, its table and its picture."""
+    asked = _parser().parse_args(arguments)
+    file = asked.redraw or _train(asked)
+    return [file, write_table(file), draw(file)]
+
+
+def _train(asked: argparse.Namespace) -> Path:
+    if asked.quick:
+        asked.seeds, asked.steps = 1, CHECKPOINTS
+    if asked.seeds < 1 or asked.steps < CHECKPOINTS:
+        raise UserError(
+            f"--seeds is {asked.seeds} and --steps {asked.steps}; there must be 1 and {CHECKPOINTS} or more"
+        )
+    card = inspect_model(asked.model)
+    world, folder = asked.model == "tiny", asked.output_dir
+    subjects = named_subjects(asked.subjects, asked.photographs, folder, card.resolution, world=world)
+    base = {
+        "model": asked.model,
+        "method": asked.method,
+        **({"rank": 16} if asked.method == "lora" else {}),
+        "learning_rate": asked.learning_rate,
+        "center_crop": True,
+        "max_train_steps": asked.steps,
+        "validation_steps": asked.steps // CHECKPOINTS,
+        "checkpointing_steps": 0,
+        "num_validation_images": 2,
+        "num_inference_steps": asked.num_inference_steps,
+    }
+    encoders = asked.encoders or ("embedded" if world else "paper")
+    grid = {axis: arms for axis, arms in axes(asked.learning_rate, asked.method).items() if axis in asked.axes}
+    everywhere = [CENTRE, *(arm for arms in grid.values() for arm in arms)]
+    cells = trainings(folder, base, subjects, everywhere, range(asked.seeds))
+    if IMAGES in asked.axes:
+        fewer = [s.first(count) for s in subjects for count in FEWER_IMAGES if count < len(s.files)]
+        cells += trainings(folder, base, fewer, [CENTRE], range(asked.seeds))
+    facts = {
+        "title": "Where the corruption stage appears",
+        "question": QUESTION,
+        "settings": base,
+        "axes": {axis: [arm.name for arm in arms] for axis, arms in grid.items()},
+    }
+    return follow(cells, folder, NAME, facts, encoders, asked.workers)
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = [*axes(1, "full"), IMAGES]
+    parser = argparse.ArgumentParser("fewbayes experiment map", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--output_dir", "--output-dir", type=Path, default=Path("runs/map"))
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(SUBJECTS)}")
+    parser.add_argument("--photographs", nargs="*", default=[], metavar="DIR:CLASS", help="all images of a folder")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--method", choices=("full", "lora"), default="full", help="of the regime itself [full]")
+    parser.add_argument("--learning_rate", "--learning-rate", type=float, default=1e-3, metavar="RATE")
+    parser.add_argument("--num_inference_steps", "--num-inference-steps", type=int, default=25)
+    parser.add_argument("--axes", nargs="+", default=names, choices=names, metavar="AXIS", help=", ".join(names))
+    parser.add_argument("--encoders", metavar="embedded|paper|DIR", help="[embedded for the model tiny, else paper]")
+    parser.add_argument(
+        "--redraw", type=Path, metavar="FILE", help="table and picture of a map.json again; trains nothing"
+    )
+    parser.add_argument("--workers", type=int, help="trainings at a time [one per core]")
+    parser.add_argument("--quick", action="store_true", help=f"a look: 1 seed, {CHECKPOINTS} steps")
+    return parser
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("onset", "corrupted", "longest", "recovered", "deepest fall of Dino", "best Dino, uncorrupted", "last Dino")
+
+
+def rows_of(told: Mapping[str, Any]) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
+    """(axis, words, cells) for every setting, the regime itself first, then axis by axis."""
+    cells = told["cells"]
+    words = {arm["name"]: arm["label"] for arm in told["arms"]}
+    most = {cell["subject"]: max(c["images"] for c in cells if c["subject"] == cell["subject"]) for cell in cells}
+
+    def of(arm: str, images: int | None = None) -> list[Mapping[str, Any]]:
+        return [c for c in cells if c["arm"] == arm and c["images"] == (images or most[c["subject"]])]
+
+    rows = [("", words["centre"], of("centre"))]
+    fewer = sorted({c["images"] for c in cells} - set(most.values()))
+    rows += [("number of images", f"{n} image{'s' if n > 1 else ''}", of("centre", n)) for n in fewer]
+    rows += [(axis, words[arm], of(arm)) for axis, arms in told["axes"].items() for arm in arms]
+    return [row for row in rows if row[2]]
+
+
+def summary(cell: Mapping[str, Any]) -> dict[str, float | None]:
+    """Onset: the first step of the longest stretch of corrupted checkpoints; recovered: whether a later one is not.
+
+    None where there is no stretch of two or more.
+    """
+    bad = corrupted(cell, "raw")
+    steps = [row["step"] for row in cell["raw"][1:]]
+    found = measures(cell, "raw")
+    stretch = longest(bad)
+    first, end = stretch or (0, 0)
+    return {
+        "onset": steps[first] if stretch else None,
+        "corrupted": found["corrupted"],
+        "longest": (end - first) / len(bad),
+        "recovered": float(end < len(bad)) if stretch else None,
+        "deepest fall of Dino": found["fall"],
+        "best Dino, uncorrupted": found["best"],
+        "last Dino": found["fidelity"],
+    }
+
+
+def tables(told: Mapping[str, Any]) -> str:
+    """A table for every subject, and which trainings failed."""
+    subjects = list(dict.fromkeys(cell["subject"] for cell in told["cells"]))
+    parts = []
+    for subject in subjects:
+        rows = []
+        for axis, words, cells in rows_of(told):
+            mine = [summary(cell) for cell in cells if cell["subject"] == subject]
+            if mine:
+                count = _trainings(told, [cell for cell in cells if cell["subject"] == subject])
+                rows.append([axis, words, count, *(_shown([row[name] for row in mine], name) for name in COLUMNS)])
+        heads = [Column(name) for name in ("axis", "setting", "trainings", *COLUMNS)]
+        parts.append(f"## {subject}\n\n{markdown(Table(heads, rows))}")
+    labels = {arm["name"]: arm["label"] for arm in told["arms"]}
+    lost = [
+        f"- {f['subject']}, {f['images']} images, {labels[f['arm']]}, seed {f['seed']}: {f['failed']}"
+        for f in told.get("failed", ())
+    ]
+    parts += ["## Failed trainings, in no number above\n\n" + "\n".join(lost)] if lost else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _trainings(told: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+    """How many trainings of one setting and subject the numbers are of, and of how many where some failed."""
+    same = ("subject", "images", "arm")
+    lost = sum(all(cell[key] == cells[0][key] for key in same) for cell in told.get("failed", ()))
+    return f"{len(cells)} of {len(cells) + lost}" if lost else str(len(cells))
+
+
+def _shown(values: Sequence[float | None], name: str) -> str:
+    """The mean over seeds; onset and recovery are those of the seeds with a stage, and say how many these are."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = float(np.mean(known))
+    if name == "onset":
+        return f"{mean:.0f}" + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
+    if name == "recovered":
+        return f"{sum(known):.0f} of {len(known)}" if len(values) > 1 else ("yes" if known[0] else "no")
+    return f"{100 * mean:.0f} %" if name in ("corrupted", "longest") else f"{mean:.2f}"
+
+
+def write_table(file: Path) -> Path:
+    """The tables beside the results, as Markdown."""
+    target = file.with_suffix(".md")
+    atomic_write(target, tables(json.loads(file.read_text(encoding="utf-8"))))
+    return target
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def draw(file: Path) -> Path:
+    """A row per setting and a block per subject, beside the results; colour: the corruption score."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    with style():
+        return save(_strips(told), file.with_suffix(".png"))
+
+
+def _strips(told: Mapping[str, Any]) -> Figure:
+    rows = rows_of(told)
+    subjects = list(dict.fromkeys(cell["subject"] for cell in told["cells"]))
+    figure = Figure(figsize=(2.6 + 2.4 * len(subjects), 0.9 + 0.27 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(subjects), sharey=True, squeeze=False)[0]
+    image = None
+    for axis, subject in zip(panels, subjects, strict=True):
+        strips = [_strip([c for c in cells if c["subject"] == subject]) for _, _, cells in rows]
+        width = max(map(len, strips))
+        values = np.array([[*strip, *[np.nan] * (width - len(strip))] for strip in strips])
+        image = axis.imshow(values, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
+        steps = [row["step"] for row in told["cells"][0]["raw"]]
+        axis.set_xticks(range(0, len(steps), 2), [str(step) for step in steps[::2]], fontsize=8)
+        axis.set_title(subject.replace("_", " "))
+        axis.set_xlabel("training steps", fontsize=9)
+        axis.spines[:].set_visible(False)
+        axis.grid(visible=False)
+        for i in range(1, len(rows)):
+            if rows[i][0] != rows[i - 1][0]:
+                axis.axhline(i - 0.5, color="white", lw=3)
+    panels[0].set_yticks(range(len(rows)), [words for _, words, _ in rows], fontsize=9)
+    assert image is not None
+    bar = figure.colorbar(image, ax=list(panels), shrink=0.6, pad=0.02)
+    bar.set_label("corruption score; from 0.5 on it counts as corrupted", fontsize=9)
+    return figure
+
+
+def _strip(cells: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Mean over seeds."""
+    return np.mean([[row["corruption"] for row in cell["raw"]] for cell in cells], axis=0).tolist() if cells else []

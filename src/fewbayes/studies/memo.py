@@ -1,0 +1,77 @@
+"""A result kept beside what it follows from, so that it is found once and found again where that has changed.
+
+What it follows from is told by content (settings, fingerprints, digests of files), never by time or path. Knows neither
+trainings nor figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fewbayes.errors import UserError
+from fewbayes.runs.folder import atomic_write, file_sha256
+
+
+def recall(file: Path, made_of: Any) -> Any | None:
+    """What was kept in `file` under the same `made_of`; None where there is nothing, or something else."""
+    kept = _read(file)
+    return kept["found"] if kept and kept["made_of"] == _plain(made_of) else None
+
+
+def remember(file: Path, made_of: Any, find: Callable[[], Any]) -> Any:
+    """What `find` finds, as JSON gives it back; it is called where `file` does not hold its answer for `made_of`."""
+    if (found := recall(file, made_of)) is None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps({"made_of": made_of, "found": find()}) + "\n")
+        found = recall(file, made_of)
+    return found
+
+
+def claim(file: Path, made_of: Mapping[str, Any]) -> None:
+    """Write down what the folder of `file` is of. UserError where it is known to be of something else."""
+    known, asked = _read(file), _plain(made_of)
+    if known is None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps({"made_of": asked, "found": True}, indent=1) + "\n")
+    elif other := [key for key in {**asked, **known["made_of"]} if known["made_of"].get(key) != asked.get(key)]:
+        raise UserError(
+            f"{file.parent} holds results with {other[0]} {known['made_of'].get(other[0])}, not "
+            f"{asked.get(other[0])}; give another output_dir"
+        )
+
+
+def content(*folders: Path) -> str:
+    """A digest of all files in some folders, at any depth: it changes with a file's name or any of its bytes."""
+    files = sorted((path.relative_to(f).as_posix(), path) for f in folders for path in f.rglob("*") if path.is_file())
+    return digest(f"{name} {file_sha256(path)}" for name, path in files)
+
+
+def digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def rounded(value: Any, digits: int = 4) -> Any:
+    """So many digits after the point, in whatever holds the numbers."""
+    if isinstance(value, Mapping):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    return round(value, digits) if isinstance(value, float) else value
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """The file of a memo; None where there is none, or one that is torn or says not what it was made of."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return kept if isinstance(kept, dict) and kept.keys() == {"made_of", "found"} else None
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: lists for tuples, strings for keys."""
+    return json.loads(json.dumps(value))
