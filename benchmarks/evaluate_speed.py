@@ -68,7 +68,7 @@ def main() -> None:
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "encoders": {key: encoder.get("encoder") for key, encoder in result.facts["encoders"].items()},
-        "values": sum(row["value"] is not None for row in result.rows),
+        "values": sum(row.value is not None for row in result.rows),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "machine": platform.platform(),

@@ -22,6 +22,7 @@ from PIL import Image
 
 from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.evaluate import evaluate_folder
+from fewbayes.metrics.rows import Row
 from fewbayes.metrics.scores import without_token
 from fewbayes.runs.folder import atomic_write
 
@@ -162,8 +163,8 @@ def scored(
     return values
 
 
-def _value(rows: Sequence[dict], metric: str, row: str) -> float | None:
-    return next((r["value"] for r in rows if (r["metric"], r["row"]) == (metric, row)), None)
+def _value(rows: Sequence[Row], metric: str, row: str) -> float | None:
+    return next((r.value for r in rows if (r.metric, r.row) == (metric, row)), None)
 
 
 def sanity(by_subject: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> list[dict]:

@@ -67,7 +67,7 @@ def test_the_files_of_an_evaluation_hold_every_metric_with_its_keys(tmp_path, sa
     keys = {"subject": "dog", "arm": "bayes", "seed": 3}
     result = evaluate_folder(samples, reference_dir=reference, encoders=small, output_dir=output, mode="both", **keys)
     rows = read_metrics(output / METRICS)
-    assert rows == result.rows
+    assert rows == [row.plain() for row in result.rows]
     for row in rows:
         assert {"metric", "value", "mode", "row", "n", "encoder", "subject", "arm", "seed"} <= row.keys()
         assert (row["value"] is None) == ("reason" in row)
@@ -137,15 +137,15 @@ def test_the_ceiling_of_copying_sees_mirrors_as_the_samples_do(tmp_path, samples
 def test_one_reference_has_no_ceiling_and_the_row_says_why(tmp_path, samples, small):
     lone = write(tmp_path / "lone", [(picture(9), "")])
     result = evaluate_folder(samples, reference_dir=lone, encoders=small)
-    [row] = [row for row in result.rows if (row["metric"], row["row"]) == ("dino", "real")]
-    assert row["value"] is None
-    assert "takes two" in row["reason"]
+    [row] = [row for row in result.rows if (row.metric, row.row) == ("dino", "real")]
+    assert row.value is None
+    assert "takes two" in row.reason
 
 
 def test_without_references_or_prompts_what_needs_them_is_null_with_the_reason(tmp_path, samples, small):
     (samples / "samples.json").unlink()
     result = evaluate_folder(samples, encoders=small)
-    reasons = {row["metric"]: row.get("reason") for row in result.rows if row["row"] == "samples"}
+    reasons = {row.metric: row.reason for row in result.rows if row.row == "samples"}
     assert "give --reference_dir" in reasons["dino"]
     assert "give --prompt" in reasons["clip_t"]
     assert "give --prompt" in reasons["lpips"]
@@ -157,8 +157,8 @@ def test_missing_encoders_give_nulls_with_their_reason_and_nothing_takes_their_p
     encoders = {**small, "clip": Missing("fewbayes-clip", "it was lost"), "clip_iqa": Missing("piq", "so was this")}
     result = evaluate_folder(samples, reference_dir=reference, encoders=encoders, mode="both")
     for metric in ("clip_t", "clip_t_class", "clip_i", "clip_i_nearest"):
-        for row in (row for row in result.rows if row["metric"] == metric):
-            assert (row["value"], row["reason"], row["encoder"]) == (None, "it was lost", "fewbayes-clip")
+        for row in (row for row in result.rows if row.metric == metric):
+            assert (row.value, row.reason, row.encoder) == (None, "it was lost", "fewbayes-clip")
     assert result.value("clip_iqa") is None
     assert result.value("dino") is not None
     assert result.value("clip_iqa", mode="paper") is not None
@@ -172,9 +172,9 @@ def test_the_mean_over_subjects_counts_each_once_and_says_which_has_no_value(tmp
     result = evaluate_folder(tmp_path / "images", reference_dir=tmp_path / "data", encoders=small)
     parts = [result.value("clip_i", subject=subject) for subject in ("cat", "dog")]
     assert result.value("clip_i") == pytest.approx(np.mean(parts))
-    [row] = [r for r in result.rows if (r["metric"], r["row"], r["subject"]) == ("dino", "real", None)]
-    assert row["value"] is None
-    assert row["reason"].startswith("no value for dog")
+    [row] = [r for r in result.rows if (r.metric, r.row, r.subject) == ("dino", "real", None)]
+    assert row.value is None
+    assert row.reason.startswith("no value for dog")
 
 
 # --- against the base model -------------------------------------------------------------------------------------------
@@ -201,8 +201,8 @@ def test_noisier_pictures_than_the_base_models_are_seen_pair_by_pair(tmp_path, r
     assert result.value("noise_ratio") > 1.5
     assert result.value("noisier_than_base") > 0.9
     assert result.value("drift") > 1e-5
-    [row] = [row for row in result.rows if row["metric"] == "drift"]
-    assert row["n"] == 2
+    [row] = [row for row in result.rows if row.metric == "drift"]
+    assert row.n == 2
 
 
 def test_pictures_of_unrelated_prompts_say_nothing_of_the_subject(tmp_path, reference, small):
@@ -212,8 +212,8 @@ def test_pictures_of_unrelated_prompts_say_nothing_of_the_subject(tmp_path, refe
     for metric in ("dino", "clip_t", "lpips", "clip_iqa"):
         assert whole.value(metric) == pytest.approx(part.value(metric), abs=1e-9)
     for result in (whole, part):  # a cat on the moon is not of the class
-        [row] = [row for row in result.rows if row["metric"] == "pres"]
-        assert "the class alone" in row["reason"]
+        [row] = [row for row in result.rows if row.metric == "pres"]
+        assert "the class alone" in row.reason
 
 
 def test_pres_is_of_the_class_prompt_alone_and_drift_of_the_unrelated_ones(tmp_path, reference, small):
@@ -224,7 +224,7 @@ def test_pres_is_of_the_class_prompt_alone_and_drift_of_the_unrelated_ones(tmp_p
     result = evaluate_folder(tuned, reference_dir=reference, base_dir=base, encoders=small)
     expected = evaluate_folder(of_class, reference_dir=reference, encoders=small).value("dino")
     assert result.value("pres") == pytest.approx(expected)
-    counts = {row["metric"]: row["n"] for row in result.rows if row["row"] == "samples"}
+    counts = {row.metric: row.n for row in result.rows if row.row == "samples"}
     assert (counts["pres"], counts["drift"], counts["noise_ratio"], counts["clip_t"]) == (2 * 3, 4, 8, 2)
     listed = json.loads((tuned / "samples.json").read_text())
     kinds = ["subject", "unrelated", "class", "unrelated"]
@@ -236,10 +236,10 @@ def test_pres_is_of_the_class_prompt_alone_and_drift_of_the_unrelated_ones(tmp_p
 def test_a_rare_token_that_no_prompt_holds_gives_nulls_that_say_so(tmp_path, reference, small):
     tuned, base = with_unrelated(tmp_path / "tuned"), with_unrelated(tmp_path / "base")
     result = evaluate_folder(tuned, reference_dir=reference, base_dir=base, encoders=small, rare_token="qwe")
-    rows = {row["metric"]: row for row in result.rows if row["row"] == "samples"}
+    rows = {row.metric: row for row in result.rows if row.row == "samples"}
     for metric in ("clip_t_class", "drift", "pres"):
-        assert rows[metric]["value"] is None
-        assert rows[metric]["reason"] == "no prompt holds the rare token 'qwe'; give --rare_token"
+        assert rows[metric].value is None
+        assert rows[metric].reason == "no prompt holds the rare token 'qwe'; give --rare_token"
 
 
 def test_black_pictures_of_the_subject_do_not_hide_the_rare_token(tmp_path, reference, small):
@@ -252,7 +252,7 @@ def test_black_pictures_of_the_subject_do_not_hide_the_rare_token(tmp_path, refe
 def test_a_picture_without_a_prompt_is_never_unrelated(tmp_path, reference, small):
     folder = write(tmp_path / "some", [(picture(0), PROMPTS[0]), (picture(1), None), (picture(2), UNRELATED)])
     result = evaluate_folder(folder, reference_dir=reference, encoders=small)
-    assert {row["n"] for row in result.rows if row["metric"] == "clip_iqa" and row["row"] == "samples"} == {2}
+    assert {row.n for row in result.rows if row.metric == "clip_iqa" and row.row == "samples"} == {2}
 
 
 def test_pictures_without_a_partner_of_the_base_model_are_said(tmp_path, reference, small):
@@ -261,7 +261,7 @@ def test_pictures_without_a_partner_of_the_base_model_are_said(tmp_path, referen
     rows = json.loads((base / "samples.json").read_text())
     (base / "samples.json").write_text(json.dumps([*rows[:3], rows[3] | {"seed": 0}]))
     result = evaluate_folder(tuned, reference_dir=reference, base_dir=base, encoders=small)
-    notes = {row["metric"]: row.get("note") for row in result.rows if row["row"] == "samples"}
+    notes = {row.metric: row.note for row in result.rows if row.row == "samples"}
     assert notes["noise_ratio"] == "3 of 6 pictures have a partner of the base model"
     assert notes["drift"] == "1 of 2 pictures have a partner"
     assert any("prompt and seed of an earlier one" in note for note in result.facts["notes"])
@@ -271,8 +271,8 @@ def test_prompts_with_one_picture_have_no_say_in_diversity_and_the_row_says_so(t
     folder = write(tmp_path / "few", [(picture(seed), PROMPTS[seed == 2]) for seed in range(3)])
     result = evaluate_folder(folder, encoders=small)
     for metric in ("lpips", "vendi"):
-        [row] = [r for r in result.rows if (r["metric"], r["row"]) == (metric, "samples")]
-        assert row["note"] == "1 of 2 prompts have two pictures"
+        [row] = [r for r in result.rows if (r.metric, r.row) == (metric, "samples")]
+        assert row.note == "1 of 2 prompts have two pictures"
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_unreadable_and_black_pictures_are_counted_said_and_not_scored(samples, 
         "black",
         "unreadable",
     }
-    counts = {row["row"]: (row["black"], row["unreadable"]) for row in result.rows}
+    counts = {row.row: (row.black, row.unreadable) for row in result.rows}
     assert counts == {"samples": (1, 1), "real": (0, 0)}  # the references are all there
 
 
@@ -306,9 +306,9 @@ def test_a_subject_of_whom_nothing_can_be_read_stays_in_the_mean_and_keeps_its_l
         file.write_bytes(b"torn")
     result = evaluate_folder(tmp_path / "images", reference_dir=tmp_path / "data", encoders=small)
     assert result.value("dino", subject="dog") is None
-    [row] = [r for r in result.rows if (r["metric"], r["row"], r["subject"]) == ("dino", "samples", None)]
-    assert row["reason"].startswith("no value for dog: there are no pictures that are readable")
-    losses = {r["subject"]: r["unreadable"] for r in result.rows if (r["metric"], r["row"]) == ("dino", "samples")}
+    [row] = [r for r in result.rows if (r.metric, r.row, r.subject) == ("dino", "samples", None)]
+    assert row.reason.startswith("no value for dog: there are no pictures that are readable")
+    losses = {r.subject: r.unreadable for r in result.rows if (r.metric, r.row) == ("dino", "samples")}
     assert losses == {"cat": 0, "dog": 2, "dog_toy": 0, None: 2}
     assert {row["subject"] for row in result.images if row["metric"] == "unreadable"} == {"dog"}
 
@@ -397,7 +397,7 @@ def test_a_run_is_scored_by_its_last_samples_of_the_exported_weights_against_its
     assert result.facts["pictures"].endswith("step-000100")
     assert {row["file"] for row in result.images} == {"ema/00.png", "ema/01.png"}
     assert result.facts["reference_dir"] == str(run / "reference")
-    assert {(row["subject"], row["seed"]) for row in result.rows} == {("rex", 5)}
+    assert {(row.subject, row.seed) for row in result.rows} == {("rex", 5)}
 
 
 def test_other_samples_of_a_run_are_named_by_their_folder(run, small):
@@ -493,8 +493,8 @@ def test_a_memory_that_cannot_be_used_is_done_without(tmp_path, samples, small):
 def test_all_pictures_of_a_prompt_are_compared_however_many(tmp_path, small):
     folder = write(tmp_path / "many", [(picture(seed, 8, 8), PROMPTS[0]) for seed in range(70)])
     result = evaluate_folder(folder, encoders=small)
-    [row] = [r for r in result.rows if (r["metric"], r["row"]) == ("lpips", "samples")]
-    assert row["n"] == 70 * 69 // 2
+    [row] = [r for r in result.rows if (r.metric, r.row) == ("lpips", "samples")]
+    assert row.n == 70 * 69 // 2
     images = [Image.open(folder / f"{i:02d}.png") for i in (3, 67)]
     whole = small["lpips"].distances([Image.open(folder / f"{i:02d}.png") for i in range(70)])
     assert whole[3, 67] == whole[67, 3] == pytest.approx(small["lpips"].distances(images)[0, 1], rel=1e-5)

@@ -155,7 +155,6 @@ def test_a_word_that_contains_the_rare_token_is_kept():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: scores.prompt_scores(features(0, 2), features(0, 3)), "2 pictures and 3 prompts"),
         (lambda: scores.fidelity(features(0, 2), features(0, 2)[:0]), "2 samples and 0 references"),
         (lambda: scores.real_fidelity(features(0, 1)), "it takes two"),
         (lambda: scores.diversity([np.zeros((1, 1))]), "no prompt has two"),
@@ -163,6 +162,12 @@ def test_a_word_that_contains_the_rare_token_is_kept():
         (lambda: scores.noise_ratio(np.ones(2), np.zeros(2)), "no noise to compare"),
     ],
 )
-def test_what_has_no_value_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_has_no_value_says_why(call, message):
+    with pytest.raises(scores.Unavailable, match=message):
         call()
+
+
+def test_shapes_that_do_not_agree_are_a_mistake_and_no_missing_value():
+    with pytest.raises(ValueError, match="2 pictures and 3 prompts"):
+        scores.prompt_scores(features(0, 2), features(0, 3))
+    assert not issubclass(scores.Unavailable, ValueError)

@@ -10,22 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fewbayes.errors import UserError
-from fewbayes.metrics.folders import Pictures, Sample, Source, find_source, read_prompts, read_references, read_samples
-from fewbayes.metrics.scores import has_token
+from fewbayes.metrics.folders import Pictures, Source, find_source, read_prompts, read_references, read_samples
 from fewbayes.metrics.weights import fetch_weights, list_weights
 from fewbayes.runs.folder import CONFIG, METRICS, atomic_write, environment
 
 if TYPE_CHECKING:
     from fewbayes.metrics.features import FeatureStore
-    from fewbayes.metrics.rows import Case
+    from fewbayes.metrics.rows import Row
 
 Mode = Literal["sound", "paper", "both"]
 IMAGES, FACTS = "images.jsonl", "evaluation.json"
@@ -36,19 +34,19 @@ RARE_TOKEN = "<v>"
 class Evaluation:
     """rows: of metrics.jsonl. images: of images.jsonl. facts: evaluation.json."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     images: list[dict[str, Any]]
     facts: dict[str, Any]
 
     def value(self, metric: str, *, mode: str = "sound", row: str = "samples", subject: Any = ...) -> float | None:
         """The value of one row; of several subjects, the average unless one is named."""
-        found = [r for r in self.rows if (r["metric"], r["mode"], r["row"]) == (metric, mode, row)]
+        found = [r for r in self.rows if (r.metric, r.mode, r.row) == (metric, mode, row)]
         if subject is not ...:
-            found = [r for r in found if r["subject"] == subject]
-        found = [r for r in found if "average" in r] or found
+            found = [r for r in found if r.subject == subject]
+        found = [r for r in found if r.average] or found
         if len(found) != 1:
             raise UserError(f"{len(found)} rows of {metric} ({mode}, {row}); name a subject")
-        return found[0]["value"]
+        return found[0].value
 
 
 def evaluate_folder(
@@ -133,7 +131,7 @@ def write_evaluation(result: Evaluation, folder: Path) -> None:
     """evaluation.json goes first and comes back last, so that it never stands beside files of another evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FACTS).unlink(missing_ok=True)
-    for name, rows in ((METRICS, result.rows), (IMAGES, result.images)):
+    for name, rows in ((METRICS, [row.plain() for row in result.rows]), (IMAGES, result.images)):
         atomic_write(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
     atomic_write(folder / FACTS, json.dumps(result.facts, indent=2) + "\n")
 
@@ -199,106 +197,27 @@ def _score(
     mode: Mode,
     rare_token: str,
     keys: Mapping[str, Any],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    from fewbayes.metrics.rows import Paper, Sound, macro_rows
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    from fewbayes.metrics.cases import Pooled, case_of
+    from fewbayes.metrics.rows import macro_rows, paper_rows, sound_rows
 
-    cases = [
-        _case(subject, pictures, base, references.get(subject), store, rare_token) for subject in pictures.subjects
+    sound = [
+        sound_rows(case_of(subject, pictures, base, references.get(subject), store, rare_token), encoders, keys)
+        for subject in pictures.subjects
     ]
-    sound = [Sound(case, store, encoders, keys).run() for case in cases]
     rows = [row for out in sound for row in out.rows] if mode != "paper" else []
-    if len(cases) > 1:
+    if len(sound) > 1:
         rows += macro_rows(rows)
     if mode != "sound":
         # A subject without references is still owned pictures of its own.
         known = {subject: references[subject].samples if subject in references else () for subject in pictures.subjects}
-        rows += Paper(pictures.samples, known, store, encoders, keys).run().rows
+        rows += paper_rows(Pooled(store, pictures.samples, known), encoders, keys)
     by_file = {file: metrics for out in sound for file, metrics in out.images.items()}
     return rows, _image_rows(pictures, by_file, store, keys)
 
 
 def _reasons(pictures: Pictures) -> dict[str, str]:
     return {file: lost.reason for file, lost in pictures.unreadable.items()}
-
-
-def _case(
-    subject: str | None,
-    pictures: Pictures,
-    base: Pictures | None,
-    references: Pictures | None,
-    store: FeatureStore,
-    rare_token: str,
-) -> Case:
-    from fewbayes.metrics.rows import Case
-
-    everything, told = _kinds(pictures.of(subject), rare_token)
-    kinds = {kind: _visible(samples, store) for kind, samples in everything.items()}
-    base_all = _visible(base.of(subject), store) if base else []
-    base_kinds, _ = _kinds(base_all, rare_token)
-    counts = {
-        row: _lost(part, subject, store) for row, part in (("samples", pictures), ("base", base), ("real", references))
-    }
-    return Case(
-        subject,
-        kinds["subject"],
-        _visible(references.samples, store) if references else [],
-        in_class=kinds["class"],
-        unrelated=kinds["unrelated"],
-        base=base_kinds["subject"],
-        pairs=_pairs([*kinds["subject"], *kinds["class"]], base_all),
-        unrelated_pairs=_pairs(kinds["unrelated"], base_all),
-        counts=counts,
-        rare_token=rare_token,
-        told=told,
-    )
-
-
-def _lost(part: Pictures | None, subject: str | None, store: FeatureStore) -> dict[str, int]:
-    """What a subject's rows of a kind are not computed from."""
-    if part is None:
-        return {"black": 0, "unreadable": 0}
-    found = part.of(subject)
-    return {"black": len(found) - len(_visible(found, store)), "unreadable": part.lost(subject)}
-
-
-def _visible(samples: Sequence[Sample], store: FeatureStore) -> list[Sample]:
-    """Without black pictures, which are counted: a safety filter's, or a model that makes no numbers any more."""
-    if not samples:
-        return []
-    black = store.matrix("pixels", samples)[:, 0] > 0
-    return [sample for sample, dark in zip(samples, black, strict=True) if not dark]
-
-
-def _kinds(samples: Sequence[Sample], rare_token: str) -> tuple[dict[str, list[Sample]], bool]:
-    """Pictures by what their prompts ask for, and whether that is known at all.
-
-    A listing may say the kind. Else a prompt with the rare token is of the subject; one without is of the class where
-    it is "(a photo of) a WORDS" and these words follow the token in another prompt, and unrelated otherwise. Pictures
-    without a prompt are never unrelated; and where no prompt holds the token, all are taken for the subject's.
-    """
-    with_token = [str(sample.prompt) for sample in samples if has_token(sample.prompt, rare_token)]
-    kinds: dict[str, list[Sample]] = {"subject": [], "class": [], "unrelated": []}
-    for sample in samples:
-        kind = sample.kind or "subject"
-        if sample.kind is None and sample.prompt and with_token and not has_token(sample.prompt, rare_token):
-            kind = "class" if _of_class(sample.prompt, with_token, rare_token) else "unrelated"
-        kinds[kind].append(sample)
-    return kinds, bool(with_token) or any(sample.kind for sample in samples)
-
-
-def _of_class(prompt: str, with_token: Sequence[str], rare_token: str) -> bool:
-    match = re.fullmatch(r"(?:a (?:photo|picture) of )?an? (.+?)[.\s]*", prompt, re.IGNORECASE)
-    if not match:
-        return False
-    words = rf"{re.escape(rare_token)}\s+{re.escape(match[1])}(?!\w)"
-    return any(re.search(words, other, re.IGNORECASE) for other in with_token)
-
-
-def _pairs(samples: Sequence[Sample], base: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
-    known: dict[Any, Sample] = {}
-    for sample in base:
-        known.setdefault(sample.pair, sample)
-    return [(sample, known[sample.pair]) for sample in samples if sample.pair in known]
 
 
 def _twice(base: Pictures) -> list[str]:
@@ -311,8 +230,10 @@ def _image_rows(
     pictures: Pictures, by_file: Mapping[str, Mapping[str, Any]], store: FeatureStore, keys: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """One row a picture and metric; a black or unreadable picture has one row that says so."""
+    from fewbayes.metrics.cases import visible
+
     rows: list[dict[str, Any]] = []
-    visible = set(_visible(pictures.samples, store))
+    shown = set(visible(pictures.samples, store))
     for sample in pictures.samples:
         about = {
             "file": sample.file,
@@ -324,7 +245,7 @@ def _image_rows(
             "image_seed": sample.seed,
             "sha256": sample.sha256,
         }
-        if sample not in visible:
+        if sample not in shown:
             rows.append({**about, "metric": "black", "value": 1.0, "encoder": None})
         rows += [{**about, **entry} for entry in by_file.get(sample.file, {}).values()]
     for file, lost in pictures.unreadable.items():
@@ -336,6 +257,8 @@ def _image_rows(
 def _counts(
     pictures: Pictures, base: Pictures | None, references: Mapping[str | None, Pictures], store: FeatureStore
 ) -> dict[str, int]:
+    from fewbayes.metrics.cases import visible
+
     counts = {}
     all_references = [p for r in references.values() for p in r.samples]
     for name, samples in (
@@ -343,7 +266,7 @@ def _counts(
         ("references", all_references),
         ("base", base.samples if base else ()),
     ):
-        counts |= {name: len(samples), f"black {name}": len(samples) - len(_visible(samples, store))}
+        counts |= {name: len(samples), f"black {name}": len(samples) - len(visible(samples, store))}
     counts["unreadable pictures"] = len(pictures.unreadable)
     counts["unreadable references"] = sum(len(r.unreadable) for r in references.values())
     counts["unreadable base"] = len(base.unreadable) if base else 0
@@ -422,26 +345,26 @@ def run_evaluate(arguments: list[str]) -> int:
 
 def summary(result: Evaluation) -> list[str]:
     """Lines for the terminal: the averages, the ceiling beside them, and what is missing and why."""
-    ceiling = {(r["metric"], r["mode"], r["subject"]): r["value"] for r in result.rows if r["row"] == "real"}
-    averaged = any("average" in row for row in result.rows)
+    ceiling = {(r.metric, r.mode, r.subject): r.value for r in result.rows if r.row == "real"}
+    averaged = any(row.average for row in result.rows)
     lines = [f"{note}" for note in result.facts["notes"]]
-    shown = [r for r in result.rows if r["row"] == "samples" and ("average" in r or not averaged)]
-    for row in (row for row in shown if row["value"] is not None):
-        real = ceiling.get((row["metric"], row["mode"], row["subject"]))
+    shown = [r for r in result.rows if r.row == "samples" and (r.average or not averaged)]
+    for row in (row for row in shown if row.value is not None):
+        real = ceiling.get((row.metric, row.mode, row.subject))
         beside = "" if real is None else f"   real against real {real:.4f}"
-        by = f"   {row['encoder']}" if row["encoder"] else ""
-        lines.append(f"{row['metric']:18} {row['value']:9.4f}   {row['mode']}, n {row['n']}{beside}{by}")
+        by = f"   {row.encoder}" if row.encoder else ""
+        lines.append(f"{row.metric:18} {row.value:9.4f}   {row.mode}, n {row.n}{beside}{by}")
     reasons: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = {}
     for row in shown:
-        if row["value"] is None:
-            reasons.setdefault(row["reason"], []).append(row["metric"])
+        if row.reason:
+            reasons.setdefault(row.reason, []).append(row.metric)
+        elif row.note:
+            notes.setdefault(row.note, []).append(row.metric)
     lines += [f"no {', '.join(dict.fromkeys(metrics))}: {reason}" for reason, metrics in reasons.items()]
     black = result.facts["counts"]["black pictures"] + result.facts["counts"]["black references"]
     if black:
         lines.append(f"{black} black pictures were counted and not scored")
-    notes: dict[str, list[str]] = {}
-    for row in (row for row in shown if "note" in row and row["value"] is not None):
-        notes.setdefault(row["note"], []).append(row["metric"])
     lines += [f"{', '.join(metrics)}: {note}" for note, metrics in notes.items()]
     for what in ("unreadable", "unreadable_references", "unreadable_base"):
         lines += [f"{what.replace('_', ' ')}: {file}: {reason}" for file, reason in result.facts[what].items()]

@@ -81,6 +81,7 @@ class FeatureStore:
         self.encoded = 0
         """Pictures that went through an encoder, counted once for each encoder."""
         self._known: dict[tuple[str, str], Floats] = {}
+        self._texts: dict[tuple[str, str], Floats] = {}
         self._memory = _Memory(cache) if cache else None
         self._progress = Progress(say or (lambda line: print(line, file=sys.stderr, flush=True)))
 
@@ -116,6 +117,13 @@ class FeatureStore:
         """(n, width), rows in the order of the samples, which `compute` has seen."""
         mark = self.fingerprint(key)
         return np.stack([self._known[mark, sample.sha256] for sample in samples])
+
+    def texts(self, key: str, prompts: Sequence[str]) -> Floats:
+        """(n, width), each prompt encoded once."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if (key, prompt) not in self._texts]
+        if new:
+            self._texts |= {(key, p): row for p, row in zip(new, self.encoders[key].texts(new), strict=True)}
+        return np.stack([self._texts[key, prompt] for prompt in prompts])
 
     def distances(self, key: str, samples: Sequence[Sample]) -> Floats:
         """(n, n) table of distances; a group that was seen before is not decoded again."""

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewbayes.errors import UserError
-from fewbayes.metrics.scores import Floats, Mean, cosines, prompt_scores
+from fewbayes.metrics.scores import Floats, Mean, Unavailable, cosines, prompt_scores
 
 PER_PROMPT = 4
 ENDINGS = (".png", ".jpg")
@@ -123,5 +122,5 @@ def _mean(values: Floats) -> Mean:
 
 def _some(values: Any, what: str) -> Any:
     if not len(values):
-        raise UserError(f"there are no {what}")
+        raise Unavailable(f"there are no {what}")
     return values

@@ -1,25 +1,42 @@
 """Scores in sound mode: numbers from features, nothing dropped on the way. numpy only.
 
 Knows neither pictures nor encoders: features are arrays with one row a picture, in any scale, and a cosine is taken of
-them in float64. What a score cannot be computed from is refused here; who calls says why a value is missing.
+them in float64. Where there is nothing to compute a score from, `Unavailable` says so.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewbayes.errors import UserError
-
 Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
 
-SSCD_CUT = 0.5
-"""From this SSCD cosine on a picture is usually called a copy (Somepalli et al., Diffusion Art or Digital Forgery)."""
+
+class Unavailable(Exception):  # noqa: N818  a reason, no error
+    """A metric has no value here, because ...: a row of null with this reason.
+
+    No ValueError: those of numpy and torch are mistakes of ours, and a mistake is no missing value.
+    """
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean, and what it is one of. each: the score of every picture; nearest: the place of its likest reference."""
+
+    value: float
+    n: int
+    each: Array | None = field(default=None, compare=False)
+    nearest: NDArray[np.intp] | None = field(default=None, compare=False)
+
+    @classmethod
+    def over(cls, values: Floats) -> Mean:
+        """Of a score of every picture."""
+        return cls(float(np.mean(values)), len(values), np.asarray(values, dtype=np.float64))
 
 
 def unit(features: Floats) -> Array:
@@ -37,7 +54,7 @@ def cosines(a: Floats, b: Floats) -> Array:
 def prompt_scores(images: Floats, texts: Floats) -> Array:
     """Clip-T of each picture: its cosine with its own prompt. Not scaled, and not cut off at 0."""
     if len(images) != len(texts):
-        raise UserError(f"{len(images)} pictures and {len(texts)} prompts; there must be one for each")
+        raise ValueError(f"{len(images)} pictures and {len(texts)} prompts; there must be one for each")
     return (unit(images) * unit(texts)).sum(1)
 
 
@@ -56,7 +73,9 @@ class Fidelity:
 def fidelity(samples: Floats, references: Floats) -> Fidelity:
     """Clip-I and Dino: cosines of every sample with every reference."""
     if not len(samples) or not len(references):
-        raise UserError(f"{len(samples)} samples and {len(references)} references; there must be one of each at least")
+        raise Unavailable(
+            f"{len(samples)} samples and {len(references)} references; there must be one of each at least"
+        )
     return _summary(cosines(samples, references))
 
 
@@ -66,7 +85,7 @@ def real_fidelity(references: Floats, mirrors: Floats | None = None) -> Fidelity
     mirrors: the references as a mirror shows them, in which the likest one is looked for too.
     """
     if len(references) < 2:
-        raise UserError(f"{len(references)} reference; it takes two to be compared with each other")
+        raise Unavailable(f"{len(references)} reference; it takes two to be compared with each other")
     table = cosines(references, references)
     count = len(table)
     likeness = table if mirrors is None else np.maximum(table, cosines(references, mirrors))
@@ -83,14 +102,6 @@ def _summary(table: Array) -> Fidelity:
     return Fidelity(float(table.mean()), float(nearest.mean()), table.size, table.mean(1), nearest, table.argmax(1))
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean, and what it is one of."""
-
-    value: float
-    n: int
-
-
 def diversity(groups: Sequence[Floats]) -> Mean:
     """Lpips: mean over prompts of the mean distance of their pictures, pairs i < j; n counts the pairs.
 
@@ -98,7 +109,7 @@ def diversity(groups: Sequence[Floats]) -> Mean:
     """
     pairs = [table[np.triu_indices(len(table), 1)] for table in groups if len(table) > 1]
     if not pairs:
-        raise UserError("no prompt has two pictures")
+        raise Unavailable("no prompt has two pictures")
     return Mean(float(np.mean([values.mean() for values in pairs])), sum(map(len, pairs)))
 
 
@@ -123,7 +134,7 @@ def group_vendi(groups: Sequence[Floats]) -> Mean:
     """Mean over prompts of their Vendi scores; prompts with one picture have no say. n counts the prompts."""
     scores = [vendi(features) for features in groups if len(features) > 1]
     if not scores:
-        raise UserError("no prompt has two pictures")
+        raise Unavailable("no prompt has two pictures")
     return Mean(float(np.mean(scores)), len(scores))
 
 
@@ -134,7 +145,7 @@ def noise_ratio(samples: Floats, base: Floats) -> float:
     """
     lowest = float(np.mean(base))
     if not lowest > 0:
-        raise UserError("the base model's pictures have no noise to compare with")
+        raise Unavailable("the base model's pictures have no noise to compare with")
     return float(np.mean(samples)) / lowest
 
 

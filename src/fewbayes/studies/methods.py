@@ -254,7 +254,7 @@ def _metrics_code() -> str:
     """Changes with every edit of a metric: scores of two versions never meet in one table."""
     import fewbayes.metrics
 
-    return _digest(Path(place) for place in fewbayes.metrics.__path__)
+    return _digest(file.parent for place in fewbayes.metrics.__path__ for file in Path(place).rglob("__init__.py"))
 
 
 def _content(folder: Path) -> str:
