@@ -19,9 +19,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fewbayes.metrics import encoders as loading
-from fewbayes.metrics.encoders import KEYS, Clip, ClipRn50Quality, LpipsAlex, Missing, PatchDistance, Sscd, Vit
-from fewbayes.metrics.preprocess import read_preprocessing
+from fewbayes.metrics.encoders.base import Missing, keys, load_encoders, load_from
+from fewbayes.metrics.encoders.clip import Clip, projected
+from fewbayes.metrics.encoders.clip_iqa import ClipRn50Quality
+from fewbayes.metrics.encoders.dino import Vit
+from fewbayes.metrics.encoders.lpips import LpipsAlex, PatchDistance, alexnet
+from fewbayes.metrics.encoders.places import Embedded, Published, from_hub, name_of
+from fewbayes.metrics.encoders.sscd import Sscd
+from fewbayes.metrics.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, read_preprocessing
 from fewbayes.metrics.weights import ALEXNET, HEADS, HUB_MODELS, RN50, SSCD, TOKENS, WEIGHTS, fetch_weights
 from fewbayes.runs.folder import file_sha256
 from small_encoders import (
@@ -82,7 +87,7 @@ def test_clip_crops_what_dino_squashes(tmp_path):
 def test_making_smaller_averages():
     """One-pixel stripes become grey; interpolation without averaging would pick black or white."""
     stripes = Image.fromarray(np.tile(np.array([0, 255], dtype=np.uint8), (64, 32))).convert("RGB")
-    prepared = loading.Preprocessing("squash", 8, 8, "bicubic", (0, 0, 0), (1, 1, 1))([stripes])
+    prepared = Preprocessing("squash", 8, 8, "bicubic", (0, 0, 0), (1, 1, 1))([stripes])
     assert prepared.min() > 0.45
     assert prepared.max() < 0.55
 
@@ -100,9 +105,9 @@ def test_features_are_read_from_transformers_4_and_5():
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     features = torch.arange(3.0)
-    assert loading._projected(features) is features
+    assert projected(features) is features
     output = BaseModelOutputWithPooling(last_hidden_state=torch.zeros(1), pooler_output=features)
-    assert loading._projected(output) is features
+    assert projected(output) is features
 
 
 def test_a_picture_has_the_same_features_alone_and_in_a_batch(clip, dino):
@@ -163,7 +168,7 @@ def test_patch_distance_is_0_to_itself_symmetric_and_the_same_in_any_company(din
 def random_alexnet(folder):
     """Weights under the names of torchvision's file, its classifier left out."""
     torch.manual_seed(0)
-    net = loading._alexnet()
+    net = alexnet()
     weights = {f"features.{name}": value for name, value in net.state_dict().items()}
     torch.save(weights, folder / ALEXNET.file)
     heads = {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate((64, 192, 384, 256, 256))}
@@ -208,7 +213,7 @@ def test_lpips_equals_the_package_with_its_true_heads(tmp_path):
     except Exception as error:
         pytest.skip(f"the lpips package cannot be imported: {error}")
     random_alexnet(tmp_path)
-    encoder = loading._lpips(tmp_path, (), "cpu")
+    encoder = Published(tmp_path, "cpu").need("lpips")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
@@ -305,7 +310,7 @@ def plain_clip_iqa(w, tokens, image: Image.Image) -> float:
     def step(x, name, bn, **options):
         return norm(F.conv2d(x, w[f"{name}.weight"], **options), bn)
 
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (loading.CLIP_MEAN, loading.CLIP_STD))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     x = (torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255 - mean) / std
     for number, stride in ((1, 2), (2, 1), (3, 1)):
         x = F.relu(step(x, f"visual.conv{number}", f"visual.bn{number}", stride=stride, padding=1))
@@ -421,8 +426,8 @@ def collection(tmp_path):
 
 
 def test_every_encoder_but_sscd_loads_from_a_folder_and_none_takes_a_name_that_is_not_its_own(collection):
-    found = loading.load_encoders(str(collection))
-    assert tuple(found) == KEYS
+    found = load_encoders(str(collection))
+    assert set(found) == {"clip", "clip_iqa", "clip_iqa_native", "dino", "dinov2", "lpips", "sscd"}
     assert isinstance(found.pop("sscd"), Missing)
     for key, encoder in found.items():
         file, _, digits = encoder.identity.name.partition("@")
@@ -434,31 +439,31 @@ def test_the_published_name_belongs_to_the_published_weights(collection):
     model, folder = HUB_MODELS["clip"], collection / HUB_MODELS["clip"].folder
     there = {file: file_sha256(folder / file) for file in ("model.safetensors", "config.json", "tokenizer.json")}
     own = f"clip-vit-large-patch14@{there['model.safetensors'][:12]}"
-    assert loading._name(folder, replace(model, files=there)) == model.repository
+    assert name_of(folder, replace(model, files=there)) == model.repository
     other = replace(model, files=there | {"config.json": "0" * 64, "vocab.json": "1" * 64})
-    assert loading._name(folder, other) == f"{own} with another config.json, vocab.json"
-    assert loading._name(folder, replace(model, files=there | {"model.safetensors": "0" * 64})) == own
-    assert loading._name(folder, replace(model, files=there | {"tokenizer.json": None})) == f"{own} (unverified)"
+    assert name_of(folder, other) == f"{own} with another config.json, vocab.json"
+    assert name_of(folder, replace(model, files=there | {"model.safetensors": "0" * 64})) == own
+    assert name_of(folder, replace(model, files=there | {"tokenizer.json": None})) == f"{own} (unverified)"
 
 
 def test_a_copy_whose_published_hash_is_not_known_says_so_wherever_it_came_from(collection, tmp_path):
-    dino = loading.load_encoders(str(collection))["dino"].identity
+    dino = load_encoders(str(collection))["dino"].identity
     assert dino.name == f"dino-vits16@{dino.sha256[:12]} (unverified)"
     elsewhere = (tmp_path / "snapshots" / "0123").resolve()  # a folder of the hub's cache is called by its revision
     shutil.copytree(collection / "dino-vits16", elsewhere)
-    assert loading._name(elsewhere, HUB_MODELS["dino"]) == dino.name
-    quality = loading.load_encoders(str(collection))["clip_iqa"].identity.name
+    assert name_of(elsewhere, HUB_MODELS["dino"]) == dino.name
+    quality = load_encoders(str(collection))["clip_iqa"].identity.name
     assert "clipiqa_tokens@" in quality
     assert quality.endswith("(unverified)")
 
 
 def test_features_are_kept_apart_by_the_configuration_beside_the_weights(tmp_path):
     folder = build_clip(tmp_path / "clip")
-    before = loading.Clip(folder, "clip").identity.fingerprint
+    before = Clip(folder, "clip").identity.fingerprint
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["hidden_act"] = "gelu"
     (folder / "config.json").write_text(json.dumps(config))
-    assert loading.Clip(folder, "clip").identity.fingerprint != before
+    assert Clip(folder, "clip").identity.fingerprint != before
 
 
 def test_a_download_from_the_hub_that_was_cut_off_is_not_taken_for_whole(monkeypatch, tmp_path):
@@ -467,10 +472,10 @@ def test_a_download_from_the_hub_that_was_cut_off_is_not_taken_for_whole(monkeyp
     (place / "refs" / "main").write_text("0" * 40)
     whole = build_dino(place / "snapshots" / ("0" * 40))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert loading._from_hub(HUB_MODELS["dino"], True).resolve() == whole.resolve()
+    assert from_hub(HUB_MODELS["dino"], True).resolve() == whole.resolve()
     (whole / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="is not in the cache of the hub"):
-        loading._from_hub(HUB_MODELS["dino"], True)
+        from_hub(HUB_MODELS["dino"], True)
 
 
 def test_what_is_absent_or_damaged_is_missing_with_its_reason(collection):
@@ -478,7 +483,7 @@ def test_what_is_absent_or_damaged_is_missing_with_its_reason(collection):
     (collection / HUB_MODELS["dinov2"].folder / "preprocessor_config.json").unlink()
     (collection / ALEXNET.file).unlink()
     (collection / TOKENS.file).write_bytes(b"")
-    found = loading.load_encoders(str(collection))
+    found = load_encoders(str(collection))
     gaps = {key: encoder.reason for key, encoder in found.items() if isinstance(encoder, Missing)}
     assert set(gaps) == {"dino", "dinov2", "lpips", "clip_iqa", "clip_iqa_native", "sscd"}
     assert all(gaps.values())
@@ -492,13 +497,13 @@ def test_without_a_network_the_published_encoders_are_missing_and_say_where_to_g
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    for key, encoder in loading.load_encoders("paper", offline=True).items():
+    for key, encoder in load_encoders("paper", offline=True).items():
         assert isinstance(encoder, Missing), key
         assert "--fetch-weights" in encoder.reason
 
 
 def test_the_embedded_evaluators_go_by_their_own_names(tmp_path):
-    found = loading.embedded_encoders("cpu", build_embedded(tmp_path))
+    found = load_from(Embedded(build_embedded(tmp_path), "cpu"))
     names = {key: encoder.identity.name for key, encoder in found.items() if not isinstance(encoder, Missing)}
     assert names == {
         "clip": "fewbayes-clip",
@@ -511,11 +516,11 @@ def test_the_embedded_evaluators_go_by_their_own_names(tmp_path):
 
 def test_an_unknown_place_of_encoders_is_refused():
     with pytest.raises(ValueError, match="neither 'embedded', nor 'paper', nor a folder"):
-        loading.load_encoders("papers")
+        load_encoders("papers")
 
 
 def test_weight_files_are_listed_with_where_they_come_from_and_under_which_licence():
-    assert {weight.encoder for weight in WEIGHTS} == set(KEYS) - {"clip_iqa_native"}
+    assert {weight.encoder for weight in WEIGHTS} == set(keys()) - {"clip_iqa_native"}
     for weight in WEIGHTS:
         assert weight.url.startswith("https://")
         assert weight.licence
@@ -584,7 +589,7 @@ def test_the_true_architectures_load_and_encode(tmp_path):
     (dino / "preprocessor_config.json").write_text(json.dumps(dino_preprocessing(224)))
     random_alexnet(tmp_path)
     random_rn50(tmp_path, blocks=(3, 4, 6, 3), width=64, outputs=1024, inner=512, depth=12, words=49408)
-    found = loading.load_encoders(str(tmp_path))
+    found = load_encoders(str(tmp_path))
     image = [picture(0, 300, 200)]
     assert found["clip"].images(image).shape == found["clip"].texts(["a dog"]).shape == (1, 768)
     assert found["dino"].images(image).shape == (1, 384)

@@ -15,7 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from fewbayes.metrics.encoders import Missing, embedded_encoders
+from fewbayes.metrics.encoders.base import Missing, load_from
+from fewbayes.metrics.encoders.places import Embedded
 from fewbayes.metrics.evaluate import FACTS, IMAGES, evaluate_folder, run_evaluate
 from fewbayes.metrics.features import FeatureStore, Progress, mirrored
 from fewbayes.metrics.folders import find_source, read_references, read_samples
@@ -29,7 +30,7 @@ UNRELATED = "a cat on the moon"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return embedded_encoders("cpu", build_embedded(tmp_path_factory.mktemp("encoders")))
+    return load_from(Embedded(build_embedded(tmp_path_factory.mktemp("encoders")), "cpu"))
 
 
 def write(folder: Path, pictures: Sequence[tuple[Image.Image, str | None]], listing: str = "samples.json") -> Path:
@@ -472,7 +473,7 @@ def test_a_picture_is_encoded_once_by_content_within_and_across_evaluations(tmp_
 
 
 def test_other_weights_are_other_features(tmp_path, samples, small):
-    from fewbayes.metrics.encoders import Vit
+    from fewbayes.metrics.encoders.dino import Vit
     from small_encoders import build_dino
 
     cache = tmp_path / "features.sqlite"

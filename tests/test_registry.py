@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fewbayes.metrics import registry
-from fewbayes.metrics.encoders import embedded_encoders
+from fewbayes.metrics.encoders.base import load_from
+from fewbayes.metrics.encoders.places import Embedded
 from fewbayes.metrics.evaluate import evaluate_folder
 from fewbayes.metrics.registry import Metric, in_table, register, registered
 from fewbayes.metrics.scores import Mean, Unavailable
@@ -34,7 +35,7 @@ def scene(tmp_path):
         (tmp_path / folder).mkdir()
         for seed in seeds:
             picture(seed).save(tmp_path / folder / f"{seed:02d}.png")
-    encoders = embedded_encoders("cpu", build_embedded(tmp_path / "encoders"))
+    encoders = load_from(Embedded(build_embedded(tmp_path / "encoders"), "cpu"))
     return {"source": tmp_path / "samples", "reference_dir": tmp_path / "reference", "encoders": encoders}
 
 

@@ -168,10 +168,11 @@ def _run_keys(source: Path, subject: str | None, seed: int | None) -> tuple[str 
 
 
 def _encoders(asked: str | Mapping[str, Any] | None, place: Source, offline: bool) -> tuple[dict[str, Any], str]:
-    from fewbayes.metrics.encoders import KEYS, Missing, load_encoders
+    from fewbayes.metrics.encoders import Missing, keys, load_encoders
 
     if asked is not None and not isinstance(asked, str):
-        return {key: asked.get(key, Missing(key, "no encoder was given for it")) for key in KEYS}, "given"
+        absent = {key: Missing(key, "no encoder was given for it") for key in keys()}
+        return {**absent, **asked}, "given"
     which = asked or ("embedded" if place.model == "tiny" else "paper")
     return load_encoders(which, offline=offline), which
 

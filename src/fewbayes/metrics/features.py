@@ -14,7 +14,7 @@ from contextlib import closing
 from functools import cache as once
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,16 @@ from fewbayes.metrics.pixels import haar_noise
 Floats = NDArray[np.floating]
 
 THUMBNAIL_SIDE = 32
+
+
+class OfPixels(Protocol):
+    """Features of a picture's pixels, for which no model is asked. fingerprint: other where the numbers are."""
+
+    fingerprint: str
+
+    def images(self, pictures: Sequence[Image.Image]) -> Floats:
+        """(n, width) of a batch of RGB pictures."""
+        ...
 
 
 class _Pixels:
@@ -58,6 +68,10 @@ def mirrored(thumbnails: Floats) -> Floats:
     return np.ascontiguousarray(thumbnails.reshape(shape)[:, :, ::-1]).reshape(len(thumbnails), -1)
 
 
+OF_PIXELS: dict[str, OfPixels] = {"pixels": _Pixels(), "thumbnail": _Thumbnails()}
+"""By the key that metrics ask for. A metric that needs others adds them where it registers itself."""
+
+
 class FeatureStore:
     """Features by the name of an encoder and the picture. encoders: what has `images`; those of one fingerprint share.
 
@@ -74,8 +88,7 @@ class FeatureStore:
         batch_size: int = 64,
         say: Callable[[str], None] | None = None,
     ):
-        own = {"pixels": _Pixels(), "thumbnail": _Thumbnails()}
-        self.encoders = own | {key: encoder for key, encoder in encoders.items() if hasattr(encoder, "images")}
+        self.encoders: dict[str, Any] = {**OF_PIXELS, **{k: e for k, e in encoders.items() if hasattr(e, "images")}}
         self.pairs = {key: encoder for key, encoder in encoders.items() if hasattr(encoder, "distances")}
         self.batch_size = batch_size
         self.encoded = 0

@@ -1,0 +1,152 @@
+"""What an encoder is, the reason where there is none, and the list of all.
+
+A file beside this one ends in `register(Role(...))`; it may import torch and transformers, and is read when encoders
+are loaded. An encoder takes a batch of pictures and gives numpy. What cannot be loaded becomes a `Missing` with its
+reason, and nothing takes its place. Knows no folders of samples and no scores; never imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fewbayes.errors import UserError
+
+if TYPE_CHECKING:
+    from fewbayes.metrics.encoders.places import Embedded, Place, Published
+
+Floats = NDArray[np.floating]
+Pictures = Sequence[Image.Image]
+EMBEDDED = Path(__file__).parents[2] / "world" / "weights"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who an encoder is. sha256: of its weight file. preprocessing: in words, as results show it."""
+
+    name: str
+    sha256: str
+    preprocessing: str
+    details: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for encoders that give the same features."""
+        words = json.dumps([self.sha256, self.preprocessing, list(self.details)], sort_keys=True, default=str)
+        return hashlib.sha256(words.encode()).hexdigest()
+
+
+class Encoder(Protocol):
+    identity: Identity
+
+
+class ImageEncoder(Encoder, Protocol):
+    def images(self, pictures: Pictures) -> Floats:
+        """(n, width) features of a batch, in float32 and not normalised."""
+        ...
+
+
+class TextEncoder(ImageEncoder, Protocol):
+    def texts(self, prompts: Sequence[str]) -> Floats:
+        """(n, width) in the space of the pictures' features."""
+        ...
+
+    def cut_off(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that are longer than the model reads."""
+        ...
+
+
+class QualityEncoder(ImageEncoder, Protocol):
+    """anchors: (2, width), features of the better and the worse of two antonyms. scale: of their cosines."""
+
+    anchors: Floats
+    scale: float
+
+
+class PairEncoder(Encoder, Protocol):
+    def distances(self, pictures: Pictures) -> Floats:
+        """(n, n) symmetric table of distances, exactly 0 between equal pictures."""
+        ...
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An encoder that is not there. name: what it would have been called."""
+
+    name: str
+    reason: str
+
+
+Encoders = dict[str, Any]
+"""By the key of a role: an encoder or a Missing."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What metrics ask for by `key`, and who plays it. name, embedded_name: of a player that could not be loaded."""
+
+    key: str
+    name: str
+    published: Callable[[Published], Encoder]
+    embedded_name: str | None = None
+    embedded: Callable[[Embedded], Encoder] | None = None
+    """From the embedded world, where that has a counterpart."""
+
+
+_ROLES: dict[str, Role] = {}
+
+
+def register(*roles: Role) -> None:
+    """Adds roles; a key can be taken once."""
+    for role in roles:
+        assert role.key not in _ROLES, f"two encoders are called {role.key}"
+        _ROLES[role.key] = role
+
+
+def roles() -> dict[str, Role]:
+    """All roles by key. Imports torch."""
+    _import_encoders()
+    return _ROLES
+
+
+def keys() -> tuple[str, ...]:
+    return tuple(roles())
+
+
+@cache
+def _import_encoders() -> None:
+    import fewbayes.metrics.encoders as package
+
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+
+
+def load_encoders(which: str = "paper", *, offline: bool = False, device: str | None = None) -> Encoders:
+    """Encoders by key. which: "embedded", "paper" (local copies, else the hub), or a folder of them."""
+    from fewbayes.metrics.encoders.places import Embedded, Published
+    from fewbayes.metrics.weights import weights_folder
+
+    if which == "embedded":
+        return load_from(Embedded(EMBEDDED, device))
+    if which == "paper":
+        return load_from(Published(weights_folder(), device, hub=True, offline=offline))
+    folder = Path(which).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"encoders {which!r} is neither 'embedded', nor 'paper', nor a folder")
+    return load_from(Published(folder, device))
+
+
+def load_from(place: Place) -> Encoders:
+    """Every encoder that is at a place, and why the others are not."""
+    return {key: place[key] for key in keys()}

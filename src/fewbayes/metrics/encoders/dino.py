@@ -1,0 +1,60 @@
+"""DINO and DINOv2, for likeness, variety and drift: the class token of a ViT that was trained without words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewbayes.metrics.encoders.base import Floats, Pictures, Role, register
+from fewbayes.metrics.encoders.checkpoint import identity_of_folder, load_checkpoint, to_numpy
+from fewbayes.metrics.encoders.places import Embedded, Published, there
+from fewbayes.metrics.preprocess import read_preprocessing
+from fewbayes.metrics.weights import HUB_MODELS
+
+EMBEDDED_NAME = "fewbayes-dino"
+
+
+class Vit:
+    """DINO (ViTModel) or DINOv2 (Dinov2Model): the class token after the final normalisation."""
+
+    def __init__(self, folder: Path, name: str, device: str = "cpu"):
+        self.device = device
+        self.prepare = read_preprocessing(folder)
+        self.identity = identity_of_folder(folder, name, self.prepare)
+        self.model = _vision_model(folder).to(device)
+
+    @torch.inference_mode()
+    def images(self, pictures: Pictures) -> Floats:
+        pixels = torch.from_numpy(self.prepare(pictures)).to(self.device)
+        return to_numpy(self.model(pixel_values=pixels).last_hidden_state[:, 0])
+
+
+def _vision_model(folder: Path) -> Any:
+    from transformers import AutoModel, ViTModel
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # A DINO checkpoint has no pooler; the feature is the class token, so none is made up.
+    if config.get("model_type") == "vit":
+        return load_checkpoint(ViTModel, folder, add_pooling_layer=False)
+    return load_checkpoint(AutoModel, folder)
+
+
+def _dino(place: Published) -> Vit:
+    return Vit(*place.model(HUB_MODELS["dino"]), place.device)
+
+
+def _dinov2(place: Published) -> Vit:
+    return Vit(*place.model(HUB_MODELS["dinov2"]), place.device)
+
+
+def _embedded(place: Embedded) -> Vit:
+    return Vit(there(place.folder / "dino"), EMBEDDED_NAME, place.device)
+
+
+register(
+    Role("dino", HUB_MODELS["dino"].repository, _dino, EMBEDDED_NAME, _embedded),
+    Role("dinov2", HUB_MODELS["dinov2"].repository, _dinov2),
+)
