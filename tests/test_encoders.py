@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fewbayes.metrics.encoders.base import Missing, keys, load_encoders, load_from
+from fewbayes.metrics.encoders.base import Missing, encoder_keys, load_encoders, load_from
 from fewbayes.metrics.encoders.clip import Clip, projected
 from fewbayes.metrics.encoders.clip_iqa import ClipRn50Quality
 from fewbayes.metrics.encoders.dino import Vit
@@ -520,7 +520,7 @@ def test_an_unknown_place_of_encoders_is_refused():
 
 
 def test_weight_files_are_listed_with_where_they_come_from_and_under_which_licence():
-    assert {weight.encoder for weight in WEIGHTS} == set(keys()) - {"clip_iqa_native"}
+    assert {weight.encoder for weight in WEIGHTS} == set(encoder_keys()) - {"clip_iqa_native"}
     for weight in WEIGHTS:
         assert weight.url.startswith("https://")
         assert weight.licence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from fewbayes.metrics import registry
+from fewbayes.metrics import features, registry
 from fewbayes.metrics.encoders.base import load_from
 from fewbayes.metrics.encoders.places import Embedded
-from fewbayes.metrics.evaluate import evaluate_folder
+from fewbayes.metrics.evaluate import evaluate_folder, summary
 from fewbayes.metrics.registry import Metric, in_table, register, registered
 from fewbayes.metrics.scores import Mean, Unavailable
+from fewbayes.runs.folder import METRICS, read_metrics
 from small_encoders import build_embedded, picture
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -27,6 +30,7 @@ def one_more(monkeypatch):
     """A registry whose additions are forgotten after the test."""
     registered()
     monkeypatch.setattr(registry, "_METRICS", dict(registry._METRICS))
+    monkeypatch.setattr(features, "OF_PIXELS", dict(features.OF_PIXELS))
 
 
 @pytest.fixture
@@ -92,3 +96,22 @@ def test_only_unavailable_is_a_missing_value_and_a_mistake_keeps_its_traceback(o
     register(Metric("mistaken", "Mistaken", "a product of shapes that do not agree", mistaken))
     with pytest.raises(ValueError, match="mismatch"):
         evaluate_folder(**scene)
+
+
+def test_a_metric_is_one_file_as_the_page_on_extending_says(one_more, scene, tmp_path):
+    """Its whole file stands on the page, and its numbers are those of a plain loop."""
+    page = (DOCS / "extending.md").read_text().partition("## Add a metric")[2]
+    file = tmp_path / "contrast.py"
+    file.write_text(re.findall(r"```python\n(.+?)```", page, re.S)[0])
+    spec = importlib.util.spec_from_file_location("fewbayes.metrics.measures.contrast", file)
+    assert spec
+    assert spec.loader
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    result = evaluate_folder(**scene, output_dir=tmp_path / "out", subject="rex")
+    for row, folder in (("samples", "source"), ("real", "reference_dir")):
+        levels = [np.asarray(Image.open(f).convert("L")).std() for f in sorted(scene[folder].glob("*.png"))]
+        assert result.value("contrast", row=row) == pytest.approx(np.mean(levels))
+    written = [row for row in read_metrics(tmp_path / "out" / METRICS) if row["metric"] == "contrast"]
+    assert [(row["row"], row["n"], row["encoder"]) for row in written] == [("samples", 4, None), ("real", 3, None)]
+    assert len([row for row in result.images if row["metric"] == "contrast"]) == 4
+    assert any(line.startswith("contrast ") for line in summary(result))

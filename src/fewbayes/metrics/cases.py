@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fewbayes.metrics import paper, scores
 from fewbayes.metrics.features import FeatureStore, Floats
-from fewbayes.metrics.folders import Kind, Pictures, Sample
+from fewbayes.metrics.folders import NO_PICTURES, Kind, Pictures, Sample
 from fewbayes.metrics.scores import Unavailable, has_token
 
 Samples = Sequence[Sample]
@@ -162,36 +162,41 @@ class Pooled:
 # --- from pictures to cases -------------------------------------------------------------------------------------------
 
 
-def case_of(
-    subject: str | None,
-    pictures: Pictures,
-    base: Pictures | None,
-    references: Pictures | None,
-    store: FeatureStore,
-    rare_token: str,
-) -> Case:
-    """A subject's share of pictures whose features the store has computed."""
-    everything, told = _kinds(pictures.of(subject), rare_token)
-    kinds = {kind: visible(samples, store) for kind, samples in everything.items()}
-    base_all = visible(base.of(subject), store) if base else []
-    base_kinds, _ = _kinds(base_all, rare_token)
-    return Case(
-        store,
-        subject,
-        kinds["subject"],
-        visible(references.samples, store) if references else [],
-        in_class=kinds["class"],
-        unrelated=kinds["unrelated"],
-        base=base_kinds["subject"],
-        pairs=_pairs([*kinds["subject"], *kinds["class"]], base_all),
-        unrelated_pairs=_pairs(kinds["unrelated"], base_all),
-        counts={
-            row: _lost(part, subject, store)
-            for row, part in (("samples", pictures), ("base", base), ("real", references))
-        },
-        rare_token=rare_token,
-        told=told,
-    )
+@dataclass(frozen=True)
+class Material:
+    """All that is scored, of all subjects. The store has computed its features."""
+
+    pictures: Pictures
+    base: Pictures
+    references: Mapping[str | None, Pictures]
+    store: FeatureStore
+
+    def case(self, subject: str | None, rare_token: str) -> Case:
+        """One subject's share."""
+        references = self.references.get(subject, NO_PICTURES)
+        everything, told = _kinds(self.pictures.of(subject), rare_token)
+        kinds = {kind: visible(samples, self.store) for kind, samples in everything.items()}
+        base = visible(self.base.of(subject), self.store)
+        parts = {"samples": self.pictures, "base": self.base, "real": references}
+        return Case(
+            self.store,
+            subject,
+            kinds["subject"],
+            visible(references.samples, self.store),
+            in_class=kinds["class"],
+            unrelated=kinds["unrelated"],
+            base=_kinds(base, rare_token)[0]["subject"],
+            pairs=_pairs([*kinds["subject"], *kinds["class"]], base),
+            unrelated_pairs=_pairs(kinds["unrelated"], base),
+            counts={row: _lost(part, subject, self.store) for row, part in parts.items()},
+            rare_token=rare_token,
+            told=told,
+        )
+
+    def pooled(self) -> Pooled:
+        """All subjects, those without references too: they still own pictures of their own."""
+        of = {subject: self.references.get(subject, NO_PICTURES).samples for subject in self.pictures.subjects}
+        return Pooled(self.store, self.pictures.samples, of)
 
 
 def _black(samples: Samples, store: FeatureStore) -> NDArray[np.bool_]:
@@ -205,9 +210,7 @@ def visible(samples: Samples, store: FeatureStore) -> list[Sample]:
     return [sample for sample, dark in zip(samples, _black(samples, store), strict=True) if not dark]
 
 
-def _lost(part: Pictures | None, subject: str | None, store: FeatureStore) -> Lost:
-    if part is None:
-        return Lost()
+def _lost(part: Pictures, subject: str | None, store: FeatureStore) -> Lost:
     found = part.of(subject)
     return Lost(len(found) - len(visible(found, store)), part.lost(subject))
 

@@ -11,19 +11,27 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from fewbayes.errors import UserError
-from fewbayes.metrics.folders import Pictures, Source, find_source, read_prompts, read_references, read_samples
+from fewbayes.metrics.cases import Material, visible
+from fewbayes.metrics.encoders import Encoders, Missing, encoder_keys, load_encoders
+from fewbayes.metrics.features import FeatureStore
+from fewbayes.metrics.folders import (
+    NO_PICTURES,
+    Pictures,
+    Source,
+    find_source,
+    read_prompts,
+    read_references,
+    read_samples,
+)
+from fewbayes.metrics.rows import PictureScores, Row, about, macro_rows, paper_rows, sound_rows
 from fewbayes.metrics.weights import fetch_weights, list_weights
 from fewbayes.runs.folder import CONFIG, METRICS, atomic_write, environment
-
-if TYPE_CHECKING:
-    from fewbayes.metrics.features import FeatureStore
-    from fewbayes.metrics.rows import Row
 
 Mode = Literal["sound", "paper", "both"]
 IMAGES, FACTS = "images.jsonl", "evaluation.json"
@@ -85,16 +93,13 @@ def evaluate_folder(
     prompts = read_prompts(Path(metadata)) if metadata else None
     words = {"subject": subject, "prompt": prompt and prompt.replace(RARE_TOKEN, token), "prompts": prompts}
     pictures = read_samples(place.pictures, weights=place.weights, **words)
-    base = read_samples(Path(base_dir), **words) if base_dir else None
+    base = read_samples(Path(base_dir), **words) if base_dir else NO_PICTURES
     folder = Path(reference_dir) if reference_dir else place.reference
     references = read_references(folder, pictures.subjects) if folder else {}
     loaded, which = _encoders(encoders, place, offline)
-    from fewbayes.metrics.features import FeatureStore
-
     store = FeatureStore(loaded, cache=Path(cache) if cache else None, batch_size=batch_size)
-    known = [*pictures.samples, *(base.samples if base else ()), *(p for r in references.values() for p in r.samples)]
-    store.compute(known)
-    rows, images = _score(pictures, base, references, store, loaded, mode, token, {"arm": arm, "seed": seed})
+    store.compute([sample for part in (pictures, base, *references.values()) for sample in part.samples])
+    rows, images = _score(Material(pictures, base, references, store), loaded, mode, token, {"arm": arm, "seed": seed})
     facts = {
         "source": str(source),
         "pictures": str(place.pictures),
@@ -105,17 +110,17 @@ def evaluate_folder(
         "mode": mode,
         "encoders_from": which,
         "encoders": {key: _about(encoder) for key, encoder in loaded.items()},
-        "counts": _counts(pictures, base, references, store),
+        "counts": _counts({"pictures": [pictures], "references": [*references.values()], "base": [base]}, store),
         "unreadable": _reasons(pictures),
         "unreadable_references": {
             (f"{owner}/{file}" if len(references) > 1 else file): reason
             for owner, part in references.items()
             for file, reason in _reasons(part).items()
         },
-        "unreadable_base": _reasons(base) if base else {},
+        "unreadable_base": _reasons(base),
         "notes": [
             *pictures.notes,
-            *(f"base: {note}" for note in ((*base.notes, *_twice(base)) if base else ())),
+            *(f"base: {note}" for note in (*base.notes, *_twice(base))),
             *_cut_off(loaded, pictures),
         ],
         "seconds": round(time.monotonic() - began, 2),
@@ -167,20 +172,15 @@ def _run_keys(source: Path, subject: str | None, seed: int | None) -> tuple[str 
     return subject or named, settings.get("seed") if seed is None else seed
 
 
-def _encoders(asked: str | Mapping[str, Any] | None, place: Source, offline: bool) -> tuple[dict[str, Any], str]:
-    from fewbayes.metrics.encoders import Missing, keys, load_encoders
-
+def _encoders(asked: str | Mapping[str, Any] | None, place: Source, offline: bool) -> tuple[Encoders, str]:
     if asked is not None and not isinstance(asked, str):
-        absent = {key: Missing(key, "no encoder was given for it") for key in keys()}
+        absent = {key: Missing(key, "no encoder was given for it") for key in encoder_keys()}
         return {**absent, **asked}, "given"
     which = asked or ("embedded" if place.model == "tiny" else "paper")
     return load_encoders(which, offline=offline), which
 
 
 def _about(encoder: Any) -> dict[str, Any]:
-    from fewbayes.metrics.encoders import Missing
-    from fewbayes.metrics.rows import about
-
     if isinstance(encoder, Missing):
         return {"missing": encoder.name, "reason": encoder.reason}
     return about(encoder) | dict(encoder.identity.details)
@@ -190,31 +190,17 @@ def _about(encoder: Any) -> dict[str, Any]:
 
 
 def _score(
-    pictures: Pictures,
-    base: Pictures | None,
-    references: Mapping[str | None, Pictures],
-    store: FeatureStore,
-    encoders: dict[str, Any],
-    mode: Mode,
-    rare_token: str,
-    keys: Mapping[str, Any],
+    material: Material, encoders: Encoders, mode: Mode, rare_token: str, keys: Mapping[str, Any]
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    from fewbayes.metrics.cases import Pooled, case_of
-    from fewbayes.metrics.rows import macro_rows, paper_rows, sound_rows
-
-    sound = [
-        sound_rows(case_of(subject, pictures, base, references.get(subject), store, rare_token), encoders, keys)
-        for subject in pictures.subjects
-    ]
-    rows = [row for out in sound for row in out.rows] if mode != "paper" else []
-    if len(sound) > 1:
+    cases = [material.case(subject, rare_token) for subject in material.pictures.subjects]
+    sound = [sound_rows(case, encoders, keys) for case in cases]
+    rows = [row for of_case, _ in sound for row in of_case] if mode != "paper" else []
+    if len(cases) > 1:
         rows += macro_rows(rows)
     if mode != "sound":
-        # A subject without references is still owned pictures of its own.
-        known = {subject: references[subject].samples if subject in references else () for subject in pictures.subjects}
-        rows += paper_rows(Pooled(store, pictures.samples, known), encoders, keys)
-    by_file = {file: metrics for out in sound for file, metrics in out.images.items()}
-    return rows, _image_rows(pictures, by_file, store, keys)
+        rows += paper_rows(material.pooled(), encoders, keys)
+    scores = {file: entries for _, images in sound for file, entries in images.items()}
+    return rows, _image_rows(material, scores, keys)
 
 
 def _reasons(pictures: Pictures) -> dict[str, str]:
@@ -227,16 +213,12 @@ def _twice(base: Pictures) -> list[str]:
     return [f"{more} pictures have the prompt and seed of an earlier one and are compared with none"] if more else []
 
 
-def _image_rows(
-    pictures: Pictures, by_file: Mapping[str, Mapping[str, Any]], store: FeatureStore, keys: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def _image_rows(material: Material, scores: PictureScores, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a picture and metric; a black or unreadable picture has one row that says so."""
-    from fewbayes.metrics.cases import visible
-
     rows: list[dict[str, Any]] = []
-    shown = set(visible(pictures.samples, store))
-    for sample in pictures.samples:
-        about = {
+    shown = set(visible(material.pictures.samples, material.store))
+    for sample in material.pictures.samples:
+        said = {
             "file": sample.file,
             "subject": sample.subject,
             **keys,
@@ -246,32 +228,20 @@ def _image_rows(
             "image_seed": sample.seed,
             "sha256": sample.sha256,
         }
-        if sample not in shown:
-            rows.append({**about, "metric": "black", "value": 1.0, "encoder": None})
-        rows += [{**about, **entry} for entry in by_file.get(sample.file, {}).values()]
-    for file, lost in pictures.unreadable.items():
-        about = {"file": file, "subject": lost.subject, **keys}
-        rows.append({**about, "metric": "unreadable", "value": None, "encoder": None, "reason": lost.reason})
+        black = {"metric": "black", "value": 1.0, "encoder": None}
+        rows += [said | entry for entry in ([] if sample in shown else [black]) + scores.get(sample.file, [])]
+    for file, lost in material.pictures.unreadable.items():
+        said = {"file": file, "subject": lost.subject, **keys, "metric": "unreadable"}
+        rows.append(said | {"value": None, "encoder": None, "reason": lost.reason})
     return rows
 
 
-def _counts(
-    pictures: Pictures, base: Pictures | None, references: Mapping[str | None, Pictures], store: FeatureStore
-) -> dict[str, int]:
-    from fewbayes.metrics.cases import visible
-
-    counts = {}
-    all_references = [p for r in references.values() for p in r.samples]
-    for name, samples in (
-        ("pictures", pictures.samples),
-        ("references", all_references),
-        ("base", base.samples if base else ()),
-    ):
+def _counts(parts: Mapping[str, Sequence[Pictures]], store: FeatureStore) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, group in parts.items():
+        samples = [sample for part in group for sample in part.samples]
         counts |= {name: len(samples), f"black {name}": len(samples) - len(visible(samples, store))}
-    counts["unreadable pictures"] = len(pictures.unreadable)
-    counts["unreadable references"] = sum(len(r.unreadable) for r in references.values())
-    counts["unreadable base"] = len(base.unreadable) if base else 0
-    return counts
+    return counts | {f"unreadable {name}": sum(len(part.unreadable) for part in group) for name, group in parts.items()}
 
 
 def _cut_off(encoders: Mapping[str, Any], pictures: Pictures) -> list[str]:

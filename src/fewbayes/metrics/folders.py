@@ -93,6 +93,9 @@ class Pictures:
         return sum(picture.subject == subject for picture in self.unreadable.values())
 
 
+NO_PICTURES = Pictures(Path(), ())
+
+
 @dataclass(frozen=True)
 class Source:
     """What a path given to `evaluate` stands for."""

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from fewbayes.metrics import scores
-from fewbayes.metrics.cases import Case, Lost, Pooled
+from fewbayes.metrics.cases import Case, Pooled
 from fewbayes.metrics.encoders import Encoders, Missing
 from fewbayes.metrics.registry import Metric, registered
 from fewbayes.metrics.scores import Mean, Unavailable
+
+PictureScores = dict[str, list[dict[str, Any]]]
+"""The scores of single pictures, by file."""
 
 
 @dataclass(frozen=True)
@@ -45,63 +49,6 @@ class Row:
         return {key: value for key, value in found.items() if value is not None or key in always}
 
 
-@dataclass
-class Rows:
-    """Rows of one case in one mode as they come. images: scores of single pictures, by file and metric."""
-
-    mode: Literal["sound", "paper"]
-    encoders: Encoders
-    about: Mapping[str, Any]
-    """Subject, arm and seed; and `average` where pictures of several subjects are together."""
-    rows: list[Row] = field(default_factory=list)
-    images: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-
-    def add(
-        self,
-        metric: Metric,
-        key: str | None,
-        compute: Callable[[], Mean],
-        row: str,
-        lost: Lost | None = None,
-        note: str | None = None,
-    ) -> Mean | None:
-        """One row; the value that it has, None where it has none."""
-        encoder = self.encoders.get(key) if key else None
-        found = Row(
-            metric.name,
-            None,
-            self.mode,
-            row,
-            0,
-            **self.about,
-            **(asdict(lost) if lost else {}),
-            **about(encoder),
-            note=note,
-        )
-        try:
-            if isinstance(encoder, Missing):
-                raise Unavailable(encoder.reason)
-            mean = compute()
-            if not math.isfinite(mean.value):
-                raise Unavailable("the value is not a finite number")
-        except Unavailable as error:
-            self.rows.append(replace(found, reason=str(error)))
-            return None
-        self.rows.append(replace(found, value=mean.value, n=mean.n))
-        return mean
-
-    def keep_each(self, metric: Metric, case: Case, mean: Mean) -> None:
-        """The score of every picture."""
-        if mean.each is None:
-            return
-        name = self.rows[-1].encoder
-        for i, (sample, value) in enumerate(zip(case.samples, mean.each, strict=True)):
-            entry = {"metric": metric.name, "value": float(value), "encoder": name}
-            if mean.nearest is not None:
-                entry["reference"] = case.references[int(mean.nearest[i])].file
-            self.images.setdefault(sample.file, {})[metric.name] = entry
-
-
 def about(encoder: Any) -> dict[str, Any]:
     """The encoder's share of a row."""
     if encoder is None:
@@ -112,34 +59,63 @@ def about(encoder: Any) -> dict[str, Any]:
     return {"encoder": identity.name, "encoder_sha256": identity.sha256, "preprocessing": identity.preprocessing}
 
 
-def sound_rows(case: Case, encoders: Encoders, keys: Mapping[str, Any]) -> Rows:
+def sound_rows(case: Case, encoders: Encoders, keys: Mapping[str, Any]) -> tuple[list[Row], PictureScores]:
     """All metrics of one subject: of its pictures, of the base model's, and of its references among themselves."""
-    out = Rows("sound", encoders, {"subject": case.subject, **keys})
+    rows: list[Row] = []
+    images: PictureScores = {}
     for metric in registered():
-        key = metric.encoder
-        note = metric.note(case, case.samples)
-        mean = out.add(
-            metric, key, lambda m=metric: m.sound(case, case.samples), "samples", case.counts["samples"], note
-        )
-        if mean:
-            out.keep_each(metric, case, mean)
+        computed = [("samples", partial(metric.sound, case, case.samples), metric.note(case, case.samples))]
         if case.base and metric.of_base:
-            note = metric.note(case, case.base)
-            out.add(metric, key, lambda m=metric: m.sound(case, case.base), "base", case.counts["base"], note)
-        if real := metric.real:
-            out.add(metric, key, lambda real=real: real(case), "real", case.counts["real"])
-    return out
+            computed.append(("base", partial(metric.sound, case, case.base), metric.note(case, case.base)))
+        if metric.real:
+            computed.append(("real", partial(metric.real, case), None))
+        for kind, compute, note in computed:
+            said = {"row": kind, "mode": "sound", "subject": case.subject, **keys, **asdict(case.counts[kind])}
+            row, mean = _scored(metric, _player(encoders, metric.encoder), compute, note=note, **said)
+            rows.append(row)
+            if kind == "samples" and mean and mean.each is not None:
+                _keep_each(row, mean, case, images)
+    return rows, images
 
 
 def paper_rows(pooled: Pooled, encoders: Encoders, keys: Mapping[str, Any]) -> list[Row]:
     """The paper's metrics over all subjects at once."""
-    average = {"average": "micro"} if len(pooled.references) > 1 else {}
-    out = Rows("paper", encoders, {"subject": pooled.subject, **keys, **average})
-    for metric in registered():
-        for row, compute in (("samples", metric.paper), ("real", metric.paper_real)):
-            if compute:
-                out.add(metric, metric.key_in_paper, lambda compute=compute: compute(pooled), row)
-    return out.rows
+    average = "micro" if len(pooled.references) > 1 else None
+    said = {"mode": "paper", "subject": pooled.subject, "average": average, **keys}
+    return [
+        _scored(metric, _player(encoders, metric.key_in_paper), partial(compute, pooled), row=kind, **said)[0]
+        for metric in registered()
+        for kind, compute in (("samples", metric.paper), ("real", metric.paper_real))
+        if compute
+    ]
+
+
+def _player(encoders: Encoders, key: str | None) -> Any:
+    """The encoder of a metric; None for one that is of pixels."""
+    return None if key is None else encoders.get(key, Missing(key, "there is no such encoder"))
+
+
+def _scored(metric: Metric, encoder: Any, compute: Callable[[], Mean], **said: Any) -> tuple[Row, Mean | None]:
+    """A row, and the mean that it holds where it holds one."""
+    row = Row(metric.name, None, n=0, **said, **about(encoder))
+    try:
+        if isinstance(encoder, Missing):
+            raise Unavailable(encoder.reason)
+        mean = compute()
+        if not math.isfinite(mean.value):
+            raise Unavailable("the value is not a finite number")
+    except Unavailable as error:
+        return replace(row, reason=str(error)), None
+    return replace(row, value=mean.value, n=mean.n), mean
+
+
+def _keep_each(row: Row, mean: Mean, case: Case, images: PictureScores) -> None:
+    assert mean.each is not None
+    for i, (sample, value) in enumerate(zip(case.samples, mean.each, strict=True)):
+        entry = {"metric": row.metric, "value": float(value), "encoder": row.encoder}
+        if mean.nearest is not None:
+            entry["reference"] = case.references[int(mean.nearest[i])].file
+        images.setdefault(sample.file, []).append(entry)
 
 
 def macro_rows(rows: Sequence[Row]) -> list[Row]:

@@ -120,7 +120,7 @@ def roles() -> dict[str, Role]:
     return _ROLES
 
 
-def keys() -> tuple[str, ...]:
+def encoder_keys() -> tuple[str, ...]:
     return tuple(roles())
 
 
@@ -149,4 +149,4 @@ def load_encoders(which: str = "paper", *, offline: bool = False, device: str | 
 
 def load_from(place: Place) -> Encoders:
     """Every encoder that is at a place, and why the others are not."""
-    return {key: place[key] for key in keys()}
+    return {key: place[key] for key in encoder_keys()}
