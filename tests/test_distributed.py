@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from fewbayes.runs.folder import read_manifest, read_metrics
+from fewbayes.training import processes
 from fewbayes.training.train import train
 
 # Adam with a large epsilon, where rounding is not blown up by the division.
@@ -92,3 +93,12 @@ def test_two_processes_are_one_with_a_double_batch(settings, family, trained_by_
 
 def test_what_the_main_process_refuses_is_refused_by_all(trained_by_two):
     assert (trained_by_two / "said").read_text().count("holds another run (seed: 0 there, 1 now)") == 2
+
+
+def test_random_weights_need_gpus_of_one_model(monkeypatch):
+    """Each process draws the noise for itself."""
+    monkeypatch.setattr(processes, "gather_object", lambda mine: ["L40S", *mine])
+    monkeypatch.setattr(processes, "gpu_name", lambda accelerator: accelerator)
+    processes.check_same_gpus("L40S")
+    with pytest.raises(ValueError, match="H200, L40S, which draw different noise"):
+        processes.check_same_gpus("H200")

@@ -29,7 +29,6 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.spl
 STILL = {
     ("methods", "settings"),
     ("metrics/weights", "runs"),
-    ("stage/watch", "training"),
 }
 """Imports that still point up: the file, and the room that it reaches for. The list only shrinks."""
 KNOW_DIFFUSERS = {"models", "world", "export", "metrics/encoders"}

@@ -20,8 +20,10 @@ from fewbayes.models import load_family
 from fewbayes.runs.folder import RunFolder, read_manifest, read_metrics
 from fewbayes.training.batches import Share, draw, image_indices
 from fewbayes.training.class_images import ClassImageSettings, ensure_class_images, present
-from fewbayes.training.train import NonFiniteError, rate_factor, train
+from fewbayes.training.optimize import rate_factor
+from fewbayes.training.train import train
 from fewbayes.training.validation import SCORED_SIDE, at_scored_size, scores
+from fewbayes.training.watch import NonFiniteError
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from fewbayes.stage import watch as watch_room
 from fewbayes.stage.monitor import Judgement, Look, Monitor
 from fewbayes.stage.watch import PROBES, StageWatch
 from fewbayes.training.batches import Pictures
+from fewbayes.training.stages import PROBED_IMAGES, _at_once, _mean_latents
 from fewbayes.training.train import train
 
 SIDE = 32
@@ -86,35 +88,46 @@ def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
     return [draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(count)]
 
 
-def training_of(family, count: int = 3) -> Pictures:
-    return Pictures(family, pictures(count), ["a photo of <v> dog"] * count, side=SIDE)
+def watch_of(family, count: int = 3, others: int = 0, **settings) -> StageWatch:
+    """A watch of `count` training images and so many other ones."""
+    prompts, theirs, of_others = ["a photo of <v> dog"] * count, pictures(others, 2), ["a dog"] * others
+    known, unknown = (encoded(family, shown) if shown else None for shown in (pictures(count), theirs))
+    return StageWatch(family, known, prompts, pictures(count), others=unknown, other_prompts=of_others, **settings)
+
+
+def encoded(family, shown: list[np.ndarray]) -> torch.Tensor:
+    return family.encode_images(np.stack(shown))[0]
 
 
 # the watch alone
 
 
 def test_a_look_at_the_untouched_model_reads_what_the_base_reads(family):
-    watch = StageWatch(family, training_of(family))
+    watch = watch_of(family)
     base = watch.begin(pictures(2, 1))
     judgement, reading = watch.look(1, pictures(2, 1))
     assert reading == base == watch.base
     assert judgement.stage == watch.stage == "underfit"
 
 
-@pytest.mark.parametrize(("others", "forwards"), [(None, 12), (4, 22)])
+@pytest.mark.parametrize(("others", "forwards"), [(0, 12), (4, 22)])
 def test_a_look_costs_as_many_forwards_as_it_says(family, others, forwards):
-    class_images = Pictures(family, pictures(others, 2), ["a dog"] * others, side=SIDE) if others else None
-    base = StageWatch(family, training_of(family), class_images).begin()
+    base = watch_of(family, others=others).begin()
     assert base.forwards == forwards
     assert (base.others_losses is not None) == bool(others)
     assert PROBES == ("sigma_1", "losses", "blank")
 
 
-def test_a_thousand_images_are_probed_as_quickly_as_a_few(family):
-    base = StageWatch(family, training_of(family, 40)).begin()
-    assert base.forwards == 12
-    assert base.blank is not None
-    assert len(base.blank.similarity[0]) == watch_room.PROBED_IMAGES
+def test_of_a_thousand_images_the_probes_see_a_few_evenly_chosen(family):
+    shown = pictures(40)
+    latents, prompts = _mean_latents(family, Pictures(family, shown, [f"{i}" for i in range(40)], side=SIDE), 16)
+    chosen = [int(prompt) for prompt in prompts]
+    assert len(chosen) == PROBED_IMAGES == 16
+    assert {after - before for before, after in pairwise(chosen)} == {2, 3}
+    torch.testing.assert_close(latents, encoded(family, [shown[i] for i in chosen]))
+    assert watch_of(family, 16).begin().forwards == watch_of(family, 2).begin().forwards == 12
+    few = Pictures(family, shown[:3], ["a", "b", "c"], side=SIDE)
+    assert _mean_latents(family, few, PROBED_IMAGES)[1] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("length", [1000, 100])
@@ -128,10 +141,10 @@ def test_schedules_of_any_length_and_those_that_end_in_pure_noise_are_watched(le
 
 def test_a_watch_that_is_resumed_judges_on_as_the_uninterrupted_one(family):
     seen = [(step, pictures(2, step)) for step in range(1, 5)]
-    whole = StageWatch(family, training_of(family), sampled_as={"seeds": [1]})
+    whole = watch_of(family, sampled_as={"seeds": [1]})
     whole.begin(pictures(2))
     wanted = [whole.look(*look) for look in seen]
-    first, second = (StageWatch(family, training_of(family), sampled_as={"seeds": [1]}) for _ in range(2))
+    first, second = (watch_of(family, sampled_as={"seeds": [1]}) for _ in range(2))
     first.begin(pictures(2))
     found = [first.look(*look) for look in seen[:2]]
     assert second.resume(json.loads(json.dumps(first.to_dict())))
@@ -140,13 +153,13 @@ def test_a_watch_that_is_resumed_judges_on_as_the_uninterrupted_one(family):
 
 
 def test_samples_that_are_drawn_otherwise_are_not_compared_with_those_before(family):
-    begun = StageWatch(family, training_of(family), sampled_as={"seeds": [1]})
+    begun = watch_of(family, sampled_as={"seeds": [1]})
     begun.begin(pictures(2))
     told = begun.to_dict()
-    assert not StageWatch(family, training_of(family), sampled_as={"seeds": [2]}).resume(told)
-    assert not StageWatch(family, training_of(family)).resume(None)
-    assert not StageWatch(family, training_of(family)).resume({k: v for k, v in told.items() if k != "twins"})
-    assert StageWatch(family, training_of(family)).resume(told)  # no samples any more: nothing to compare
+    assert not watch_of(family, sampled_as={"seeds": [2]}).resume(told)
+    assert not watch_of(family).resume(None)
+    assert not watch_of(family).resume({k: v for k, v in told.items() if k != "twins"})
+    assert watch_of(family).resume(told)  # no samples any more: nothing to compare
 
 
 # in a run
@@ -393,9 +406,9 @@ def test_other_weights_are_not_compared_with_those_before(settings, family, stag
     stages_are(SPOILS)
     arm = WATCHED | {"use_ema": True, "max_train_steps": 2}
     folder = train(settings("run", **arm), family=family, progress=False).folder
-    begun = StageWatch(family, training_of(family))
+    begun = watch_of(family)
     begun.begin()
-    assert not StageWatch(family, training_of(family), weights="ema").resume(begun.to_dict())
+    assert not watch_of(family, weights="ema").resume(begun.to_dict())
     with caplog.at_level(logging.INFO, "fewbayes"):
         train(settings("run", **arm, export_weights="ema"), family=family, progress=False)
     assert "begins anew at step 2 and knows nothing of before; best/ holds step 2" in caplog.text
@@ -412,11 +425,10 @@ def test_a_stopped_run_without_checkpoints_says_that_it_would_begin_again(settin
 
 
 def test_looks_put_no_more_through_the_denoiser_at_once_than_samples(settings):
-    at_once = watch_room._at_once
-    assert at_once(settings(sample_batch_size=3)) == 6
-    assert at_once(settings(sample_batch_size=3, guidance_scale=1.0)) == 3
-    assert at_once(settings(sample_batch_size=3, mixed_precision="bf16")) == 3  # looks are in float32
-    assert at_once(settings(sample_batch_size=1, guidance_scale=1.0, mixed_precision="bf16")) == 1
+    assert _at_once(settings(sample_batch_size=3)) == 6
+    assert _at_once(settings(sample_batch_size=3, guidance_scale=1.0)) == 3
+    assert _at_once(settings(sample_batch_size=3, mixed_precision="bf16")) == 3  # looks are in float32
+    assert _at_once(settings(sample_batch_size=1, guidance_scale=1.0, mixed_precision="bf16")) == 1
 
 
 def test_a_run_that_turns_to_being_watched_compares_with_the_model_it_began_from(settings, family, caplog):

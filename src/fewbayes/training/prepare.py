@@ -1,0 +1,163 @@
+"""What a training needs before its first step: refusals, pictures, class images, the method in the model.
+
+Knows nothing of run folders, of the loop, or of how the weights are made random.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+
+from fewbayes.data.images import TrainImage, load_images
+from fewbayes.errors import UserError
+from fewbayes.methods import Method
+from fewbayes.models import Family
+from fewbayes.settings.config import TrainConfig
+from fewbayes.training.batches import CLASS, Pictures
+from fewbayes.training.class_images import ClassImageSettings, ensure_class_images, present
+
+log = logging.getLogger("fewbayes")
+
+
+def check_packages(config: TrainConfig) -> None:
+    """Packages that only some settings need."""
+    if config.use_8bit_adam and find_spec("bitsandbytes") is None:
+        raise UserError(
+            "use_8bit_adam needs the package bitsandbytes, which is not installed: pip install bitsandbytes, or leave "
+            "it out and save memory by gradient_checkpointing"
+        )
+
+
+@contextmanager
+def attached(method: Method, family: Family, *, restore: bool) -> Iterator[None]:
+    """The method attached inside; outside all is frozen again and, with `restore`, has its old values bit for bit."""
+    method.attach(family)
+    weights = method.trainable(family)
+    before = {name: weight.detach().clone() for name, weight in weights.items()} if restore else {}
+    try:
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.grad = None
+            if restore:
+                weight.data.copy_(before[name])
+        family.checkpoint_gradients(False)
+        method.detach(family)
+
+
+def check_masters(weights: Mapping[str, nn.Parameter]) -> None:
+    """Updates of 1e-6 vanish in half precision, and float16's loss scale cannot be taken off such gradients."""
+    low = [f"{name} ({weight.dtype})" for name, weight in weights.items() if weight.dtype != torch.float32]
+    if low:
+        raise UserError(
+            f"trained weights have to be float32, but {low[0]} and {len(low) - 1} others are not; give the model as "
+            "load_family gives it, and choose the precision of the forward pass by mixed_precision"
+        )
+
+
+def check_rare_token(family: Family, word: str | None) -> None:
+    """Unknown to the tokenizer: UserError; more than one token: a warning."""
+    count = family.count_tokens(word) if word else 1
+    if count == 0:
+        raise UserError(f"rare_token {word!r} is unknown to the tokenizer of {family.card.model}; choose another word")
+    if count > 1:
+        log.warning("rare_token %r is %d tokens; a word that is one token is learned better", word, count)
+
+
+def pictures_of(config: TrainConfig, family: Family, images: Sequence[TrainImage], half: int) -> Pictures:
+    """Images as training sees them, each with its caption or the prompt of its half."""
+    assert config.resolution is not None
+    usual = (config.class_prompt or "") if half == CLASS else config.instance_prompt
+    captions = [usual if half == CLASS else (image.caption or usual) for image in images]
+    return Pictures(
+        family,
+        [image.pixels for image in images],
+        [config.with_rare_token(caption) for caption in captions],
+        side=config.resolution,
+        random_flip=config.random_flip,
+        keep_latents=config.cache_latents,
+        keep_prompts=config.cache_latents and not (config.train_text_encoder or config.train_rare_token),
+        noise_offset=config.noise_offset,
+        half=half,
+    )
+
+
+def own_class_images(config: TrainConfig) -> list[TrainImage]:
+    """The user's own class images, where class_data_dir holds any."""
+    if not config.with_prior_preservation or config.class_data_dir is None:
+        return []
+    folder = Path(config.class_data_dir)
+    if not folder.is_dir() or not any(path.is_file() and not path.name.startswith(".") for path in folder.iterdir()):
+        return []
+    assert config.resolution is not None
+    return load_images(folder, resolution=config.resolution, center_crop=config.center_crop)
+
+
+def class_settings(config: TrainConfig, model_hash: str) -> ClassImageSettings:
+    """What class images depend on, where the model has to draw them; model_hash: of the untrained one."""
+    assert config.resolution is not None
+    assert config.class_prompt is not None
+    return ClassImageSettings(
+        model=model_hash,
+        prompt=config.with_rare_token(config.class_prompt),
+        negative_prompt=config.negative_prompt,
+        resolution=config.resolution,
+        sampler=config.sampler,
+        steps=config.num_inference_steps,
+        guidance=config.guidance_scale,
+        precision=config.mixed_precision,
+        seed=config.seed,
+    )
+
+
+def generated_class_images(
+    config: TrainConfig, family: Family, settings: ClassImageSettings, accelerator: Accelerator
+) -> list[TrainImage]:
+    """Class images drawn by the untrained model, drawn now or found whole from before."""
+    assert config.num_class_images is not None
+    with accelerator.autocast():
+        folder = ensure_class_images(
+            family,
+            Path(config.class_data_dir) if config.class_data_dir else _cache() / "class_images",
+            settings,
+            config.num_class_images,
+            batch_size=config.sample_batch_size,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+            said=lambda done, total: log.info("class images: %d of %d", done, total),
+        )
+    accelerator.wait_for_everyone()
+    found = present(folder, config.num_class_images)
+    assert len(found) == config.num_class_images, f"{folder} was changed while it was being filled"
+    return [_class_image(found[i]) for i in range(config.num_class_images)]
+
+
+def _class_image(path: Path) -> TrainImage:
+    with Image.open(path) as picture:
+        return TrainImage(path, path.stem, np.asarray(picture.convert("RGB")), None)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewbayes"
+
+
+def warn_of_open_channels(found: Mapping[int, float]) -> None:
+    """found: as `batches.open_channels` gives them."""
+    if found:
+        shares = ", ".join(f"{channel} ({share:.1f} of its spread)" for channel, share in found.items())
+        log.warning(
+            "the autoencoder leaves channels of the latents open, %s, and every step trains on noise there; unless the "
+            "model was pretrained on such draws too, samples will fill with noise. Take the autoencoder that the model "
+            "was pretrained with, or one whose encoder answers its mean",
+            shares,
+        )

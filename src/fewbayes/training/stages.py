@@ -1,0 +1,164 @@
+"""The stages of one run: what the watch finds goes into the run folder, as rows, stages.jsonl and best/.
+
+Training asks `begin` once, with the untouched model, and `look` from time to time; both leave the model as it was, bit
+for bit. The caller rests the model first: means of the weights, dropout off, no autocast. What a look costs is PROBES
+on the training images, and on class images where training has them, measured by benchmarks/monitor_cost.py; other
+pictures are not drawn for it. Knows nothing of optimizers and processes; how a stage is decided is the monitor's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbayes.methods import Method
+from fewbayes.models import Family
+from fewbayes.runs.folder import RunFolder
+from fewbayes.settings.config import TrainConfig
+from fewbayes.stage.monitor import ALARMS
+from fewbayes.stage.watch import StageWatch
+from fewbayes.training.batches import Pictures
+from fewbayes.training.ema import WeightAverage
+from fewbayes.training.validation import sampled_as
+
+log = logging.getLogger("fewbayes")
+
+PROBED_IMAGES = 16  # training images that the probes see at most, evenly chosen
+PROBED_OTHERS = 2  # class images, one for each example of the probes
+
+DAMAGE = ("diverged", "lost")
+"""Causes that are said when they come, whatever the stage."""
+
+
+class RunStages:
+    """The watch of one run, on its main process; it looks at the weights that are exported.
+
+    sources: the training images, and the class images if there are any.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunFolder,
+        family: Family,
+        sources: Sequence[Pictures],
+        average: WeightAverage | None,
+    ):
+        self._config, self._run, self._family = config, run, family
+        self._average = average if config.export_weights == "ema" else None
+        self._cause: str | None = None
+        training, *others = sources
+        images, prompts = _mean_latents(family, training, PROBED_IMAGES)
+        theirs, their_prompts = _mean_latents(family, others[0], PROBED_OTHERS) if others else (None, [])
+        self._watch = StageWatch(
+            family,
+            images,
+            prompts,
+            [training.centred(i) for i in range(len(training))],
+            others=theirs,
+            other_prompts=their_prompts,
+            batch_size=_at_once(config),
+            sampled_as=sampled_as(config) if config.validation_steps else {},
+            weights=config.export_weights,
+        )
+
+    @property
+    def stop(self) -> bool:
+        """Whether the last look found what training is to stop at."""
+        return self._watch.stage == self._config.stop_when
+
+    def begin(self, step: int, pictures: Sequence[np.ndarray] | None) -> None:
+        """With the untouched model and its samples, at whatever step the run begins to be watched."""
+        if not self._config.validation_steps:
+            log.warning("the stage monitor sees noise and copies in samples alone: give validation_steps for these")
+        base = self._watch.begin(pictures)
+        if step:
+            kept = f"; {self._kept()}" if self._run.best() else ""
+            log.warning("the stage monitor begins anew at step %d and knows nothing of before%s", step, kept)
+            return
+        self._log(0, base.numbers())
+
+    def look(self, step: int, pictures: Mapping[str, Sequence[np.ndarray]], method: Method) -> bool:
+        """Whether to stop; pictures: the samples of this step, "raw" and "ema"."""
+        before, exported = (self._watch.stage, self._cause), self._config.export_weights
+        averaged = pictures.get("ema") if exported == "raw" else None
+        with self._average.swapped() if self._average else nullcontext():
+            judgement, reading = self._watch.look(step, pictures.get(exported), averaged)
+            scores = {f"stage_{name}": value for name, value in judgement.scores.items()}
+            self._log(step, scores | reading.numbers(self._watch.base))
+            if self._watch.best == step:
+                self._write_best(judgement.to_dict(), method)
+        self._run.log_stage(judgement.to_dict())  # last: a row tells of a best/ that is there
+        self._cause = judgement.cause
+        if judgement.stage != before[0] or (judgement.cause in DAMAGE and judgement.cause != before[1]):
+            log.log(logging.WARNING if judgement.stage in ALARMS else logging.INFO, "%s", judgement.line)
+        return self.stop
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the state of a checkpoint."""
+        return {"stages": self._watch.to_dict()}
+
+    def resume(self, state: Mapping[str, Any]) -> bool:
+        """Go on from the state of a checkpoint; False where it holds nothing to go on from."""
+        return self._watch.resume(state.get("stages"))
+
+    def restore_best(self, step: int, method: Method) -> None:
+        """After `resume` at `step`, with its weights in place: best/ had gone on to steps that will be taken again."""
+        if self._run.best() or self._watch.best is None:
+            return
+        row = next((row for row in self._run.stages() if row["step"] == step), None)
+        if row is None or self._watch.best != step:
+            log.warning("%s; best/ is written again at the next good samples", self._kept())
+            return
+        with self._average.swapped() if self._average else nullcontext():
+            self._write_best(row, method)
+
+    def say_end(self, step: int) -> None:
+        stage, told = self._watch.stage, self._run.best()
+        if self.stop:
+            log.warning("stopped at step %d of %s: %s; %s", step, self._config.max_train_steps, stage, self._kept())
+        elif stage is None:
+            log.info("the stage monitor has not looked since it began; %s", self._kept())
+        elif told is None or told["step"] != step:
+            log.info("the last look, at step %d, says %s; %s", step, stage, self._kept())
+
+    def _kept(self) -> str:
+        """What best/ holds, by its own word."""
+        if told := self._run.best():
+            return f"best/ holds step {told['step']}"
+        if self._watch.best is None:
+            return "no samples were good"
+        return f"samples were last good at step {self._watch.best}, whose weights best/ does not hold any more"
+
+    def _write_best(self, judgement: Mapping[str, Any], method: Method) -> None:
+        """The weights that are in the family now; judgement: as in stages.jsonl."""
+        told = {name: judgement[name] for name in ("step", "stage", "seen", "scores")}
+        told["weights"] = self._config.export_weights
+        self._run.write_best(lambda folder: method.export(self._family, folder), told)
+
+    def _log(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._run.log(step, name, value, weights=self._config.export_weights)
+
+
+def _at_once(config: TrainConfig) -> int:
+    """As many examples as sampling puts through the denoiser at once, which guidance doubles.
+
+    Half as many where sampling is in half precision, as probes are always in float32; one at least.
+    """
+    guided = config.sample_batch_size * (2 if config.guidance_scale > 1 else 1)
+    return guided if config.mixed_precision == "no" else max(1, guided // 2)
+
+
+def _mean_latents(family: Family, pictures: Pictures, at_most: int) -> tuple[Tensor, list[str]]:
+    """Mean latents of the pictures' middles, with their prompts."""
+    count = min(len(pictures), at_most)
+    chosen = [i * len(pictures) // count for i in range(count)]
+    means = [family.encode_images(pictures.centred(i)[None])[0].cpu() for i in chosen]
+    return torch.cat(means), [pictures.prompts[i] for i in chosen]
