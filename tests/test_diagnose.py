@@ -18,18 +18,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fewbayes.diagnose import lookalikes
-from fewbayes.diagnose.diagnose import (
-    RESULT,
-    SAMPLERS,
-    Asked,
-    concluded,
-    diagnose,
-    judge_last,
-    run_diagnose,
-    settle,
-    which_to_keep,
-)
-from fewbayes.diagnose.lookalikes import Finding
+from fewbayes.diagnose.ask import SAMPLERS, Asked, settle
+from fewbayes.diagnose.command import diagnose, run_diagnose
+from fewbayes.diagnose.course import judge_last
+from fewbayes.diagnose.examine import RESULT
+from fewbayes.diagnose.verdict import Finding, concluded, explained, which_to_keep
 from fewbayes.models import inspect_model, load_family
 from fewbayes.models.adapters import load_adapter
 from fewbayes.page import write_report
@@ -479,8 +472,8 @@ def convolves_in_float16() -> bool:
 
 def test_the_cause_that_brings_about_the_signs_of_the_others_is_believed():
     findings = [Finding(name, name, "") for name in ("sampler", "rate", "vae", "scale")]
-    assert lookalikes.explained(findings) is findings[3]
-    assert lookalikes.explained(findings[2:3]) is None
+    assert explained(findings) is findings[3]
+    assert explained(findings[2:3]) is None
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

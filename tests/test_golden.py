@@ -82,7 +82,8 @@ def this_machine() -> str:
 
 def compute(folder: Path) -> dict:
     """The numbers, by run. One thread: sums over several are of another order."""
-    from fewbayes.diagnose.diagnose import Asked, diagnose
+    from fewbayes.diagnose.ask import Asked
+    from fewbayes.diagnose.command import diagnose
     from fewbayes.models import load_family
     from fewbayes.settings.config import TrainConfig
     from fewbayes.training.train import train

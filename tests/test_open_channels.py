@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewbayes.diagnose.lookalikes import explained, noisy_latents
+from fewbayes.diagnose.lookalikes import noisy_latents
+from fewbayes.diagnose.verdict import explained
 from fewbayes.models import load_family
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.batches import open_channels

@@ -126,7 +126,7 @@ def _verify(arguments: list[str]) -> int:
 
 
 def _diagnose(arguments: list[str]) -> int:
-    from fewbayes.diagnose.diagnose import run_diagnose
+    from fewbayes.diagnose.command import run_diagnose
     from fewbayes.page import write_report
 
     return run_diagnose(arguments, page=write_report)

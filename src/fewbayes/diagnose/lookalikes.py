@@ -2,7 +2,7 @@
 
 Too few sampler steps, an adapter's strength, a learning rate that damaged the weights, numbers that are not finite,
 latents drawn with noise, an autoencoder in half precision. Every experiment gives a `Finding` with its numbers in
-words; which of them explains the pictures is said by `explained`. Knows no files, no run folders and no stages beyond
+words; which of them explains the pictures is the verdict's. Knows no files, no run folders and no stages beyond
 their names.
 """
 
@@ -12,13 +12,13 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fewbayes.diagnose.verdict import Finding
 from fewbayes.stage.monitor import CLEAN
 from fewbayes.stage.readings import Losses
 from fewbayes.training.batches import OPEN, open_channels
@@ -35,28 +35,6 @@ WELL_BELOW = 0.5
 """Share of the source's corruption score that another sampler's may have at most: near the border both are chance."""
 HALF_LIMIT = 8.0
 """Mean difference of a decoded picture in 8-bit levels, from which on half precision is a matter for the eye."""
-LIKELIEST = ("weights", "scale", "rate", "latents", "sampler", "jitter")
-"""Causes in the order in which they are believed: the earlier ones bring about the later ones' signs."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One experiment. cause: what it shows to be wrong, None if nothing; said: in words, with the numbers."""
-
-    experiment: str
-    cause: str | None
-    said: str
-    options: tuple[str, ...] = ()
-    numbers: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def explained(findings: Sequence[Finding]) -> Finding | None:
-    """The likeliest cause among those shown."""
-    shown = [finding for finding in findings if finding.cause in LIKELIEST]
-    return min(shown, key=lambda finding: LIKELIEST.index(finding.cause or ""), default=None)
 
 
 # --- the weights themselves -------------------------------------------------------------------------------------------

@@ -1,0 +1,228 @@
+"""What is to be diagnosed: the question as asked, and everything settled before anything is loaded.
+
+The source is a run of ours, a checkpoint, a pipeline folder, or an adapter of any trainer. What can be refused is
+refused here, with the way out. Knows nothing of how models are looked at; without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from fewbayes.data.images import DataReport, check_folder
+from fewbayes.errors import UserError
+from fewbayes.models import ModelCard, inspect_model
+from fewbayes.models.adapters import is_adapter
+from fewbayes.runs.folder import (
+    BEST_STATE,
+    CONFIG,
+    MANIFEST,
+    STATE,
+    RunError,
+    RunFolder,
+    new_folder,
+    read_manifest,
+    verify_checkpoint,
+)
+from fewbayes.settings.config import RARE_TOKEN_MARK, TrainConfig, load_config
+
+log = logging.getLogger(__name__)
+
+SAMPLERS: tuple[str, ...] = get_args(get_type_hints(TrainConfig)["sampler"])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command as given; None is what the run says, else the usual."""
+
+    source: str
+    output_dir: str
+    base: str | None = None
+    instance_data_dir: str | None = None
+    instance_prompt: str | None = None
+    rare_token: str | None = None
+    sampler: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    num_images: int = 4
+    seed: int = 0
+    weights: str | None = None
+    checkpoints: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is to be diagnosed, with everything settled and nothing loaded.
+
+    switched: the base model is the source with its adapters off. weights: those of a run that are looked at. kept: the
+    checkpoints of a timeline, by step.
+    """
+
+    asked: Asked
+    card: ModelCard
+    config: TrainConfig | None
+    step: int
+    switched: bool
+    prompt: str
+    rare_token: str | None
+    images: DataReport
+    resolution: int
+    how: dict[str, Any]
+    weights: str | None = None
+    kept: dict[int, Path] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.asked.seed + i for i in range(self.asked.num_images)]
+
+    def worded(self, prompt: str) -> str:
+        return prompt.replace(RARE_TOKEN_MARK, self.rare_token or RARE_TOKEN_MARK)
+
+
+def settle(asked: Asked) -> Case:
+    """Everything that can be refused, refused; ValueError says what to give."""
+    new_folder(asked.output_dir)
+    if not 0 <= asked.seed < 2**63:
+        raise UserError(f"seed is {asked.seed}; it must be from 0 to 2**63 - 1")
+    source = Path(asked.source)
+    inside = any((source / name).is_file() for name in (STATE, BEST_STATE))
+    run = source.resolve().parent if inside else source
+    config = load_config(run / CONFIG, {}) if all((run / name).is_file() for name in (CONFIG, MANIFEST)) else None
+    if config:
+        _check_run(asked, source, run, config)
+    elif inside:
+        raise UserError(f"{run} has no {CONFIG}, which names the model that {source.name} belongs to")
+    else:
+        _check_foreign(asked, source)
+    card = inspect_model(config.model if config else str(asked.base))
+    if config and (recorded := read_manifest(run)["model"]["sha256"]) != card.fingerprint():
+        raise UserError(
+            f"the model {config.model} is not the one that {run} was trained from (its sha256 was {recorded[:12]}...); "
+            "put that model back: without it nothing can be compared"
+        )
+    folder, prompt = _images_and_prompt(asked, config)
+    images = check_folder(folder)
+    rare_token = asked.rare_token or (config.rare_token if config else card.rare_token)
+    if rare_token is None:
+        _check_no_mark([prompt, *(image.caption or "" for image in images.images)], card)
+    kept = _checkpoints(run) if asked.checkpoints else {}
+    return Case(
+        asked=asked,
+        card=card,
+        config=config,
+        step=_step(source, run, config) if config else 1,
+        switched=_switched(source, config),
+        prompt=prompt,
+        rare_token=rare_token,
+        images=images,
+        resolution=(config.resolution if config else None) or card.resolution,
+        how=_how(asked, config),
+        weights=_weights(asked, source, run) if config else None,
+        kept=kept,
+    )
+
+
+def _check_run(asked: Asked, source: Path, run: Path, config: TrainConfig) -> None:
+    from fewbayes.methods import make_method
+
+    if asked.base:
+        raise UserError(f"{source} belongs to a run, which knows the model under it; leave base out")
+    if asked.checkpoints and source != run:
+        raise UserError(f"--checkpoints looks at all checkpoints of a run; give the run, {run}")
+    result = make_method(config).result
+    if source == run and not asked.checkpoints and not asked.weights and not (run / result).is_file():
+        raise UserError(
+            f"{run} is a run without its result, {result}: give its training command again to finish it, or diagnose "
+            "one of its checkpoint-N folders, or all of them by --checkpoints"
+        )
+
+
+def _check_foreign(asked: Asked, source: Path) -> None:
+    if not source.exists():
+        raise UserError(f"there is no {source}; give a run, a checkpoint, a pipeline folder or an adapter's file")
+    for name in ("weights", "checkpoints"):
+        if getattr(asked, name):
+            raise UserError(f"{source} is no run of fewbayes, which alone has them; leave out --{name}")
+    if not asked.base:
+        raise UserError(
+            f"{source} does not say which model it came from, and everything is judged against that one: give --base"
+        )
+    if not is_adapter(source):
+        inspect_model(str(source))  # raises for what is no pipeline
+    elif source.is_file():
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(source, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{source} cannot be read, it is damaged or no safetensors file: {error}") from error
+
+
+def _images_and_prompt(asked: Asked, config: TrainConfig | None) -> tuple[str, str]:
+    folder = asked.instance_data_dir or (config.instance_data_dir if config else None)
+    prompt = asked.instance_prompt or (config.instance_prompt if config else None)
+    if folder is None or prompt is None:
+        raise UserError(
+            f"{asked.source} is no run of fewbayes, which would name its images and prompt: give --instance_data_dir, "
+            "the folder it was trained on, and --instance_prompt, the words it was trained with, as in "
+            '"a photo of sks dog"'
+        )
+    return folder, prompt
+
+
+def _check_no_mark(prompts: Sequence[str], card: ModelCard) -> None:
+    """A mark that stands for no word would be sampled as it is written, which the model was never told of."""
+    for prompt in prompts:
+        if RARE_TOKEN_MARK in prompt:
+            raise UserError(
+                f"the prompt {prompt!r} has {RARE_TOKEN_MARK}, and the base model {card.model} names no word for it: "
+                'write the word itself, as in "a photo of sks dog", or name it by --rare_token'
+            )
+
+
+def _how(asked: Asked, config: TrainConfig | None) -> dict[str, Any]:
+    usual = {"sampler": "ddim", "num_inference_steps": 25, "guidance_scale": 7.5, "negative_prompt": ""}
+    found = {
+        name: next(v for v in (getattr(asked, name), getattr(config, name, None), value) if v is not None)
+        for name, value in usual.items()
+    }
+    names = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+    return {names.get(name, name): value for name, value in found.items()}
+
+
+def _switched(source: Path, config: TrainConfig | None) -> bool:
+    """Whether the base model is what is left when the adapters are off; a learned word is no adapter."""
+    if config is None:
+        return is_adapter(source)
+    return config.method in ("lora", "oft") and not config.train_rare_token
+
+
+def _step(source: Path, run: Path, config: TrainConfig) -> int:
+    if (source / STATE).is_file():
+        return verify_checkpoint(source).step
+    if (source / BEST_STATE).is_file():
+        return json.loads((source / BEST_STATE).read_text())["step"]
+    return read_manifest(run).get("steps") or RunFolder(run).newest_step() or 1
+
+
+def _weights(asked: Asked, source: Path, run: Path) -> str:
+    exported = read_manifest(run).get("exported") if source == run and not asked.checkpoints else None
+    return asked.weights or exported or "raw"
+
+
+def _checkpoints(run: Path) -> dict[int, Path]:
+    found: dict[int, Path] = {}
+    for path in RunFolder(run).checkpoints():
+        try:
+            found[verify_checkpoint(path).step] = path
+        except (RunError, OSError) as error:
+            log.warning("skipped a torn checkpoint, %s", error)
+    if not found:
+        raise UserError(f"{run} has no checkpoints; train with --checkpointing_steps, or leave out --checkpoints")
+    return found
