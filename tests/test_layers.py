@@ -133,7 +133,15 @@ def test_the_report_never_imports_torch_not_even_through_others():
 
 
 @pytest.mark.parametrize(
-    "module", ["fewbayes", "fewbayes.cli", "fewbayes.settings.config", "fewbayes.runs.folder", "fewbayes.data.images"]
+    "module",
+    [
+        "fewbayes",
+        "fewbayes.cli",
+        "fewbayes.settings.config",
+        "fewbayes.runs.folder",
+        "fewbayes.data.images",
+        "fewbayes.diagnose.command",
+    ],
 )
 def test_importing_brings_in_nothing_heavy(module):
     code = f"import sys, {module}; print(*sys.modules)"

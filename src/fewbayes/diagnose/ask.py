@@ -6,7 +6,6 @@ refused here, with the way out. Knows nothing of how models are looked at; witho
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,20 +14,13 @@ from typing import Any, get_args, get_type_hints
 
 from fewbayes.data.images import DataReport, check_folder
 from fewbayes.errors import UserError
+from fewbayes.files.atomic import new_folder
 from fewbayes.models import ModelCard, inspect_model
 from fewbayes.models.adapters import is_adapter
-from fewbayes.runs.folder import (
-    BEST_STATE,
-    CONFIG,
-    MANIFEST,
-    STATE,
-    RunError,
-    RunFolder,
-    new_folder,
-    read_manifest,
-    verify_checkpoint,
-)
-from fewbayes.settings.config import RARE_TOKEN_MARK, TrainConfig, load_config
+from fewbayes.runs.checkpoints import verify_checkpoint
+from fewbayes.runs.folder import RunFolder
+from fewbayes.runs.opening import Found, find
+from fewbayes.settings.config import RARE_TOKEN_MARK, TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -85,60 +77,48 @@ class Case:
 
 
 def settle(asked: Asked) -> Case:
-    """Everything that can be refused, refused; ValueError says what to give."""
+    """Everything that can be refused, refused; UserError says what to give."""
     new_folder(asked.output_dir)
     if not 0 <= asked.seed < 2**63:
         raise UserError(f"seed is {asked.seed}; it must be from 0 to 2**63 - 1")
-    source = Path(asked.source)
-    inside = any((source / name).is_file() for name in (STATE, BEST_STATE))
-    run = source.resolve().parent if inside else source
-    config = load_config(run / CONFIG, {}) if all((run / name).is_file() for name in (CONFIG, MANIFEST)) else None
-    if config:
-        _check_run(asked, source, run, config)
-    elif inside:
-        raise UserError(f"{run} has no {CONFIG}, which names the model that {source.name} belongs to")
+    found = find(asked.source)
+    if found:
+        _check_run(asked, found)
     else:
-        _check_foreign(asked, source)
-    card = inspect_model(config.model if config else str(asked.base))
-    if config and (recorded := read_manifest(run)["model"]["sha256"]) != card.fingerprint():
-        raise UserError(
-            f"the model {config.model} is not the one that {run} was trained from (its sha256 was {recorded[:12]}...); "
-            "put that model back: without it nothing can be compared"
-        )
+        _check_foreign(asked, Path(asked.source))
+    card = found.base_card() if found else inspect_model(str(asked.base))
+    config = found.config if found else None
     folder, prompt = _images_and_prompt(asked, config)
     images = check_folder(folder)
     rare_token = asked.rare_token or (config.rare_token if config else card.rare_token)
     if rare_token is None:
         _check_no_mark([prompt, *(image.caption or "" for image in images.images)], card)
-    kept = _checkpoints(run) if asked.checkpoints else {}
     return Case(
         asked=asked,
         card=card,
         config=config,
-        step=_step(source, run, config) if config else 1,
-        switched=_switched(source, config),
+        step=found.step if found else 1,
+        switched=_switched(asked, config),
         prompt=prompt,
         rare_token=rare_token,
         images=images,
         resolution=(config.resolution if config else None) or card.resolution,
         how=_how(asked, config),
-        weights=_weights(asked, source, run) if config else None,
-        kept=kept,
+        weights=_weights(asked, found) if found else None,
+        kept=_checkpoints(found.run) if found and asked.checkpoints else {},
     )
 
 
-def _check_run(asked: Asked, source: Path, run: Path, config: TrainConfig) -> None:
-    from fewbayes.methods import make_method
-
+def _check_run(asked: Asked, found: Found) -> None:
     if asked.base:
-        raise UserError(f"{source} belongs to a run, which knows the model under it; leave base out")
-    if asked.checkpoints and source != run:
-        raise UserError(f"--checkpoints looks at all checkpoints of a run; give the run, {run}")
-    result = make_method(config).result
-    if source == run and not asked.checkpoints and not asked.weights and not (run / result).is_file():
+        raise UserError(f"{found.path} belongs to a run, which knows the model under it; leave base out")
+    if found.kind != "run":
+        if asked.checkpoints:
+            raise UserError(f"--checkpoints looks at all checkpoints of a run; give the run, {found.run}")
+    elif not (asked.checkpoints or asked.weights or (found.run / found.result).is_file()):
         raise UserError(
-            f"{run} is a run without its result, {result}: give its training command again to finish it, or diagnose "
-            "one of its checkpoint-N folders, or all of them by --checkpoints"
+            f"{found.run} is a run without its result, {found.result}: give its training command again to finish it, "
+            "or diagnose one of its checkpoint-N folders, or all of them by --checkpoints"
         )
 
 
@@ -196,24 +176,15 @@ def _how(asked: Asked, config: TrainConfig | None) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in found.items()}
 
 
-def _switched(source: Path, config: TrainConfig | None) -> bool:
+def _switched(asked: Asked, config: TrainConfig | None) -> bool:
     """Whether the base model is what is left when the adapters are off; a learned word is no adapter."""
     if config is None:
-        return is_adapter(source)
+        return is_adapter(Path(asked.source))
     return config.method in ("lora", "oft") and not config.train_rare_token
 
 
-def _step(source: Path, run: Path, config: TrainConfig) -> int:
-    if (source / STATE).is_file():
-        return verify_checkpoint(source).step
-    if (source / BEST_STATE).is_file():
-        return json.loads((source / BEST_STATE).read_text())["step"]
-    return read_manifest(run).get("steps") or RunFolder(run).newest_step() or 1
-
-
-def _weights(asked: Asked, source: Path, run: Path) -> str:
-    exported = read_manifest(run).get("exported") if source == run and not asked.checkpoints else None
-    return asked.weights or exported or "raw"
+def _weights(asked: Asked, found: Found) -> str:
+    return asked.weights or (None if asked.checkpoints else found.exported) or "raw"
 
 
 def _checkpoints(run: Path) -> dict[int, Path]:
@@ -221,7 +192,7 @@ def _checkpoints(run: Path) -> dict[int, Path]:
     for path in RunFolder(run).checkpoints():
         try:
             found[verify_checkpoint(path).step] = path
-        except (RunError, OSError) as error:
+        except (UserError, OSError) as error:
             log.warning("skipped a torn checkpoint, %s", error)
     if not found:
         raise UserError(f"{run} has no checkpoints; train with --checkpointing_steps, or leave out --checkpoints")

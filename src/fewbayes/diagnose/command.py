@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fewbayes.diagnose.ask import SAMPLERS, Asked, settle
 from fewbayes.diagnose.verdict import Diagnosis, spoken
-from fewbayes.runs.folder import atomic_folder
+from fewbayes.files.atomic import atomic_folder
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,9 @@ from fewbayes.data.images import load_images
 from fewbayes.diagnose.ask import Case
 from fewbayes.diagnose.verdict import Diagnosis, Finding
 from fewbayes.models import Family, load_family
-from fewbayes.runs.folder import environment
-from fewbayes.sample import load_for_sampling, sample_images
+from fewbayes.models.sampling import sample_images
+from fewbayes.runs.opening import open_model
+from fewbayes.runs.provenance import environment
 from fewbayes.stage.monitor import Look, corruption
 from fewbayes.stage.probes import PROBES, Probe, Prober, ProbeSettings
 from fewbayes.stage.readings import Reading
@@ -112,7 +113,7 @@ class Scene:
 def load_source(case: Case, source: Path | None = None, weights: str | None = None) -> Family:
     """The source that was asked about, or a checkpoint of its run, on the device."""
     adapter = case.config is None and case.switched
-    family, _ = load_for_sampling(str(source or case.asked.source), weights, base=case.asked.base if adapter else None)
+    family, _ = open_model(str(source or case.asked.source), weights, base=case.asked.base if adapter else None)
     return _placed(family)
 
 

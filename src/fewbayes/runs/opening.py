@@ -1,7 +1,8 @@
 """Opening anything as a model: a run, its best/, its checkpoint-N, a pipeline folder, a hub id, `tiny`, an adapter.
 
-`find` says what a name stands for, by looking at a few small files; `open_model` loads it. Every command that takes a
-model takes it from here. Knows nothing of training beyond where a run keeps its config and its weights.
+`find` says what a name stands for, by looking at a few small files; `open_model` loads it, and torch waits until then.
+Every command that takes a model takes it from here. Knows nothing of training beyond where a run keeps its config and
+its weights.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from fewbayes.errors import UserError
 from fewbayes.methods import make_method
@@ -200,6 +199,9 @@ def _last_checkpoint(found: Found, weights: str) -> Checkpoint:
 
 def _load_checkpoint(found: Found, checkpoint: Checkpoint, which: str) -> tuple[Family, str | None]:
     """The base model of the run, with the weights of a checkpoint in it."""
+    import torch
+    from safetensors.torch import load_file
+
     file = checkpoint.path / ("ema.safetensors" if which == "ema" else "weights.safetensors")
     if not file.is_file():
         raise UserError(f"{checkpoint.path} holds no averaged weights; its run was made without use_ema")

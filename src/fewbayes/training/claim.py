@@ -17,7 +17,10 @@ from accelerate import Accelerator
 
 from fewbayes.errors import UserError
 from fewbayes.methods import Method
-from fewbayes.runs.folder import MANIFEST, Checkpoint, RunError, RunFolder, environment, read_manifest
+from fewbayes.runs.checkpoints import Checkpoint
+from fewbayes.runs.folder import RunFolder, read_manifest
+from fewbayes.runs.layout import MANIFEST
+from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.processes import gpu_name
 
@@ -44,7 +47,7 @@ def _check_same_method(run: RunFolder, config: TrainConfig) -> None:
     manifest = read_manifest(run.path) if (run.path / MANIFEST).is_file() else {}
     found = manifest.get("fingerprint", {}).get("method", config.method)
     if found != config.method:
-        raise RunError(
+        raise UserError(
             f"output_dir {run.path} holds a run of method {found}, and method is {config.method} now; give another "
             f"output_dir, or method {found} to continue that run"
         )

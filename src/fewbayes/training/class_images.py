@@ -20,8 +20,8 @@ from typing import Any
 from PIL import Image
 
 from fewbayes.errors import UserError
-from fewbayes.runs.folder import atomic_write
-from fewbayes.sample import sample_images
+from fewbayes.files.atomic import atomic_write
+from fewbayes.models.sampling import sample_images
 from fewbayes.seeds import stream_seed
 
 MANIFEST = "class_images.json"

@@ -15,10 +15,11 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
+from fewbayes.files.atomic import atomic_folder
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.models import Family
-from fewbayes.runs.folder import RunFolder, atomic_folder
-from fewbayes.sample import sample_images
+from fewbayes.models.sampling import sample_images
+from fewbayes.runs.folder import RunFolder
 from fewbayes.seeds import stream_seed
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.batches import Pictures
