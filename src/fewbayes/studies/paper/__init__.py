@@ -1,37 +1,45 @@
-"""The paper's figures, one command each: `run_figure` brings every run that a figure needs to its end and writes the
-numbers and small pictures that `fewbayes.page.figures.draw` makes the figure of.
+"""The paper's figures, one file and one command each.
 
-    OUT/figN.json               ours, the paper's where recovered, and what they were made with
+A figure is a file `figN.py` in this folder, and is known by being there. The first line of its docstring is its title
+and its help; besides it holds
+
+    CONSTANTS                what its numbers depend on beside the settings that can be asked for
+    run(ask) -> found        brings every run that it needs to its end; numbers and names of small pictures
+    draw(told, folder)       the picture of figN.json and of the small pictures in its folder
+
+`run_figure` makes, and `draw_figure` draws:
+
+    OUT/figN.json, figN.png     ours, the paper's where recovered, and what they were made with
     OUT/pictures/               the pictures of the figure
     OUT/runs/, OUT/<subject>/   the trainings and the photographs they saw
     OUT/looks/                  what was found of each training at its milestones, so that it is found once
-
-Knows which files there are; what a figure shows stands in the file of its name.
 """
 
 from __future__ import annotations
 
-import importlib
+import ast
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from fewbayes.errors import UserError
-from fewbayes.page.figures import draw
+from fewbayes.page.look import save, style
+from fewbayes.runs.folder import atomic_write, environment
 from fewbayes.studies import study
+from fewbayes.studies.memo import claim, rounded
 from fewbayes.studies.paper.options import Ask, parse
 
-FIGURES = {
-    "fig1": "Image fidelity over iterations, one training image, plain and Bayesian",
-    "fig2": "Image fidelity over iterations for several numbers of training images",
-    "fig3": "x_t = 0 denoised in one step from pure noise's timestep",
-    "fig4": "sigma_1 over iterations",
-    "fig5": "A local disturbance of x_t, denoised in one step",
-    "fig10": "Blank pictures by the pretrained model",
-    "fig11": "x_t = 0 denoised in one step from t = 100, several subjects",
-    "fig12": "x_t = k x' denoised in one step",
-}
+DOTS = 120
+"""Per inch."""
+
+
+def figures() -> dict[str, str]:
+    """The title of every figure by its name, in the paper's order; read off the files, which are not imported."""
+    files = sorted(Path(__file__).parent.glob("fig*.py"), key=lambda file: int(file.stem.removeprefix("fig")))
+    told = {file.stem: ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "" for file in files}
+    return {name: text.partition("\n")[0].rstrip(".") for name, text in told.items()}
 
 
 def run_figure(name: str, arguments: Sequence[str]) -> Path:
@@ -41,54 +49,40 @@ def run_figure(name: str, arguments: Sequence[str]) -> Path:
     time (strips, intervals, the result file), and a training whose numbers ran away: it is tried again from its last
     checkpoint, and left out of the result if it fails again.
     """
-    if name not in FIGURES:
-        raise UserError(f"{name!r} is not a figure; there are {', '.join(FIGURES)}")
-    ask = parse(name, FIGURES[name], arguments)
-    figure = importlib.import_module(f"{__name__}.{name}")
+    known = figures()
+    if name not in known:
+        raise UserError(f"{name!r} is not a figure; there are {', '.join(known)}")
+    ask, figure = parse(name, known[name], arguments), import_module(f"{__name__}.{name}")
     facts = {**ask.facts(), "constants": figure.CONSTANTS}
-    _claim(ask.folder, facts)
-    return _write(ask, facts, figure.run(ask))
+    claim(ask.folder / "asked.json", facts)
+    return _write(ask, known[name], facts, figure.run(ask))
 
 
-def _claim(folder: Path, facts: dict[str, Any]) -> None:
-    """Remember what the folder is of; one of other settings, another model or other constants is refused."""
-    file, told = folder / "asked.json", json.loads(json.dumps(facts))
-    if file.is_file():
-        found = json.loads(file.read_text())
-        other = [key for key in told if found.get(key) != told[key]]
-        if other:
-            raise UserError(
-                f"{folder} holds {found['figure']} with {other[0]} {found.get(other[0])}, not {told[other[0]]}; "
-                "give another output_dir"
-            )
-        return
-    from fewbayes.runs.folder import atomic_write
-
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, json.dumps(told, indent=1) + "\n")
+def draw_figure(folder: Path) -> Path:
+    """The figure of a folder as figN.png in it."""
+    files = [file for file in sorted(folder.glob("fig*.json")) if file.stem in figures()]
+    if len(files) != 1:
+        raise UserError(f"{folder} holds {len(files)} of fig1.json, fig2.json ...; it must hold one of them")
+    told, target = json.loads(files[0].read_text("utf-8")), files[0].with_suffix(".png")
+    with style():
+        return save(import_module(f"{__name__}.{target.stem}").draw(told, folder), target, dots=DOTS)
 
 
-def _write(ask: Ask, facts: dict[str, Any], found: dict[str, Any]) -> Path:
+def _write(ask: Ask, title: str, facts: dict[str, Any], found: dict[str, Any]) -> Path:
     """What was asked is told as it was; what was found, rounded."""
-    from fewbayes.runs.folder import atomic_write, environment
-    from fewbayes.studies.memo import rounded
+    import torch
 
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     told = {
         "figure": ask.name,
-        "title": FIGURES[ask.name],
+        "title": title,
         "asked": facts | {"seeds": ask.seeds},
         **rounded(found),
-        "provenance": {"command": ask.command, **environment(_gpu())},
+        "provenance": {"command": ask.command, **environment(gpu)},
     }
     atomic_write(ask.folder / f"{ask.name}.json", json.dumps(told, indent=1) + "\n")
     return ask.folder
 
 
-def _gpu() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-for _name, _title in FIGURES.items():
-    study(_name, _title)(lambda arguments, name=_name: [draw(run_figure(name, arguments))])
+for _name, _title in figures().items():
+    study(_name, _title)(lambda arguments, name=_name: [draw_figure(run_figure(name, arguments))])

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.metrics.scores import fidelity
 from fewbayes.metrics.statistics import Estimate, bootstrap
-from fewbayes.studies.grid import Arm, experiment, grid, is_done
+from fewbayes.studies.grid import Arm, Training, experiment, grid, is_done
+from fewbayes.studies.memo import remember
 from fewbayes.studies.paper.denoise import keep
+from fewbayes.studies.paper.drawing import Panel, Told, band, bounds, pictures
 from fewbayes.studies.paper.options import Ask
-from fewbayes.studies.paper.trained import kept, left_out, settings
+from fewbayes.studies.paper.trained import left_out, settings
 from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.trajectory import open_pictures
 
@@ -28,6 +31,8 @@ LOOKS = 20
 SHOWN = 8
 """Samples of a strip along training."""
 SAMPLING = {"looks": LOOKS}
+FALL = 0.25
+"""Of fidelity: half of the paper's fall, which is 0.5. Less is not like it: curves of few samples waver as much."""
 
 
 def curves(ask: Ask, arms: Mapping[str, Sequence[Arm]]) -> dict[str, Any]:
@@ -35,45 +40,48 @@ def curves(ask: Ask, arms: Mapping[str, Sequence[Arm]]) -> dict[str, Any]:
     encoder = load_encoders(ask.encoders)["dino"]
     dino = None if isinstance(encoder, Missing) else encoder
     absent = f"Dino could not be had ({encoder.reason})" if isinstance(encoder, Missing) else None
-    found = {"dino": dino.identity.name if dino else None, "absent": absent}
     by_name: dict[str, dict[str, Any]] = {}
-    failed, runs = [], 0
-    for subject in ask.subjects:
-        folder = ask.folder / "runs" / subject.name
-        _train(ask, subject, arms[subject.name], folder)
-        for arm in arms[subject.name]:
-            told = by_name.setdefault(arm.name, {"name": arm.name, "label": arm.label, "note": arm.note, "runs": []})
-            for seed in range(ask.seeds):
-                run, runs = folder / f"{arm.name}-seed{seed}", runs + 1
-                if not is_done(run):
-                    failed.append(f"{subject.name} {run.name}")
-                    continue
-                told["runs"].append({"subject": subject.name, "seed": seed} | _scored(ask, subject, run, dino))
-                if "strip" not in told:  # that of the first run that there is
-                    told |= {"strip": _strip(ask, arm.name, run), "strip_of": f"{subject.name}, seed {seed}"}
-    notes = left_out(failed, runs)
-    shown = [told for told in by_name.values() if told["runs"]]
-    for told in shown:
-        told["dips"] = dips(told["runs"], "fidelity" if dino else "similarity")
-    return found | {"arms": shown, "notes": notes}
-
-
-def _scored(ask: Ask, subject: StudySubject, run: Path, dino: Any) -> dict[str, list[float]]:
-    made_of = {"dino": dino.identity.fingerprint if dino else None, "steps": list(_samples(run))}
-    file = ask.folder / "looks" / f"{subject.name}-{run.name}" / "curve.json"
-    return kept(file, made_of, lambda: _curve(run, dino))
-
-
-def _train(ask: Ask, subject: StudySubject, arms: Sequence[Arm], folder: Path) -> None:
-    changes = {
-        "validation_steps": max(1, ask.steps // LOOKS),
-        "checkpointing_steps": 500,
-        "checkpoints_total_limit": 1,
+    trainings = [training for subject in ask.subjects for training in _train(ask, subject, arms[subject.name])]
+    for training in trainings:
+        if is_done(training.folder):
+            subject, arm = training.subject.name, training.arm
+            found = by_name.setdefault(arm.name, {"name": arm.name, "label": arm.label, "note": arm.note, "runs": []})
+            found["runs"].append({"subject": subject, "seed": training.seed} | _scored(ask, training, dino))
+            if "strip" not in found:  # that of the first run that there is
+                strip = _strip(ask, arm.name, training.folder)
+                found |= {"strip": strip, "strip_of": f"{subject}, seed {training.seed}"}
+    for found in by_name.values():
+        found["dips"] = dips(found["runs"], "fidelity" if dino else "similarity")
+    failed = [f"{t.subject.name} {t.folder.name}" for t in trainings if not is_done(t.folder)]
+    names = dict.fromkeys(arm.name for its in arms.values() for arm in its)
+    return {
+        "dino": dino.identity.name if dino else None,
+        "absent": absent,
+        "arms": [by_name[name] for name in names if name in by_name],
+        "notes": left_out(failed, len(trainings)),
     }
+
+
+def _train(ask: Ask, subject: StudySubject, arms: Sequence[Arm]) -> list[Training]:
+    every = max(1, ask.steps // LOOKS)
+    changes = {"validation_steps": every, "checkpointing_steps": 500, "checkpoints_total_limit": 1}
+    folder = ask.folder / "runs" / subject.name
     trainings = grid({folder: subject}, lambda s: settings(ask, s, 1, 0, **changes), arms, range(ask.seeds))
-    question = "How does image fidelity vary over iterations?"
-    title = f"{ask.name}: {subject.name}"
-    experiment(folder, trainings, title=title, question=question, facts=ask.facts(), workers=ask.workers)
+    experiment(
+        folder,
+        trainings,
+        title=f"{ask.name}: {subject.name}",
+        question="How does image fidelity vary over iterations?",
+        facts=ask.facts(),
+        workers=ask.workers,
+    )
+    return trainings
+
+
+def _scored(ask: Ask, training: Training, dino: Any) -> dict[str, list[float]]:
+    made_of = {"dino": dino.identity.fingerprint if dino else None, "steps": list(_samples(training.folder))}
+    file = ask.folder / "looks" / f"{training.subject.name}-{training.folder.name}" / "curve.json"
+    return remember(file, made_of, lambda: _curve(training.folder, dino))
 
 
 def _samples(run: Path) -> dict[int, Path]:
@@ -104,9 +112,10 @@ def _strip(ask: Ask, arm: str, run: Path) -> list[dict[str, Any]]:
     return [{"step": s, "file": keep(ask.folder, f"{arm}-step-{s}", picture)} for s, picture in first.items()]
 
 
-def dip(steps: Sequence[int], values: Sequence[float]) -> dict[str, float | None]:
+def fidelity_dip(steps: Sequence[int], values: Sequence[float]) -> dict[str, float | None]:
     """The largest fall of a curve from an earlier peak, each value first the median of it and its neighbours.
 
+    A measure of the paper's Fig. 1, not another definition of the corruption stage, which is in `fewbayes.stage`.
     depth: the fall, 0 for a curve that never falls; onset: the first step at which half of it is lost; peak, trough:
     the steps that it lies between.
     """
@@ -123,9 +132,46 @@ def dip(steps: Sequence[int], values: Sequence[float]) -> dict[str, float | None
 
 def dips(runs: Sequence[Mapping[str, Any]], of: str) -> dict[str, Any]:
     """Depth, onset and last value over runs, with 95 % intervals over subjects and seeds."""
-    each = [dip(run["steps"], run[of]) | {"last": run[of][-1]} for run in runs]
+    each = [fidelity_dip(run["steps"], run[of]) | {"last": run[of][-1]} for run in runs]
     return {"of": of} | {key: asdict(_estimate(runs, [one[key] for one in each])) for key in ("depth", "onset", "last")}
 
 
 def _estimate(runs: Sequence[Mapping[str, Any]], values: Sequence[float | None]) -> Estimate:
     return bootstrap({(run["subject"], run["seed"]): value for run, value in zip(runs, values, strict=True)})
+
+
+def fidelity_axes(axes: Axes, told: Told) -> None:
+    key = "fidelity" if told["dino"] else "similarity"
+    _curves(axes, told, key, f"Dino ({told['dino']})" if told["dino"] else "correlation of pixels")
+    axes.legend()
+
+
+def noise_axes(axes: Axes, told: Told) -> None:
+    _curves(axes, told, "noise", "noise (Haar), grey levels")
+
+
+def _curves(axes: Axes, told: Told, key: str, label: str) -> None:
+    for i, arm in enumerate(told["arms"]):
+        band(axes, arm["runs"], key, arm["label"], i)
+    axes.set_xlabel("iterations")
+    axes.set_ylabel(label)
+
+
+def strips(figure: Panel, told: Told, folder: Path) -> None:
+    """A row of pictures along training for each arm."""
+    rows = []
+    for arm in told["arms"]:
+        of = f"\n{arm['strip_of']}" if "strip_of" in arm else ""
+        rows.append((arm["label"] + of, [(folder / shown["file"], "", f"{shown['step']}") for shown in arm["strip"]]))
+    pictures(figure, rows)
+
+
+def falls(told: Told) -> list[str]:
+    """Depth and onset of the largest fall of each arm, with their intervals over runs."""
+    return [f"{arm['label']}: {fall(arm['dips'])}, last {bounds(arm['dips']['last'])}" for arm in told["arms"]]
+
+
+def fall(dips: Told) -> str:
+    if dips["onset"]["mean"] is None:
+        return "never falls"
+    return f"largest fall {bounds(dips['depth'])}, onset at {bounds(dips['onset'], 0)}"

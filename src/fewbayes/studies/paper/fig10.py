@@ -1,22 +1,29 @@
-"""Fig. 10: is a blank picture among those that the pretrained model knows? Asked for one, and given one to denoise."""
+"""Blank pictures by the pretrained model.
+
+Is a blank among the pictures that it knows? It is asked for one, and given one to denoise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from fewbayes.metrics.pixels import haar_noise
 from fewbayes.models import Family
 from fewbayes.sample import sample_images
 from fewbayes.seeds import generator
+from fewbayes.studies.memo import remember
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import ddim, encoded, keep
+from fewbayes.studies.paper.drawing import Told, bounds, canvas, parts, pictures
 from fewbayes.studies.paper.options import TINY, Ask
-from fewbayes.studies.paper.trained import kept, pretrained
+from fewbayes.studies.paper.trained import pretrained
 from fewbayes.studies.trajectory import open_pictures
 
 TINY_PROMPT = "a photo of a white ball in the snow"
@@ -30,7 +37,7 @@ CONSTANTS = {"t": T, "steps": STEPS, "prompts": (TINY_PROMPT, paper.FIG10_PROMPT
 def run(ask: Ask) -> dict[str, Any]:
     file = ask.folder / "looks" / "pretrained" / "blanks.json"
     said = [f'The prompt of the paper, "{paper.FIG10_PROMPT}", has no words that the embedded model knows.']
-    rows = kept(file, {}, lambda: {"rows": _rows(ask)})  # of the model and settings that the folder is of
+    rows = remember(file, {}, lambda: {"rows": _rows(ask)})  # of the model and settings that the folder is of
     return {"t": T, **rows, "paper": {"says": paper.FIG10}, "notes": said if ask.model == TINY else []}
 
 
@@ -72,3 +79,23 @@ def _blank(ask: Ask, family: Family) -> tuple[list[np.ndarray], list[np.ndarray]
     xt = float(1 - family.alpha_bar[T]) ** 0.5 * torch.stack(draws)
     denoised = ddim(family, xt, list(range(T, 0, -T // STEPS)), "")
     return list(family.decode_latents(xt)), list(family.decode_latents(denoised))
+
+
+def draw(told: Told, folder: Path) -> Figure:
+    most = max(len(row["files"]) for row in told["rows"])
+    figure = canvas(told, seen(told), 1.5 + 1.75 * len(told["rows"]), tuned=False)
+    for part, row in zip(parts(figure, [1] * len(told["rows"])), told["rows"], strict=True):
+        said = f"noise {bounds(row['noise'], 1)}, standard deviation {bounds(row['contrast'], 1)} grey levels"
+        part.suptitle(f"{row['label']}: {said}", fontsize=9, x=0.01, ha="left")
+        pictures(part, [("", [(folder / file, "", "") for file in row["files"]])], most)
+    return figure
+
+
+def seen(told: Told) -> str:
+    by = {row["kind"]: row for row in told["rows"]}
+    noisy, left = (by[kind]["contrast"]["mean"] for kind in ("noisy", "denoised"))
+    said = (
+        f"denoising takes the blank's standard deviation from {noisy:.1f} to {left:.1f} grey levels; the picture asked "
+        f"for has noise {by['asked']['noise']['mean']:.1f}, photographs {by['photographs']['noise']['mean']:.1f}."
+    )
+    return said if left <= noisy / 10 else f"the denoised blank keeps {left / noisy:.0%} of what was put on it: {said}"

@@ -1,4 +1,4 @@
-"""Fig. 11: x_100 = 0, denoised in one step, for several subjects."""
+"""x_t = 0 denoised in one step from t = 100, several subjects."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.blank import blanks
+from fewbayes.studies.paper.blank import draw as draw
 from fewbayes.studies.paper.options import Ask
 
 IMAGES, T = (1,), 100

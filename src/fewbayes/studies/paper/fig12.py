@@ -1,17 +1,24 @@
-"""Fig. 12: x_t = k x' for several k, denoised in one step, beside the line that the theory draws."""
+"""x_t = k x' denoised in one step.
+
+For several k, beside the line that the theory draws.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from fewbayes.models import Family
+from fewbayes.page.look import FAINT, colour, marker
 from fewbayes.stage.probes import Prober, ProbeSettings
 from fewbayes.stage.theory import k_response, sigma_1_of
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import encoded, keep, one_step
+from fewbayes.studies.paper.drawing import CHANGED, MARKER, Told, canvas, iterations, parts, pictures, state
 from fewbayes.studies.paper.options import Ask
 from fewbayes.studies.paper.trained import Task, follow, on_one_photograph
 
@@ -65,3 +72,41 @@ def _over_runs(found: list[dict[str, Any]]) -> dict[str, Any]:
     factors = [one["factor"] for one in found]
     spread = {"factor_low": np.min(factors, axis=0).tolist(), "factor_high": np.max(factors, axis=0).tolist()}
     return found[0] | mean | spread | {"runs": len(found)}
+
+
+def draw(told: Told, folder: Path) -> Figure:
+    figure = canvas(told, seen(told), 8.2)
+    top, bottom = parts(figure, (1, 1))
+    factor, similarity = top.subplots(1, 2)
+    ks = told["k"]
+    for i, row in enumerate(told["rows"]):
+        factor.plot(ks, row["factor"], marker(i), color=colour(i), markersize=MARKER, label=state(row["step"]))
+        factor.vlines(ks, row["factor_low"], row["factor_high"], color=colour(i), linewidth=1)
+        factor.plot(ks, row["theory"], color=colour(i), linewidth=1.2)
+        similarity.plot(ks, row["similarity"], marker=marker(i), color=colour(i), markersize=MARKER, linewidth=1.2)
+    factor.plot([], [], color=FAINT, linewidth=1.2, label="1 + gain (k - sqrt(alpha_bar))")
+    factor.set_ylabel("factor of x' in the answer")
+    similarity.set_ylabel("correlation of the answer with x'")
+    factor.legend()
+    for axes in (factor, similarity):
+        axes.set_xlabel(f"k of x_t = k x', t = {told['t']}")
+    titles = [f"k = {k:g}" for k in ks]
+    rows = []
+    for row in told["rows"]:
+        above = titles if row is told["rows"][0] else [""] * len(ks)
+        rows.append((state(row["step"]), [(folder / f, t, "") for f, t in zip(row["answers"], above, strict=True)]))
+    pictures(bottom, rows)
+    return figure
+
+
+def seen(told: Told) -> str:
+    first, *tuned = told["rows"]
+    top = max(tuned, key=lambda row: row["slope"])
+    said = (
+        f"slope of the factor over k {first['slope']:.2f} pretrained, at most {top['slope']:.2f} fine-tuned, after "
+        f"{iterations(top['step'])}; correlation with x' at k = {told['k'][-1]:g}: {first['similarity'][-1]:.2f} "
+        f"and {top['similarity'][-1]:.2f}."
+    )
+    if top["slope"] - first["slope"] >= CHANGED:
+        return said
+    return f"the pretrained model answers with a multiple of x' as much as the fine-tuned: {said}"

@@ -1,4 +1,7 @@
-"""Fig. 3: x_t = 0 at the last timestep, denoised in one step by the pretrained model and by models tuned on 1 and 5."""
+"""x_t = 0 denoised in one step from pure noise's timestep.
+
+By the pretrained model, and by models tuned on one image and on five.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.blank import blanks
+from fewbayes.studies.paper.blank import draw as draw
 from fewbayes.studies.paper.options import Ask
 
 IMAGES, T = (1, 5), 999

@@ -1,18 +1,28 @@
-"""Fig. 4: sigma_1 over iterations, from noise alone as the paper estimates it and from noised training images.
+"""sigma_1 over iterations.
 
-sigma_1 is read off a retention, and is 0 or infinite where that leaves (0, 1): a mean over timesteps would be infinite
-as soon as one of them is, so its place is taken by the median, and the retention itself is told too.
+From noise alone, as the paper estimates it, and from noised training images. sigma_1 is read off a retention, and is 0
+or infinite where that leaves (0, 1): a mean over timesteps would be infinite as soon as one of them is, so its place is
+taken by the median, and the retention itself is told too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
 from fewbayes.models import Family
+from fewbayes.page.look import FAINT, INK
 from fewbayes.stage.probes import Prober, ProbeSettings
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import encoded
+from fewbayes.studies.paper.drawing import MARKED, Told, band, by_step, canvas
 from fewbayes.studies.paper.options import Ask
 from fewbayes.studies.paper.trained import Task, follow, on_one_photograph
 
@@ -63,3 +73,59 @@ def _finite(value: float) -> float | None:
 
 def _by_name(looks: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [found[name] for found in looks] for name in looks[0]}
+
+
+SHARES_OF_PASS_THROUGH = {
+    "retention_from_noise": "retention, from noise",
+    "retention": "retention, training images",
+    "residual_gain": "residual gain of a disturbance",
+    "excess_error": "excess error",
+}
+
+
+def draw(told: Told, folder: Path) -> Figure:
+    outside = fmean(share for run in told["runs"] for share in run["outside"])
+    said = f"sigma_1 is 0 or infinite, without a point, where retention leaves (0, 1): {outside:.0%} of it from noise."
+    figure = canvas(told, seen(told), 4.8, [said])
+    first, second = figure.subplots(1, 2)
+    band(first, told["runs"], "sigma_1_from_noise", "from noise alone, as in the paper", 0)
+    band(first, told["runs"], "sigma_1", "from noised training images", 1)
+    step, value = told["paper"]["value"]
+    first.axhline(value, color=INK, linewidth=1, linestyle="--", label=f"the paper's {value:g}, at its {step:,}")
+    first.set_yscale("log", nonpositive="mask")
+    first.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    first.yaxis.set_major_formatter("{x:g}")
+    first.yaxis.set_minor_locator(NullLocator())
+    first.set_ylabel("sigma_1 (median over timesteps)")
+    second.axhline(1, color=FAINT, linewidth=0.8, linestyle=":")
+    for i, (key, label) in enumerate(SHARES_OF_PASS_THROUGH.items()):
+        band(second, told["runs"], key, label, i)
+    second.set_ylabel("share of pass-through")
+    for axes in (first, second):
+        _halved(axes, told["runs"][0]["steps"])
+        axes.legend()
+    return figure
+
+
+def _halved(axes: Axes, steps: Sequence[int]) -> None:
+    """An axis of iterations from 0 that gives the early ones as much room as the late ones."""
+    ticks = [0, *(step for step in (steps[-1] // 2**i for i in range(8)) if step >= steps[1])]
+    axes.set_xscale("symlog", linthresh=steps[1], linscale=0.5)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlim(-steps[1] / 5, steps[-1] * 1.1)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("iterations")
+
+
+def seen(told: Told) -> str:
+    steps, values = by_step(told["runs"], "sigma_1_from_noise")
+    if not len(steps):
+        return "from noise, sigma_1 is infinite throughout."
+    mean = np.nanmean(values, axis=0)
+    top = int(mean.argmax())
+    said = (
+        f"sigma_1 from noise is {mean[0]:.2f} at {steps[0]}, {mean[top]:.2f} at its highest ({steps[top]}) and "
+        f"{mean[-1]:.2f} at {steps[-1]} iterations."
+    )
+    rises, drops = mean[top] >= MARKED * mean[0], mean[top] >= MARKED * mean[-1]
+    return said if rises and drops else f"no peak in between that is {MARKED:g} times both ends: {said}"

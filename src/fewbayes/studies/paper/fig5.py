@@ -1,18 +1,24 @@
-"""Fig. 5: a local disturbance delta' of a noised training image, denoised in one step along fine-tuning."""
+"""A local disturbance of x_t, denoised in one step.
+
+x_t is a noised training image, the disturbance delta' of its middle, the denoisers those along a fine-tuning.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from fewbayes.models import Family
 from fewbayes.seeds import generator
 from fewbayes.stage.probes import Prober, ProbeSettings
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import encoded, keep, one_step
+from fewbayes.studies.paper.drawing import MARKED, Told, bounds, canvas, iterations, pictures, state
 from fewbayes.studies.paper.options import Ask
 from fewbayes.studies.paper.trained import Task, follow, on_one_photograph
 
@@ -82,3 +88,30 @@ def _over_runs(found: list[dict[str, Any]]) -> dict[str, Any]:
         "relative": fmean(one["relative"] for one in found),
         "inside": fmean(one["inside"] for one in found),
     }
+
+
+def draw(told: Told, folder: Path) -> Figure:
+    said = [f"gain: ||delta_t||^2 / ||delta'||^2; no model of one image exceeds 1 / alpha_bar = {told['ceiling']:.3f}"]
+    said.append(f"The paper prints {told['paper']['gain']:g} for 1,000 iterations, which lies above that ceiling.")
+    figure = canvas(told, seen(told), 9.0, said)
+    titles = {"given": "given: x_t + delta'", "without": "answer without delta'", "answer": "answer with delta'"}
+    titles["difference"] = f"difference, {AMPLIFIED} times"
+    rows = []
+    for row in told["rows"]:
+        above = titles if row is told["rows"][0] else dict.fromkeys(titles, "")
+        below = {"difference": f"gain {bounds(row['gain'], 3)}, {row['inside']:.0%} of it inside"}
+        shown = [(folder / row[key], title, below.get(key, "")) for key, title in above.items()]
+        rows.append((state(row["step"]), shown))
+    pictures(figure, rows)
+    return figure
+
+
+def seen(told: Told) -> str:
+    first, *tuned = told["rows"]
+    top = max(tuned, key=lambda row: row["gain"]["mean"])
+    said = (
+        f"gain {bounds(first['gain'], 3)} pretrained, at most {bounds(top['gain'], 3)} fine-tuned, "
+        f"after {iterations(top['step'])}."
+    )
+    kept = top["gain"]["mean"] >= MARKED * first["gain"]["mean"]
+    return said if kept else f"fine-tuning does not keep the disturbance more than the pretrained model: {said}"

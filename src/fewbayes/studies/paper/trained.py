@@ -7,8 +7,6 @@ Knows nothing of what is looked for.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,10 +17,10 @@ import torch
 from PIL import Image
 
 from fewbayes.models import Family, load_family
-from fewbayes.runs.folder import atomic_folder, atomic_write
-from fewbayes.sample import load_for_sampling
+from fewbayes.runs.opening import open_model
 from fewbayes.settings.config import TrainConfig
 from fewbayes.studies.grid import in_parallel
+from fewbayes.studies.memo import remember
 from fewbayes.studies.paper.options import Ask
 from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.trajectory import open_pictures
@@ -58,7 +56,7 @@ def settings(ask: Ask, subject: StudySubject, count: int, seed: int, **changes: 
     usual = ask.usual
     return TrainConfig(
         model=ask.model,
-        instance_data_dir=str(first(ask, subject, count)),
+        instance_data_dir=str(subject.first(count).photographs),
         instance_prompt=ask.prompt(subject),
         rare_token=ask.token,
         output_dir=str(ask.folder / "runs" / f"{subject.name}-{count}-seed{seed}"),
@@ -83,31 +81,16 @@ def on_one_photograph(ask: Ask, milestones: tuple[int, ...], look: Look) -> list
     ]
 
 
-def first(ask: Ask, subject: StudySubject, count: int) -> Path:
-    """A folder with the subject's first `count` photographs."""
-    folder = ask.folder / subject.name / f"first-{count}"
-    if not folder.is_dir():
-        with atomic_folder(folder) as staging:
-            for path in photographs(subject)[:count]:
-                shutil.copyfile(path, staging / path.name)
-    return folder
-
-
-def photographs(subject: StudySubject) -> list[Path]:
-    return sorted(subject.photographs.glob("*.png"))
-
-
 def counts(subject: StudySubject, wanted: Sequence[int]) -> list[int]:
     """The wanted numbers of training images, none above what the subject has."""
-    return sorted({min(count, len(photographs(subject))) for count in wanted})
+    return sorted({min(count, len(subject.files)) for count in wanted})
 
 
 def follow(tasks: Sequence[Task], workers: int | None = None) -> tuple[list[tuple[Task, Found]], list[str]]:
     """What the looks found, by milestone, of each task in order; and notes on those left out since numbers ran away."""
     found = list(zip(tasks, in_parallel(_followed, tasks, workers), strict=True))
-    return [(task, looks) for task, looks in found if looks is not None], left_out(
-        [task.name for task, looks in found if looks is None], len(tasks)
-    )
+    notes = left_out([task.name for task, looks in found if looks is None], len(tasks))
+    return [(task, looks) for task, looks in found if looks is not None], notes
 
 
 def left_out(failed: Sequence[str], of: int) -> list[str]:
@@ -118,18 +101,15 @@ def left_out(failed: Sequence[str], of: int) -> list[str]:
 
 
 def _followed(task: Task) -> Found | None:
-    found = {}
-    for step in task.milestones:
+    def look(step: int) -> dict[str, Any]:
         file = task.ask.folder / "looks" / task.name / f"step-{step}.json"
-        if not file.is_file():
-            try:
-                model = _model_at(task.config, step)
-            except NonFiniteError:
-                return None
-            file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, json.dumps(task.look(model, task, step)) + "\n")
-        found[step] = json.loads(file.read_text())
-    return found
+        made_of = {}  # of the model and settings that the folder is of
+        return remember(file, made_of, lambda: task.look(_model_at(task.config, step), task, step))
+
+    try:
+        return {step: look(step) for step in task.milestones}
+    except NonFiniteError:
+        return None
 
 
 def _model_at(config: TrainConfig, step: int) -> Family:
@@ -137,16 +117,7 @@ def _model_at(config: TrainConfig, step: int) -> Family:
         return pretrained(config.model)
     until = replace(config, max_train_steps=step, checkpointing_steps=500, checkpoints_total_limit=1)
     train(until, family=pretrained(config.model), progress=False)
-    return on_device(load_for_sampling(config.output_dir)[0])
-
-
-def kept(file: Path, made_of: dict[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `find` finds, kept in a file with what it was found of; found anew where that is another."""
-    if file.is_file() and (known := json.loads(file.read_text()))["made_of"] == made_of:
-        return known["found"]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, json.dumps({"made_of": made_of, "found": find()}) + "\n")
-    return json.loads(file.read_text())["found"]
+    return on_device(open_model(config.output_dir)[0])
 
 
 @cache
