@@ -61,4 +61,4 @@ def test_the_table_names_every_arm_and_the_file_has_every_number(folders, tmp_pa
     assert text == tables({folder.name: read_experiment(folder) for folder in folders})
     assert "| Bayes less Plain | raw weights | 4 |" in text
     assert "| Plain | raw weights | 0 of 2 |" in text
-    assert "0.55 (0.50 to 0.60)" in text  # the mean of 0.50 and 0.60
+    assert "0.55 (-0.09 to 1.19)" in text  # mean and t interval of 0.50 and 0.60

@@ -1,6 +1,6 @@
 """Full fine-tuning: every weight of the denoiser is trained, on request those of the text encoders too.
 
-Which of the denoiser's weights may be random is left to `where` (Table 3 of the paper). Knows nothing of diffusers.
+Which of the denoiser's weights may be random is left to `where` (Table 4 of the paper). Knows nothing of diffusers.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 
 from fewbayes.data.images import FORMATS
 from fewbayes.errors import UserError
-from fewbayes.metrics.statistics import FEWEST_SUBJECTS, Comparison, Estimate, Units, bootstrap, compare, holm, reading
+from fewbayes.metrics.statistics import FEWEST_SUBJECTS, Comparison, Estimate, Units, compare, holm, interval, reading
 
 BAYES_SUFFIX = "-bayes"
 ONE_ARM = "samples"
@@ -418,7 +418,7 @@ def make_table(evaluation: Evaluation, mode: str, measures: Sequence[Measure] = 
             name,
             labels.get(name, name),
             named.get(name, "row"),
-            {m.key: bootstrap(units[m.key].get(name, {})) for m in shown},
+            {m.key: interval(units[m.key].get(name, {})) for m in shown},
         )
         for name in [*order[:-1], *extra, "real"]
         if name in present
@@ -485,8 +485,7 @@ def caption(evaluation: Evaluation, mode: str, shown: Sequence[Measure]) -> str:
     if mode == "paper" and subjects > 1:
         how = "the authors' averaging within each subject, quirks included; macro over subjects"
     mean = (
-        f"Macro mean over {_count(subjects, 'subject')}, {_count(units, 'training')}; 95 % interval of the two-stage "
-        f"cluster bootstrap. {reading(subjects, units)}"
+        f"Macro mean over {_count(subjects, 'subject')}, with its 95 % interval. {reading(subjects, units)}"
         if subjects
         else f"One number over the pictures of {_count(evaluation.pooled, 'subject')} together."
     )

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fewbayes.errors import UserError
-from fewbayes.metrics.statistics import Estimate, Units, bootstrap, differences, reading
+from fewbayes.metrics.statistics import Estimate, Units, differences, interval, reading
 from fewbayes.models import inspect_model
 from fewbayes.page import write_report
 from fewbayes.page.read import Experiment, read_experiment
@@ -176,9 +176,7 @@ def read_numbers(experiments: Mapping[str, Experiment]) -> dict[tuple[str, str],
 def leads(numbers: Mapping[tuple[str, str], Numbers], first: str) -> dict[tuple[str, str], dict[str, Estimate]]:
     """Each arm less the first one at the same subject, seed and weights, over all subjects."""
     return {
-        (arm, weights): {
-            name: bootstrap(differences(found[name], numbers[first, weights][name])) for name in QUANTITIES
-        }
+        (arm, weights): {name: interval(differences(found[name], numbers[first, weights][name])) for name in QUANTITIES}
         for (arm, weights), found in numbers.items()
         if arm != first and (first, weights) in numbers
     }
@@ -212,7 +210,7 @@ def _levels(subject: str, one: Experiment, numbers: Mapping[tuple[str, str], Num
             if arm.has(weights) and (arm.name, weights) in numbers:
                 mine = [_of(subject, units) for units in numbers[arm.name, weights].values()]
                 fallen = sum(bool(run_stages(run, weights)) for run in arm.runs)
-                rows.append([arm.label, words, f"{fallen} of {len(arm.runs)}", *map(bootstrap, mine)])
+                rows.append([arm.label, words, f"{fallen} of {len(arm.runs)}", *map(interval, mine)])
     return Table([Column("arm"), Column("weights"), Column("runs with a stage"), *COLUMNS], rows)
 
 

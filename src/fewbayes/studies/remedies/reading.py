@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
-from fewbayes.metrics.statistics import Estimate, bootstrap, compare, finite
+from fewbayes.metrics.statistics import Estimate, compare, finite, interval
 from fewbayes.studies.course import (
     MEASURES,
     PROMPT_FREE,
+    SHARES,
     WEIGHTS,
     Along,
     at_same,
@@ -28,6 +30,8 @@ Units = Mapping[tuple[str, int], Mapping[str, Any]]
 EXTRA = {"mean_of_last": "mean of the last 5 checkpoints", "more_steps": "raw, four times the sampler's steps"}
 FAR = {"corruption": "corruption score", "fidelity": "Dino", "quality": "quality"}
 """What arms are compared in where they have come equally far."""
+SHARE, ANY = (0.0, 1.0), (-inf, inf)
+"""Where an interval must end: a share is between none and all."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,10 @@ def by_arm(study: Mapping[str, Any]) -> dict[Arm, dict[tuple[str, int], dict[str
 def levels(found: Units) -> dict[str, Estimate]:
     """Macro means with intervals of whatever was measured."""
     names = next(iter(found.values()))
-    return {name: bootstrap({unit: values[name] for unit, values in found.items()}) for name in names}
+    return {
+        name: interval({unit: values[name] for unit, values in found.items()}, within=SHARE if name in SHARES else ANY)
+        for name in names
+    }
 
 
 def leads(treated: Units, control: Units) -> dict[str, Lead]:
@@ -87,7 +94,10 @@ def equally_far(along: Along, study: Mapping[str, Any], control: str = "plain") 
                 lead = at_same(along, cell, plain[unit], name)
                 found.setdefault(cell["arm"], {}).setdefault(name, {})[unit] = lead
             found[cell["arm"]].setdefault("compared", {})[unit] = share_compared(along, cell, plain[unit])
-    return {arm: {name: bootstrap(units) for name, units in rows.items()} for arm, rows in found.items()}
+    return {
+        arm: {name: interval(units, within=SHARE if name == "compared" else ANY) for name, units in rows.items()}
+        for arm, rows in found.items()
+    }
 
 
 def trainings(study: Mapping[str, Any]) -> dict[str, str]:
