@@ -11,7 +11,7 @@ from torch import nn
 from fewbayes.models import meta_denoiser, meta_family, parameter_counts
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-PAPER = {  # Table 3: the share of the U-Net that is random, and the count behind it
+PAPER = {  # Table 4: the share of the U-Net that is random, and the count behind it
     "linear": (0.263, 226_246_720),
     "linear-no-time": (0.231, 198_371_200),
     "linear-up": (0.138, 118_864_320),

@@ -1,0 +1,195 @@
+"""The pages say what the kept results say: tables are cut from them, links and modules exist.
+
+python tests/test_docs.py      # write the tables of the pages anew
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fewbayes.studies.remedies.tables import tables as remedies_tables
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LOG = "lab-log.md"  # its entries stand as they were written
+Rows = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows and columns of a section of a result page; rows by the start of their first cells, "a | b"."""
+
+    file: str
+    section: str
+    rows: Sequence[str]
+    columns: dict[str, str]
+    """Heading in the page: heading in the result."""
+
+
+_LEVELS = {
+    "arm": "arm",
+    "weights": "weights",
+    "corrupted, %": "corrupted checkpoints, %",
+    "last Dino": "last Dino",
+    "last quality": "last quality",
+}
+_LEADS = {
+    "difference, raw weights": "difference",
+    "corrupted, points": "corrupted checkpoints, %",
+    "last Dino": "last Dino",
+    "last quality": "last quality",
+}
+_FAR = {name: name for name in ("arm", "trainings", "corruption score", "Dino", "quality")}
+_PLAIN, _BAYES = "Against plain training, raw weights", "Bayesian training against the other remedies"
+CUTS: dict[str, list[Cut]] = {
+    "noise levels": [
+        Cut(
+            "remedies_noise.md",
+            "Levels",
+            [
+                "Plain | raw",
+                "Plain | averaged",
+                *(f"{arm} | raw" for arm in ("Bayesian, 0.01", "Bayesian, 0.1", "Bayesian, 0.3", "Fixed noise, 0.3")),
+                *(f"{arm} | raw" for arm in ("Plain, quarter rate", "Pull to the start, 40", "Dropout")),
+            ],
+            _LEVELS,
+        )
+    ],
+    "noise differences": [
+        Cut("remedies_noise.md", _PLAIN, ["Bayesian, 0.3, raw less", "Plain, quarter rate, raw less"], _LEADS),
+        Cut("remedies_noise.md", _PLAIN, ["Pull to the start, 40, raw less"], _LEADS),
+        Cut(
+            "remedies_noise.md",
+            _BAYES,
+            ["Bayesian, 0.3, raw less Plain, quarter rate, raw", "Bayesian, 0.3, raw less Pull to the start, 40, raw"],
+            _LEADS,
+        ),
+    ],
+    "noise at equal loss": [
+        Cut(
+            "remedies_noise.md",
+            "At the same loss on the training images",
+            ["Bayesian, 0.3", "Plain, quarter rate", "Pull to the start, 40"],
+            _FAR,
+        )
+    ],
+    "rate levels": [
+        Cut(
+            "remedies_rate.md",
+            "Levels",
+            [
+                "Plain | raw",
+                "Plain | averaged",
+                *(f"{arm} | raw" for arm in ("Bayesian, 0.01", "Bayesian, 0.03", "Bayesian, 0.1", "Fixed noise, 0.03")),
+                "Plain, quarter rate | raw",
+                "Plain, quarter rate | averaged",
+                *(f"{arm} | raw" for arm in ("Bayesian, 0.03, quarter rate", "Pull to the start, 10", "Dropout")),
+            ],
+            _LEVELS,
+        )
+    ],
+    "rate differences": [
+        Cut(
+            "remedies_rate.md",
+            _PLAIN,
+            [
+                "Plain, averaged less",
+                "Bayesian, 0.01, raw less",
+                "Bayesian, 0.03, raw less",
+                "Bayesian, 0.1, raw less",
+                "Plain, quarter rate, raw less",
+                "Pull to the start, 10, raw less",
+                "Dropout, raw less",
+            ],
+            _LEADS,
+        ),
+        Cut("remedies_rate.md", _BAYES, ["Bayesian, 0.03, quarter rate, raw less Plain, quarter rate, raw"], _LEADS),
+    ],
+}
+
+
+def markdown(rows: Rows) -> str:
+    heads = list(rows[0])
+    lines = [heads, ["---"] * len(heads), *([row[head] for head in heads] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def tables(text: str) -> Iterator[Rows]:
+    """The Markdown tables of a text, each as rows by heading."""
+    for block in re.findall(r"(?:^\|.*\n)+", text + "\n", re.MULTILINE):
+        cells = [line.strip("| ").split(" | ") for line in block.splitlines()]
+        yield [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def cut(found: Cut) -> Rows:
+    text = (ROOT / "docs/results" / found.file).read_text().split(f"## {found.section}\n")[1].split("\n## ")[0]
+    known = [(" | ".join(row.values()), row) for table in tables(text) for row in table]
+    rows = []
+    for start in found.rows:
+        row = next(row for words, row in known if words.startswith(start))
+        rows.append({head: row[name] for head, name in found.columns.items()})
+    return rows
+
+
+def written(name: str) -> str:
+    return markdown([row for part in CUTS[name] for row in cut(part)])
+
+
+MARKED = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)\n?<!-- end -->", re.DOTALL)
+
+
+def test_every_table_of_a_page_is_cut_from_the_kept_result():
+    seen = set()
+    for page in PAGES:
+        for _, name, table in MARKED.findall(page.read_text()):
+            seen.add(name)
+            assert table == written(name), f"{page.name}: run python tests/test_docs.py"
+    assert seen == set(CUTS)
+
+
+@pytest.mark.parametrize("name", ["remedies_noise", "remedies_rate"])
+def test_kept_tables_are_what_the_kept_numbers_give(name):
+    kept = ROOT / "docs/results" / name
+    assert kept.with_suffix(".md").read_text() == remedies_tables(json.loads(kept.with_suffix(".json").read_text()))
+
+
+def test_a_number_that_differs_would_be_seen():
+    text = (ROOT / "docs/corruption.md").read_text()
+    (_, name, table), *_ = MARKED.findall(text)
+    assert table.replace("79", "78", 1) != written(name)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / "docs/results").glob("*.md")], ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not target.startswith(("http", "mailto")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def _places(path: str) -> list[Path]:
+    return [ROOT / path, ROOT / "src/fewbayes" / path, ROOT / "docs" / path, ROOT / "src" / path]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != LOG], ids=lambda p: p.name)
+def test_files_and_modules_that_a_page_names_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.py)`", text):
+        assert any(place.exists() for place in _places(path)), f"{page.name}: {path}"
+    for module in re.findall(r"`(fewbayes(?:\.[a-z_]+)+)", text):
+        parts = module.split(".")
+        assert any(  # a module, or a name in one
+            any(place.with_suffix(".py").exists() or place.is_dir() for place in _places("/".join(parts[:n])))
+            for n in range(len(parts), len(parts) - 2, -1)
+        ), f"{page.name}: {module}"
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        text = page.read_text()
+        new = MARKED.sub(lambda found: f"{found[1]}{written(found[2])}\n<!-- end -->", text)
+        if new != text:
+            page.write_text(new)
