@@ -27,9 +27,10 @@ from fewbayes.models import inspect_model, load_family
 from fewbayes.models.adapters import load_adapter
 from fewbayes.page import write_report
 from fewbayes.settings.config import TrainConfig
-from fewbayes.stage.monitor import CLEAN, Look, Monitor
+from fewbayes.stage.monitor import Look, Monitor
 from fewbayes.stage.readings import Losses
 from fewbayes.stage.samples import SampleStats
+from fewbayes.stage.scores import CLEAN
 from fewbayes.training.train import train
 from fewbayes.world.scenes import subject_photograph
 

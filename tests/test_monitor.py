@@ -13,10 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewbayes.stage.monitor import (
-    CLEAN,
     CORRUPTED,
-    SOFTNESS,
-    VISIBLE,
     Judgement,
     Look,
     Monitor,
@@ -24,6 +21,7 @@ from fewbayes.stage.monitor import (
 )
 from fewbayes.stage.readings import Blank, Losses, Reading
 from fewbayes.stage.samples import SampleStats, describe
+from fewbayes.stage.scores import CLEAN, SOFTNESS, VISIBLE
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
 from test_sample_stats import noised, scene
 
@@ -322,11 +320,11 @@ def test_one_training_image_and_one_sample_cannot_tell_copies_and_say_so():
     one = REFERENCES[:1]
     watch = against(BASE[:1], one)
     judged = watch.judge(Look(1, LEARNED, describe([one[0].copy()], one)))
-    assert not watch.tells_copies
+    assert not watch.standards.tells_copies
     assert judged.seen == "good"
     assert any("cannot be told" in said for said in judged.evidence)
-    assert against(BASE, one).tells_copies
-    assert against(BASE[:1], REFERENCES).tells_copies
+    assert against(BASE, one).standards.tells_copies
+    assert against(BASE[:1], REFERENCES).standards.tells_copies
 
 
 def test_what_was_learned_and_lost_is_not_silently_underfit():

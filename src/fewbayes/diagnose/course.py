@@ -19,10 +19,11 @@ from fewbayes.diagnose.examine import NAMES, Book, Seen, load_base, load_source,
 from fewbayes.diagnose.verdict import Diagnosis, Finding, concluded, which_to_keep
 from fewbayes.errors import UserError
 from fewbayes.models import Family
-from fewbayes.stage.monitor import ALARMS, CLEAN, Judgement, Look, Monitor
+from fewbayes.stage.monitor import ALARMS, Judgement, Look, Monitor
 from fewbayes.stage.probes import adapters_off
 from fewbayes.stage.readings import Losses
 from fewbayes.stage.samples import SampleStats
+from fewbayes.stage.scores import CLEAN
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ def judge_last(monitor: Monitor, look: Look) -> tuple[Judgement, Judgement]:
 
     An alarm that the timeline still holds gives a look that is good by itself no options.
     """
-    alone = Monitor(monitor.base, monitor.training, patience=1).judge(look)
+    alone = Monitor(monitor.base, monitor.standards.training, patience=1).judge(look)
     final = monitor.judge(look)
     cause = final.cause or alone.cause
     options = alone.options if final.seen == "good" and cause is None else final.options

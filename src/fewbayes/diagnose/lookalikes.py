@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fewbayes.diagnose.verdict import Finding
-from fewbayes.stage.monitor import CLEAN
 from fewbayes.stage.readings import Losses
+from fewbayes.stage.scores import CLEAN
 from fewbayes.training.batches import OPEN, open_channels
 
 SCALES = (0.25, 0.5, 1.0, 2.0)
