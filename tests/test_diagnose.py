@@ -124,7 +124,7 @@ def fish(tmp_path_factory):
 def test_an_adapter_thirty_times_too_strong_is_called_so_and_the_strength_to_use_is_named(fish, asked, tmp_path):
     strong = changed(fish, tmp_path / "strong" / "a.safetensors", lambda weight: 30 * weight)
     photographs = {"instance_data_dir": str(fish.parent / "photographs"), "instance_prompt": "a photo of a <v> fish"}
-    of_tiny = {"base": "tiny", "num_inference_steps": 8, **photographs}
+    of_tiny = {"base": "tiny", "num_inference_steps": 3, **photographs}
     assert diagnose(asked(fish, "sound", **of_tiny)).cause is None
     question = asked(strong, **of_tiny)
     diagnosis = diagnose(question)

@@ -15,7 +15,7 @@ from fewbayes.training import processes
 from fewbayes.training.train import train
 
 # Adam with a large epsilon, where rounding is not blown up by the division.
-SMALL = {"adam_epsilon": 1.0, "learning_rate": 1.0, "max_train_steps": 3}
+SMALL = {"adam_epsilon": 1.0, "learning_rate": 1.0, "max_train_steps": 2}
 ARMS = {
     "full": {},
     "full-bayes": {"bayes": True},
@@ -27,10 +27,12 @@ ARMS = {
 TRAIN_ALL = """
 import sys
 from accelerate import PartialState
+from fewbayes.models import load_family
 from fewbayes.settings.config import load_config
 from fewbayes.training.train import train
+family = load_family(load_config(sys.argv[1], {}).model)
 for path in sys.argv[1:]:
-    train(load_config(path, {}), progress=False)
+    train(load_config(path, {}), family=family, progress=False)
 try:
     train(load_config(sys.argv[-1], {"seed": 1}), progress=False)  # which the main process alone finds out
 except ValueError as error:
@@ -70,7 +72,7 @@ def trained_by_two(eps_model, photos, tmp_path_factory) -> Path:
 
 
 def trained(folder: Path) -> dict:
-    files = [path for path in (folder / "checkpoint-3").glob("*.safetensors") if path.name != "optimizer.safetensors"]
+    files = [path for path in (folder / "checkpoint-2").glob("*.safetensors") if path.name != "optimizer.safetensors"]
     return {f"{file.stem} {name}": value for file in files for name, value in load_file(file).items()}
 
 
