@@ -28,7 +28,6 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()} | {"": 0}
 STILL = {
     ("methods", "settings"),
-    ("metrics/weights", "runs"),
 }
 """Imports that still point up: the file, and the room that it reaches for. The list only shrinks."""
 KNOW_DIFFUSERS = {"models", "world", "export", "metrics/encoders"}

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from fewbayes.errors import UserError
+from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.cases import Material, visible
-from fewbayes.metrics.encoders import Encoders, Missing, encoder_keys, load_encoders
+from fewbayes.metrics.encoders import Encoder, Encoders, Missing, encoder_keys, load_encoders
 from fewbayes.metrics.features import FeatureStore
 from fewbayes.metrics.folders import (
     NO_PICTURES,
@@ -31,7 +32,8 @@ from fewbayes.metrics.folders import (
 )
 from fewbayes.metrics.rows import PictureScores, Row, about, macro_rows, paper_rows, sound_rows
 from fewbayes.metrics.weights import fetch_weights, list_weights
-from fewbayes.runs.folder import CONFIG, METRICS, atomic_write, environment
+from fewbayes.runs.layout import CONFIG, METRICS
+from fewbayes.runs.provenance import environment
 
 Mode = Literal["sound", "paper", "both"]
 IMAGES, FACTS = "images.jsonl", "evaluation.json"
@@ -88,7 +90,7 @@ def evaluate_folder(
     output = _checked_output(output_dir)
     place = find_source(source, samples)
     _keep_apart(output, {"source": place.pictures, "reference_dir": reference_dir, "base_dir": base_dir})
-    subject, seed = _run_keys(Path(source), subject, seed)
+    subject, seed = subject or place.subject, place.seed if seed is None else seed
     token = rare_token or place.rare_token or RARE_TOKEN
     prompts = read_prompts(Path(metadata)) if metadata else None
     words = {"subject": subject, "prompt": prompt and prompt.replace(RARE_TOKEN, token), "prompts": prompts}
@@ -160,18 +162,6 @@ def _keep_apart(output: Path | None, read: Mapping[str, str | Path | None]) -> N
             raise UserError(f"output_dir {output} is the {name}; give a folder of its own")
 
 
-def _run_keys(source: Path, subject: str | None, seed: int | None) -> tuple[str | None, int | None]:
-    """A run names its subject by the folder of its photographs, and knows its seed."""
-    config = source.expanduser() / CONFIG
-    if not config.is_file():
-        return subject, seed
-    import yaml
-
-    settings = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    named = Path(settings["instance_data_dir"]).name if settings.get("instance_data_dir") else None
-    return subject or named, settings.get("seed") if seed is None else seed
-
-
 def _encoders(asked: str | Mapping[str, Any] | None, place: Source, offline: bool) -> tuple[Encoders, str]:
     if asked is not None and not isinstance(asked, str):
         absent = {key: Missing(key, "no encoder was given for it") for key in encoder_keys()}
@@ -180,7 +170,7 @@ def _encoders(asked: str | Mapping[str, Any] | None, place: Source, offline: boo
     return load_encoders(which, offline=offline), which
 
 
-def _about(encoder: Any) -> dict[str, Any]:
+def _about(encoder: Encoder | Missing) -> dict[str, Any]:
     if isinstance(encoder, Missing):
         return {"missing": encoder.name, "reason": encoder.reason}
     return about(encoder) | dict(encoder.identity.details)

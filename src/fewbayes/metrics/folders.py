@@ -98,13 +98,15 @@ NO_PICTURES = Pictures(Path(), ())
 
 @dataclass(frozen=True)
 class Source:
-    """What a path given to `evaluate` stands for."""
+    """What a path given to `evaluate` stands for. subject: of a run, by the folder of its photographs."""
 
     pictures: Path
     reference: Path | None = None
     rare_token: str | None = None
     model: str | None = None
     weights: str | None = None
+    subject: str | None = None
+    seed: int | None = None
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -142,6 +144,8 @@ def find_source(source: str | Path, samples: str | None = None) -> Source:
         settings.get("rare_token"),
         settings.get("model"),
         _exported(folder),
+        Path(settings["instance_data_dir"]).name if settings.get("instance_data_dir") else None,
+        settings.get("seed"),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fewbayes.metrics import scores
 from fewbayes.metrics.cases import Case, Pooled
-from fewbayes.metrics.encoders import Encoders, Missing
+from fewbayes.metrics.encoders import Encoder, Encoders, Missing
 from fewbayes.metrics.registry import Metric, registered
 from fewbayes.metrics.scores import Mean, Unavailable
 
@@ -49,7 +49,7 @@ class Row:
         return {key: value for key, value in found.items() if value is not None or key in always}
 
 
-def about(encoder: Any) -> dict[str, Any]:
+def about(encoder: Encoder | Missing | None) -> dict[str, Any]:
     """The encoder's share of a row."""
     if encoder is None:
         return {"encoder": None}
@@ -90,12 +90,14 @@ def paper_rows(pooled: Pooled, encoders: Encoders, keys: Mapping[str, Any]) -> l
     ]
 
 
-def _player(encoders: Encoders, key: str | None) -> Any:
+def _player(encoders: Encoders, key: str | None) -> Encoder | Missing | None:
     """The encoder of a metric; None for one that is of pixels."""
     return None if key is None else encoders.get(key, Missing(key, "there is no such encoder"))
 
 
-def _scored(metric: Metric, encoder: Any, compute: Callable[[], Mean], **said: Any) -> tuple[Row, Mean | None]:
+def _scored(
+    metric: Metric, encoder: Encoder | Missing | None, compute: Callable[[], Mean], **said: Any
+) -> tuple[Row, Mean | None]:
     """A row, and the mean that it holds where it holds one."""
     row = Row(metric.name, None, n=0, **said, **about(encoder))
     try:

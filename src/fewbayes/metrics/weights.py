@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewbayes.errors import UserError
-from fewbayes.runs.folder import file_sha256
+from fewbayes.files.atomic import file_sha256
 
 HUB = "https://huggingface.co"
 FOLDER_VARIABLE = "FEWBAYES_MODELS"

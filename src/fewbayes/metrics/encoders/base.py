@@ -48,36 +48,15 @@ class Identity:
 
 
 class Encoder(Protocol):
+    """What an encoder is asked for beside its identity depends on its role. n: pictures of a batch, or prompts.
+
+    images(pictures): (n, width) features, float32, not normalised.
+    texts(prompts): (n, width) in the same space. cut_off(prompts): those that are longer than the model reads.
+    distances(pictures): (n, n), symmetric, exactly 0 between equal pictures.
+    anchors, scale: (2, width) features of the better and the worse of two antonyms, and the scale of cosines with them.
+    """
+
     identity: Identity
-
-
-class ImageEncoder(Encoder, Protocol):
-    def images(self, pictures: Pictures) -> Floats:
-        """(n, width) features of a batch, in float32 and not normalised."""
-        ...
-
-
-class TextEncoder(ImageEncoder, Protocol):
-    def texts(self, prompts: Sequence[str]) -> Floats:
-        """(n, width) in the space of the pictures' features."""
-        ...
-
-    def cut_off(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that are longer than the model reads."""
-        ...
-
-
-class QualityEncoder(ImageEncoder, Protocol):
-    """anchors: (2, width), features of the better and the worse of two antonyms. scale: of their cosines."""
-
-    anchors: Floats
-    scale: float
-
-
-class PairEncoder(Encoder, Protocol):
-    def distances(self, pictures: Pictures) -> Floats:
-        """(n, n) symmetric table of distances, exactly 0 between equal pictures."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -88,8 +67,8 @@ class Missing:
     reason: str
 
 
-Encoders = dict[str, Any]
-"""By the key of a role: an encoder or a Missing."""
+Encoders = dict[str, Encoder | Missing]
+"""By the key of a role."""
 
 
 @dataclass(frozen=True)

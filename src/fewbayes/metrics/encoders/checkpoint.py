@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fewbayes.errors import UserError
+from fewbayes.files.atomic import file_sha256
 from fewbayes.metrics.encoders.base import Floats, Identity
 from fewbayes.metrics.encoders.places import weight_file
 from fewbayes.metrics.preprocess import Preprocessing
-from fewbayes.runs.folder import file_sha256
 
 
 def load_checkpoint(kind: Any, folder: Path, **options: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fewbayes.files.atomic import file_sha256
 from fewbayes.metrics.encoders.base import Floats, Pictures, Role, register
 from fewbayes.metrics.encoders.checkpoint import identity_of_file, load_torchscript, to_numpy
 from fewbayes.metrics.encoders.clip import EMBEDDED_NAME, Clip
@@ -14,7 +15,6 @@ from fewbayes.metrics.encoders.clip_resnet import ClipResnet
 from fewbayes.metrics.encoders.places import Embedded, Published, with_other
 from fewbayes.metrics.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing
 from fewbayes.metrics.weights import RN50, TOKENS
-from fewbayes.runs.folder import file_sha256
 
 NAME = "piq CLIP RN50"
 QUALITY_PROMPTS = ("Good photo.", "Bad photo.")

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewbayes.errors import UserError
+from fewbayes.files.atomic import file_sha256
 from fewbayes.metrics.encoders.base import Floats, Identity, Pictures, Role, register
 from fewbayes.metrics.encoders.checkpoint import identity_of_file
 from fewbayes.metrics.encoders.dino import EMBEDDED_NAME, Vit
 from fewbayes.metrics.encoders.places import Embedded, Published, with_other
 from fewbayes.metrics.preprocess import Preprocessing
 from fewbayes.metrics.weights import ALEXNET, HEADS, is_published
-from fewbayes.runs.folder import file_sha256
 
 NAME = "lpips alex"
 BLOCK = 64

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from fewbayes.errors import UserError
-from fewbayes.metrics.encoders.base import Encoder, Encoders, Missing, Role, roles
+from fewbayes.files.atomic import file_sha256
+from fewbayes.metrics.encoders.base import Encoder, Missing, Role, roles
 from fewbayes.metrics.weights import FOLDER_VARIABLE, HubModel, WeightFile, is_published
-from fewbayes.runs.folder import file_sha256
 
 
 class Place(ABC):
@@ -23,9 +23,9 @@ class Place(ABC):
 
     def __init__(self, device: str | None):
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._loaded: Encoders = {}
+        self._loaded: dict[str, Encoder | Missing] = {}
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> Encoder | Missing:
         """An encoder, or why there is none: files that are absent, damaged or of another model."""
         if key not in self._loaded:
             role = roles()[key]

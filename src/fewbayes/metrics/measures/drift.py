@@ -40,7 +40,7 @@ register(
     Metric(
         "drift_dinov2",
         "Drift, DINOv2",
-        "the same by DINOv2",
+        "as Drift, by DINOv2",
         partial(drift, "dinov2"),
         better=-1,
         encoder="dinov2",

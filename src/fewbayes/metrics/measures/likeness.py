@@ -72,9 +72,7 @@ register(
         "dino",
         **_in_paper("dino", 2),
     ),
-    _metric(
-        "clip_i", "Clip-I", "the same by the image half of the text encoder's model", "clip", **_in_paper("clip", 3)
-    ),
+    _metric("clip_i", "Clip-I", "as Dino, by the image half of Clip-T's model", "clip", **_in_paper("clip", 3)),
     _metric("dinov2", "DINOv2", "as Dino, by its successor", "dinov2", place=("beside", 2)),
     _nearest("dino_nearest", "Dino, nearest", "dino", place=("beside", 3)),
     _nearest("clip_i_nearest", "Clip-I, nearest", "clip"),

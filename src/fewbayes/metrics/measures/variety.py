@@ -83,7 +83,7 @@ register(
     Metric(
         "vendi_dinov2",
         "Vendi score, DINOv2",
-        "the same by DINOv2",
+        "as Vendi score, by DINOv2",
         partial(vendi, "dinov2"),
         digits=2,
         encoder="dinov2",
