@@ -22,7 +22,7 @@ from PIL import Image
 
 from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.evaluate import evaluate_folder
-from fewbayes.metrics.rows import Row
+from fewbayes.metrics.layout import Row
 from fewbayes.metrics.scores import without_token
 from fewbayes.runs.folder import atomic_write
 

@@ -17,11 +17,12 @@ from PIL import Image
 
 from fewbayes.metrics.encoders.base import Missing, load_from
 from fewbayes.metrics.encoders.places import Embedded
-from fewbayes.metrics.evaluate import FACTS, IMAGES, evaluate_folder, run_evaluate
+from fewbayes.metrics.evaluate import evaluate_folder, run_evaluate
 from fewbayes.metrics.features import FeatureStore, Progress, mirrored
 from fewbayes.metrics.folders import find_source, read_references, read_samples
+from fewbayes.metrics.layout import FACTS, IMAGES, METRICS
 from fewbayes.metrics.scores import without_token
-from fewbayes.runs.folder import METRICS, read_metrics
+from fewbayes.runs.folder import read_metrics
 from small_encoders import black, build_embedded, picture
 
 PROMPTS = ("a <v> dog in the snow", "a <v> dog on a rug")
@@ -113,10 +114,10 @@ def test_exact_and_mirrored_copies_of_training_images_are_found(tmp_path, refere
     result = evaluate_folder(folder, reference_dir=reference, encoders=small)
     assert result.value("nearest_ncc") == pytest.approx(1)
     assert result.value("nearest_ncc", row="real") < 0.95
-    found = {row["file"]: row["reference"] for row in result.images if row["metric"] == "nearest_ncc"}
+    found = {row.file: row.reference for row in result.images if row.metric == "nearest_ncc"}
     assert found == {"00.png": "01.png", "01.png": "02.png"}
-    assert result.images[0]["sha256"]
-    assert next(r["value"] for r in result.images if (r["metric"], r["file"]) == ("dino_nearest", "00.png")) == (
+    assert result.images[0].sha256
+    assert next(r.value for r in result.images if (r.metric, r.file) == ("dino_nearest", "00.png")) == (
         pytest.approx(1)
     )
 
@@ -291,7 +292,7 @@ def test_unreadable_and_black_pictures_are_counted_said_and_not_scored(samples, 
     assert result.value("black") == pytest.approx(1 / 5)
     assert result.facts["counts"]["black pictures"] == 1
     assert list(result.facts["unreadable"]) == ["torn.png"]
-    assert {row["metric"] for row in result.images if row["file"] in ("torn.png", "dark.png")} == {
+    assert {row.metric for row in result.images if row.file in ("torn.png", "dark.png")} == {
         "black",
         "unreadable",
     }
@@ -311,7 +312,7 @@ def test_a_subject_of_whom_nothing_can_be_read_stays_in_the_mean_and_keeps_its_l
     assert row.reason.startswith("no value for dog: there are no pictures that are readable")
     losses = {r.subject: r.unreadable for r in result.rows if (r.metric, r.row) == ("dino", "samples")}
     assert losses == {"cat": 0, "dog": 2, "dog_toy": 0, None: 2}
-    assert {row["subject"] for row in result.images if row["metric"] == "unreadable"} == {"dog"}
+    assert {row.subject for row in result.images if row.metric == "unreadable"} == {"dog"}
 
 
 def test_a_folder_of_which_nothing_can_be_read_gives_rows_of_nulls_in_both_modes(samples, reference, small):
@@ -396,14 +397,14 @@ def run(tmp_path, reference) -> Path:
 def test_a_run_is_scored_by_its_last_samples_of_the_exported_weights_against_its_own_references(run, small):
     result = evaluate_folder(run, encoders=small)
     assert result.facts["pictures"].endswith("step-000100")
-    assert {row["file"] for row in result.images} == {"ema/00.png", "ema/01.png"}
+    assert {row.file for row in result.images} == {"ema/00.png", "ema/01.png"}
     assert result.facts["reference_dir"] == str(run / "reference")
     assert {(row.subject, row.seed) for row in result.rows} == {("rex", 5)}
 
 
 def test_other_samples_of_a_run_are_named_by_their_folder(run, small):
     result = evaluate_folder(run, encoders=small, samples="samples/step-000000/raw")
-    assert {row["file"] for row in result.images} == {"00.png", "01.png"}
+    assert {row.file for row in result.images} == {"00.png", "01.png"}
     assert [sample.prompt for sample in read_samples(run / "samples/step-000000/raw").samples] == list(PROMPTS)
 
 

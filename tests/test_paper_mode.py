@@ -263,7 +263,7 @@ def test_black_pictures_are_counted_and_said(evaluation):
     assert evaluation.facts["counts"]["black references"] == 1
     assert evaluation.value("black", subject="dog") == pytest.approx(1 / 9)
     assert all(row.black == 1 for row in evaluation.rows if row.mode == "sound" and row.subject == "dog")
-    assert [row["file"] for row in evaluation.images if row["metric"] == "black"] == ["dog-2/3.png"]
+    assert [row.file for row in evaluation.images if row.metric == "black"] == ["dog-2/3.png"]
 
 
 # --- one oddity at a time, on arrays ----------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from fewbayes.metrics import features, registry
 from fewbayes.metrics.encoders.base import load_from
 from fewbayes.metrics.encoders.places import Embedded
 from fewbayes.metrics.evaluate import evaluate_folder, summary
+from fewbayes.metrics.layout import METRICS
 from fewbayes.metrics.registry import Metric, in_table, register, registered
 from fewbayes.metrics.scores import Mean, Unavailable
-from fewbayes.runs.folder import METRICS, read_metrics
+from fewbayes.runs.folder import read_metrics
 from small_encoders import build_embedded, picture
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -113,5 +114,5 @@ def test_a_metric_is_one_file_as_the_page_on_extending_says(one_more, scene, tmp
         assert result.value("contrast", row=row) == pytest.approx(np.mean(levels))
     written = [row for row in read_metrics(tmp_path / "out" / METRICS) if row["metric"] == "contrast"]
     assert [(row["row"], row["n"], row["encoder"]) for row in written] == [("samples", 4, None), ("real", 3, None)]
-    assert len([row for row in result.images if row["metric"] == "contrast"]) == 4
+    assert len([row for row in result.images if row.metric == "contrast"]) == 4
     assert any(line.startswith("contrast ") for line in summary(result))

@@ -30,13 +30,13 @@ from fewbayes.metrics.folders import (
     read_references,
     read_samples,
 )
-from fewbayes.metrics.rows import PictureScores, Row, about, macro_rows, paper_rows, sound_rows
+from fewbayes.metrics.layout import FACTS, IMAGES, METRICS, PictureRow, Row
+from fewbayes.metrics.rows import about, macro_rows, paper_rows, picture_rows, sound_rows
 from fewbayes.metrics.weights import fetch_weights, list_weights
-from fewbayes.runs.layout import CONFIG, METRICS
+from fewbayes.runs.layout import CONFIG
 from fewbayes.runs.provenance import environment
 
-Mode = Literal["sound", "paper", "both"]
-IMAGES, FACTS = "images.jsonl", "evaluation.json"
+Modes = Literal["sound", "paper", "both"]
 RARE_TOKEN = "<v>"
 
 
@@ -45,7 +45,7 @@ class Evaluation:
     """rows: of metrics.jsonl. images: of images.jsonl. facts: evaluation.json."""
 
     rows: list[Row]
-    images: list[dict[str, Any]]
+    images: list[PictureRow]
     facts: dict[str, Any]
 
     def value(self, metric: str, *, mode: str = "sound", row: str = "samples", subject: Any = ...) -> float | None:
@@ -64,7 +64,7 @@ def evaluate_folder(
     *,
     reference_dir: str | Path | None = None,
     prompt: str | None = None,
-    mode: Mode = "sound",
+    mode: Modes = "sound",
     encoders: str | Mapping[str, Any] | None = None,
     base_dir: str | Path | None = None,
     samples: str | None = None,
@@ -138,8 +138,8 @@ def write_evaluation(result: Evaluation, folder: Path) -> None:
     """evaluation.json goes first and comes back last, so that it never stands beside files of another evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FACTS).unlink(missing_ok=True)
-    for name, rows in ((METRICS, [row.plain() for row in result.rows]), (IMAGES, result.images)):
-        atomic_write(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+    for name, rows in ((METRICS, result.rows), (IMAGES, result.images)):
+        atomic_write(folder / name, "".join(json.dumps(row.plain()) + "\n" for row in rows))
     atomic_write(folder / FACTS, json.dumps(result.facts, indent=2) + "\n")
 
 
@@ -180,8 +180,8 @@ def _about(encoder: Encoder | Missing) -> dict[str, Any]:
 
 
 def _score(
-    material: Material, encoders: Encoders, mode: Mode, rare_token: str, keys: Mapping[str, Any]
-) -> tuple[list[Row], list[dict[str, Any]]]:
+    material: Material, encoders: Encoders, mode: Modes, rare_token: str, keys: Mapping[str, Any]
+) -> tuple[list[Row], list[PictureRow]]:
     cases = [material.case(subject, rare_token) for subject in material.pictures.subjects]
     sound = [sound_rows(case, encoders, keys) for case in cases]
     rows = [row for of_case, _ in sound for row in of_case] if mode != "paper" else []
@@ -189,8 +189,9 @@ def _score(
         rows += macro_rows(rows)
     if mode != "sound":
         rows += paper_rows(material.pooled(), encoders, keys)
-    scores = {file: entries for _, images in sound for file, entries in images.items()}
-    return rows, _image_rows(material, scores, keys)
+    pictures = material.pictures
+    black = set(pictures.samples) - set(visible(pictures.samples, material.store))
+    return rows, picture_rows(pictures, black, (row for _, of_each in sound for row in of_each), keys)
 
 
 def _reasons(pictures: Pictures) -> dict[str, str]:
@@ -201,29 +202,6 @@ def _twice(base: Pictures) -> list[str]:
     """Of the base model's pictures that could be the partner of one picture, the first is."""
     more = len(base.samples) - len({(sample.subject, sample.pair) for sample in base.samples})
     return [f"{more} pictures have the prompt and seed of an earlier one and are compared with none"] if more else []
-
-
-def _image_rows(material: Material, scores: PictureScores, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a picture and metric; a black or unreadable picture has one row that says so."""
-    rows: list[dict[str, Any]] = []
-    shown = set(visible(material.pictures.samples, material.store))
-    for sample in material.pictures.samples:
-        said = {
-            "file": sample.file,
-            "subject": sample.subject,
-            **keys,
-            "prompt": sample.prompt,
-            "prompt_id": sample.prompt_id,
-            "sample": sample.sample,
-            "image_seed": sample.seed,
-            "sha256": sample.sha256,
-        }
-        black = {"metric": "black", "value": 1.0, "encoder": None}
-        rows += [said | entry for entry in ([] if sample in shown else [black]) + scores.get(sample.file, [])]
-    for file, lost in material.pictures.unreadable.items():
-        said = {"file": file, "subject": lost.subject, **keys, "metric": "unreadable"}
-        rows.append(said | {"value": None, "encoder": None, "reason": lost.reason})
-    return rows
 
 
 def _counts(parts: Mapping[str, Sequence[Pictures]], store: FeatureStore) -> dict[str, int]:

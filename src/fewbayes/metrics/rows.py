@@ -1,52 +1,23 @@
 """Rows of an evaluation: what every registered metric says of a case, or why it has no value.
 
-Turns cases into the rows of metrics.jsonl and of images.jsonl. Knows no files, no command and no formula.
+Knows no files, no command and no formula.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from fewbayes.metrics import scores
 from fewbayes.metrics.cases import Case, Pooled
 from fewbayes.metrics.encoders import Encoder, Encoders, Missing
+from fewbayes.metrics.folders import Pictures, Sample
+from fewbayes.metrics.layout import PictureRow, Row
 from fewbayes.metrics.registry import Metric, registered
 from fewbayes.metrics.scores import Mean, Unavailable
-
-PictureScores = dict[str, list[dict[str, Any]]]
-"""The scores of single pictures, by file."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of metrics.jsonl. row: whose pictures. average: over subjects. black, unreadable: pictures not scored."""
-
-    metric: str
-    value: float | None
-    mode: Literal["sound", "paper"]
-    row: str
-    n: int
-    subject: str | None
-    arm: str | None
-    seed: int | None
-    black: int | None = None
-    unreadable: int | None = None
-    encoder: str | None = None
-    encoder_sha256: str | None = None
-    preprocessing: str | None = None
-    average: Literal["macro", "micro"] | None = None
-    note: str | None = None
-    reason: str | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """As it is written: of what a row need not say, nothing where there is nothing."""
-        found = asdict(self)
-        always = ("value", "subject", "arm", "seed", "encoder")
-        return {key: value for key, value in found.items() if value is not None or key in always}
 
 
 def about(encoder: Encoder | Missing | None) -> dict[str, Any]:
@@ -59,10 +30,10 @@ def about(encoder: Encoder | Missing | None) -> dict[str, Any]:
     return {"encoder": identity.name, "encoder_sha256": identity.sha256, "preprocessing": identity.preprocessing}
 
 
-def sound_rows(case: Case, encoders: Encoders, keys: Mapping[str, Any]) -> tuple[list[Row], PictureScores]:
+def sound_rows(case: Case, encoders: Encoders, keys: Mapping[str, Any]) -> tuple[list[Row], list[PictureRow]]:
     """All metrics of one subject: of its pictures, of the base model's, and of its references among themselves."""
     rows: list[Row] = []
-    images: PictureScores = {}
+    pictures: list[PictureRow] = []
     for metric in registered():
         computed = [("samples", partial(metric.sound, case, case.samples), metric.note(case, case.samples))]
         if case.base and metric.of_base:
@@ -74,8 +45,8 @@ def sound_rows(case: Case, encoders: Encoders, keys: Mapping[str, Any]) -> tuple
             row, mean = _scored(metric, _player(encoders, metric.encoder), compute, note=note, **said)
             rows.append(row)
             if kind == "samples" and mean and mean.each is not None:
-                _keep_each(row, mean, case, images)
-    return rows, images
+                pictures += _of_each(row, mean, case, keys)
+    return rows, pictures
 
 
 def paper_rows(pooled: Pooled, encoders: Encoders, keys: Mapping[str, Any]) -> list[Row]:
@@ -99,7 +70,7 @@ def _scored(
     metric: Metric, encoder: Encoder | Missing | None, compute: Callable[[], Mean], **said: Any
 ) -> tuple[Row, Mean | None]:
     """A row, and the mean that it holds where it holds one."""
-    row = Row(metric.name, None, n=0, **said, **about(encoder))
+    row = Row(metric=metric.name, **said, **about(encoder))
     try:
         if isinstance(encoder, Missing):
             raise Unavailable(encoder.reason)
@@ -111,13 +82,36 @@ def _scored(
     return replace(row, value=mean.value, n=mean.n), mean
 
 
-def _keep_each(row: Row, mean: Mean, case: Case, images: PictureScores) -> None:
+def _of_each(row: Row, mean: Mean, case: Case, keys: Mapping[str, Any]) -> Iterator[PictureRow]:
+    """The score of every picture."""
     assert mean.each is not None
     for i, (sample, value) in enumerate(zip(case.samples, mean.each, strict=True)):
-        entry = {"metric": row.metric, "value": float(value), "encoder": row.encoder}
-        if mean.nearest is not None:
-            entry["reference"] = case.references[int(mean.nearest[i])].file
-        images.setdefault(sample.file, []).append(entry)
+        reference = None if mean.nearest is None else case.references[int(mean.nearest[i])].file
+        said = {"metric": row.metric, "value": float(value), "encoder": row.encoder, "reference": reference}
+        yield _picture_row(sample, keys, **said)
+
+
+def _picture_row(sample: Sample, keys: Mapping[str, Any], **said: Any) -> PictureRow:
+    names = ("file", "subject", "prompt", "prompt_id", "sample", "sha256")
+    about_it = {name: getattr(sample, name) for name in names}
+    return PictureRow(**about_it, image_seed=sample.seed, **keys, **said)
+
+
+def picture_rows(
+    pictures: Pictures, black: Collection[Sample], scored: Iterable[PictureRow], keys: Mapping[str, Any]
+) -> list[PictureRow]:
+    """Picture by picture; a black or unreadable one has a row that says so."""
+    by_file: dict[str, list[PictureRow]] = {}
+    for row in scored:
+        by_file.setdefault(row.file, []).append(row)
+    rows: list[PictureRow] = []
+    for sample in pictures.samples:
+        rows += [_picture_row(sample, keys, metric="black", value=1.0)] if sample in black else []
+        rows += by_file.get(sample.file, [])
+    return rows + [
+        PictureRow(file=file, metric="unreadable", subject=lost.subject, reason=lost.reason, **keys)
+        for file, lost in pictures.unreadable.items()
+    ]
 
 
 def macro_rows(rows: Sequence[Row]) -> list[Row]:
