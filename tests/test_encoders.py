@@ -24,7 +24,7 @@ from fewbayes.metrics.encoders.clip import Clip, projected
 from fewbayes.metrics.encoders.clip_iqa import ClipRn50Quality
 from fewbayes.metrics.encoders.dino import Vit
 from fewbayes.metrics.encoders.lpips import LpipsAlex, PatchDistance, alexnet
-from fewbayes.metrics.encoders.places import Embedded, Published, from_hub, name_of
+from fewbayes.metrics.encoders.places import Place, from_hub, name_of
 from fewbayes.metrics.encoders.sscd import Sscd
 from fewbayes.metrics.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, read_preprocessing
 from fewbayes.metrics.weights import ALEXNET, HEADS, HUB_MODELS, RN50, SSCD, TOKENS, WEIGHTS, fetch_weights
@@ -213,7 +213,7 @@ def test_lpips_equals_the_package_with_its_true_heads(tmp_path):
     except Exception as error:
         pytest.skip(f"the lpips package cannot be imported: {error}")
     random_alexnet(tmp_path)
-    encoder = Published(tmp_path, "cpu").need("lpips")
+    encoder = Place(tmp_path, "cpu").need("lpips")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
@@ -503,7 +503,7 @@ def test_without_a_network_the_published_encoders_are_missing_and_say_where_to_g
 
 
 def test_the_embedded_evaluators_go_by_their_own_names(tmp_path):
-    found = load_from(Embedded(build_embedded(tmp_path), "cpu"))
+    found = load_from(Place(build_embedded(tmp_path), "cpu", world=True))
     names = {key: encoder.identity.name for key, encoder in found.items() if not isinstance(encoder, Missing)}
     assert names == {
         "clip": "fewbayes-clip",

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from fewbayes.metrics.encoders.base import Missing, load_from
-from fewbayes.metrics.encoders.places import Embedded
+from fewbayes.metrics.encoders.places import Place
 from fewbayes.metrics.evaluate import evaluate_folder, run_evaluate
 from fewbayes.metrics.features import FeatureStore, Progress, mirrored
 from fewbayes.metrics.folders import find_source, read_references, read_samples
@@ -31,7 +31,7 @@ UNRELATED = "a cat on the moon"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return load_from(Embedded(build_embedded(tmp_path_factory.mktemp("encoders")), "cpu"))
+    return load_from(Place(build_embedded(tmp_path_factory.mktemp("encoders")), "cpu", world=True))
 
 
 def write(folder: Path, pictures: Sequence[tuple[Image.Image, str | None]], listing: str = "samples.json") -> Path:
@@ -483,6 +483,13 @@ def test_other_weights_are_other_features(tmp_path, samples, small):
     other = FeatureStore({"dino": Vit(build_dino(tmp_path / "other", seed=7), "other")}, cache=cache)
     other.compute(found)
     assert other.encoded == 4
+
+
+def test_pictures_that_are_decoded_otherwise_have_other_features(monkeypatch, small):
+    store = FeatureStore(small)
+    before = [store.fingerprint(key) for key in ("clip", "lpips", "pixels")]
+    monkeypatch.setattr("fewbayes.metrics.features._decoding", lambda: "another")
+    assert not {store.fingerprint(key) for key in ("clip", "lpips", "pixels")} & set(before)
 
 
 def test_a_memory_that_cannot_be_used_is_done_without(tmp_path, samples, small):

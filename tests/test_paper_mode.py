@@ -18,7 +18,7 @@ from PIL import Image
 
 from fewbayes.metrics import paper
 from fewbayes.metrics.encoders.base import EMBEDDED, load_from
-from fewbayes.metrics.encoders.places import Embedded
+from fewbayes.metrics.encoders.places import Place
 from fewbayes.metrics.evaluate import evaluate_folder
 from fewbayes.metrics.scores import Mean, Unavailable
 from small_encoders import black, build_embedded, picture
@@ -201,7 +201,7 @@ def _evaluate(folder, scene):
     images, data, prompts = scene
     metadata = images.parent / "metadata.json"
     metadata.write_text(json.dumps({name: {"data_dir": name, "instance_prompt": p} for name, p in prompts.items()}))
-    given = load_from(Embedded(folder, "cpu"))
+    given = load_from(Place(folder, "cpu", world=True))
     return evaluate_folder(images, reference_dir=data, metadata=metadata, mode="both", encoders=given)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fewbayes.metrics import features, registry
 from fewbayes.metrics.encoders.base import load_from
-from fewbayes.metrics.encoders.places import Embedded
+from fewbayes.metrics.encoders.places import Place
 from fewbayes.metrics.evaluate import evaluate_folder, summary
 from fewbayes.metrics.layout import METRICS
 from fewbayes.metrics.registry import Metric, in_table, register, registered
@@ -40,7 +40,7 @@ def scene(tmp_path):
         (tmp_path / folder).mkdir()
         for seed in seeds:
             picture(seed).save(tmp_path / folder / f"{seed:02d}.png")
-    encoders = load_from(Embedded(build_embedded(tmp_path / "encoders"), "cpu"))
+    encoders = load_from(Place(build_embedded(tmp_path / "encoders"), "cpu", world=True))
     return {"source": tmp_path / "samples", "reference_dir": tmp_path / "reference", "encoders": encoders}
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fewbayes.data import decoding
+from fewbayes.files.atomic import file_sha256
 from fewbayes.metrics.folders import Sample, open_picture
 from fewbayes.metrics.pixels import haar_noise
 
@@ -102,7 +104,7 @@ class FeatureStore:
         """Of the encoder, and of what decodes and prepares pictures for it."""
         encoder = self.encoders.get(key) or self.pairs[key]
         own = getattr(encoder, "fingerprint", None) or encoder.identity.fingerprint
-        return f"{own} pillow {version('pillow')} transformers {version('transformers')}"
+        return f"{own} decoding {_decoding()} pillow {version('pillow')} transformers {version('transformers')}"
 
     def compute(self, samples: Sequence[Sample]) -> None:
         """Whatever features of these pictures are not there yet."""
@@ -176,6 +178,12 @@ def version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "none"
+
+
+@once
+def _decoding() -> str:
+    """Changes with every edit of what turns the bytes of a file into a picture."""
+    return file_sha256(decoding.__file__)[:12]
 
 
 def _pair(a: str, b: str) -> str:

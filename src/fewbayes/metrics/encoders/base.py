@@ -24,7 +24,7 @@ from PIL import Image
 from fewbayes.errors import UserError
 
 if TYPE_CHECKING:
-    from fewbayes.metrics.encoders.places import Embedded, Place, Published
+    from fewbayes.metrics.encoders.places import Place
 
 Floats = NDArray[np.floating]
 Pictures = Sequence[Image.Image]
@@ -77,9 +77,9 @@ class Role:
 
     key: str
     name: str
-    published: Callable[[Published], Encoder]
+    published: Callable[[Place], Encoder]
     embedded_name: str | None = None
-    embedded: Callable[[Embedded], Encoder] | None = None
+    embedded: Callable[[Place], Encoder] | None = None
     """From the embedded world, where that has a counterpart."""
 
 
@@ -113,17 +113,17 @@ def _import_encoders() -> None:
 
 def load_encoders(which: str = "paper", *, offline: bool = False, device: str | None = None) -> Encoders:
     """Encoders by key. which: "embedded", "paper" (local copies, else the hub), or a folder of them."""
-    from fewbayes.metrics.encoders.places import Embedded, Published
+    from fewbayes.metrics.encoders.places import Place
     from fewbayes.metrics.weights import weights_folder
 
     if which == "embedded":
-        return load_from(Embedded(EMBEDDED, device))
+        return load_from(Place(EMBEDDED, device, world=True))
     if which == "paper":
-        return load_from(Published(weights_folder(), device, hub=True, offline=offline))
+        return load_from(Place(weights_folder(), device, hub=True, offline=offline))
     folder = Path(which).expanduser()
     if not folder.is_dir():
         raise UserError(f"encoders {which!r} is neither 'embedded', nor 'paper', nor a folder")
-    return load_from(Published(folder, device))
+    return load_from(Place(folder, device))
 
 
 def load_from(place: Place) -> Encoders:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewbayes.metrics.encoders.base import Floats, Pictures, Role, register
 from fewbayes.metrics.encoders.checkpoint import identity_of_folder, load_checkpoint, to_numpy
-from fewbayes.metrics.encoders.places import Embedded, Published, there
+from fewbayes.metrics.encoders.places import Place
 from fewbayes.metrics.preprocess import read_preprocessing
 from fewbayes.metrics.weights import HUB_MODELS
 
@@ -56,12 +56,12 @@ def projected(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _published(place: Published) -> Clip:
+def _published(place: Place) -> Clip:
     return Clip(*place.model(HUB_MODELS["clip"]), place.device)
 
 
-def _embedded(place: Embedded) -> Clip:
-    return Clip(there(place.folder / "clip"), EMBEDDED_NAME, place.device)
+def _embedded(place: Place) -> Clip:
+    return Clip(place.inside("clip"), EMBEDDED_NAME, place.device)
 
 
 register(Role("clip", HUB_MODELS["clip"].repository, _published, EMBEDDED_NAME, _embedded))

@@ -12,7 +12,7 @@ from fewbayes.metrics.encoders.base import Floats, Pictures, Role, register
 from fewbayes.metrics.encoders.checkpoint import identity_of_file, load_torchscript, to_numpy
 from fewbayes.metrics.encoders.clip import EMBEDDED_NAME, Clip
 from fewbayes.metrics.encoders.clip_resnet import ClipResnet
-from fewbayes.metrics.encoders.places import Embedded, Published, with_other
+from fewbayes.metrics.encoders.places import Place, with_other
 from fewbayes.metrics.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing
 from fewbayes.metrics.weights import RN50, TOKENS
 
@@ -53,17 +53,17 @@ class ClipQuality:
         self.scale = float(clip.model.logit_scale.detach().exp())
 
 
-def _published(place: Published, smallest: int = NATIVE_SIDE) -> ClipRn50Quality:
+def _published(place: Place, smallest: int = NATIVE_SIDE) -> ClipRn50Quality:
     weights, name = place.file(RN50, NAME)
     tokens, named = place.file(TOKENS, NAME)
     return ClipRn50Quality(weights, tokens, with_other(name, named, NAME), place.device, smallest=smallest)
 
 
-def _native(place: Published) -> ClipRn50Quality:
+def _native(place: Place) -> ClipRn50Quality:
     return _published(place, smallest=0)
 
 
-def _embedded(place: Embedded) -> ClipQuality:
+def _embedded(place: Place) -> ClipQuality:
     return ClipQuality(place.need("clip"))
 
 

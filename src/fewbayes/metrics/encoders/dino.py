@@ -10,7 +10,7 @@ import torch
 
 from fewbayes.metrics.encoders.base import Floats, Pictures, Role, register
 from fewbayes.metrics.encoders.checkpoint import identity_of_folder, load_checkpoint, to_numpy
-from fewbayes.metrics.encoders.places import Embedded, Published, there
+from fewbayes.metrics.encoders.places import Place
 from fewbayes.metrics.preprocess import read_preprocessing
 from fewbayes.metrics.weights import HUB_MODELS
 
@@ -42,16 +42,16 @@ def _vision_model(folder: Path) -> Any:
     return load_checkpoint(AutoModel, folder)
 
 
-def _dino(place: Published) -> Vit:
+def _dino(place: Place) -> Vit:
     return Vit(*place.model(HUB_MODELS["dino"]), place.device)
 
 
-def _dinov2(place: Published) -> Vit:
+def _dinov2(place: Place) -> Vit:
     return Vit(*place.model(HUB_MODELS["dinov2"]), place.device)
 
 
-def _embedded(place: Embedded) -> Vit:
-    return Vit(there(place.folder / "dino"), EMBEDDED_NAME, place.device)
+def _embedded(place: Place) -> Vit:
+    return Vit(place.inside("dino"), EMBEDDED_NAME, place.device)
 
 
 register(

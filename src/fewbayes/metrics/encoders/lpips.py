@@ -16,7 +16,7 @@ from fewbayes.files.atomic import file_sha256
 from fewbayes.metrics.encoders.base import Floats, Identity, Pictures, Role, register
 from fewbayes.metrics.encoders.checkpoint import identity_of_file
 from fewbayes.metrics.encoders.dino import EMBEDDED_NAME, Vit
-from fewbayes.metrics.encoders.places import Embedded, Published, with_other
+from fewbayes.metrics.encoders.places import Place, with_other
 from fewbayes.metrics.preprocess import Preprocessing
 from fewbayes.metrics.weights import ALEXNET, HEADS, is_published
 
@@ -133,7 +133,7 @@ def squared_distances(pictures: Pictures, features: Callable[[Pictures], Tensor]
     return (table + table.T)[np.ix_(keys, keys)]
 
 
-def _published(place: Published) -> LpipsAlex:
+def _published(place: Place) -> LpipsAlex:
     """The heads come with the lpips package too, which need not be imported for them."""
     backbone, name = place.file(ALEXNET, NAME)
     package = importlib.util.find_spec("lpips")
@@ -144,7 +144,7 @@ def _published(place: Published) -> LpipsAlex:
     return LpipsAlex(backbone, heads, with_other(name, named, NAME), place.device)
 
 
-def _embedded(place: Embedded) -> PatchDistance:
+def _embedded(place: Place) -> PatchDistance:
     return PatchDistance(place.need("dino"))
 
 

@@ -6,7 +6,6 @@ An encoder is named after the published model only where each of its files is, b
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,26 @@ from fewbayes.metrics.encoders.base import Encoder, Missing, Role, roles
 from fewbayes.metrics.weights import FOLDER_VARIABLE, HubModel, WeightFile, is_published
 
 
-class Place(ABC):
-    """Loads each role once, at the latest when another asks for it."""
+class Place:
+    """Loads each role once, at the latest when another asks for it.
 
-    def __init__(self, device: str | None):
+    folder: as --fetch-weights fills it, or with `world` that of the evaluators of the embedded world, which play under
+    their own names. hub: look into the caches of this machine and the hub too.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        device: str | None = None,
+        *,
+        world: bool = False,
+        hub: bool = False,
+        offline: bool = True,
+    ):
+        self.folder, self.world, self.hub, self.offline = folder, world, hub, offline
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        caches = (Path(torch.hub.get_dir()) / "checkpoints", Path.home() / ".cache" / "clip") if hub else ()
+        self.folders = [place for place in (folder, *caches) if place]
         self._loaded: dict[str, Encoder | Missing] = {}
 
     def __getitem__(self, key: str) -> Encoder | Missing:
@@ -33,8 +47,15 @@ class Place(ABC):
                 self._loaded[key] = self._load(role)
             except Exception as error:  # torch, pickle, safetensors and the hub client have a dozen, none in common
                 said = str(error).strip() or type(error).__name__
-                self._loaded[key] = Missing(self._name(role), said.splitlines()[0])
+                name = role.embedded_name if self.world and role.embedded_name else role.name
+                self._loaded[key] = Missing(name, said.splitlines()[0])
         return self._loaded[key]
+
+    def _load(self, role: Role) -> Encoder:
+        load = role.embedded if self.world else role.published
+        if load is None:
+            raise UserError("the embedded world has no counterpart of it")
+        return load(self)
 
     def need(self, key: str) -> Any:
         """An encoder that another one is made from."""
@@ -43,43 +64,10 @@ class Place(ABC):
             raise UserError(found.reason)
         return found
 
-    @abstractmethod
-    def _load(self, role: Role) -> Encoder: ...
-
-    @abstractmethod
-    def _name(self, role: Role) -> str: ...
-
-
-class Embedded(Place):
-    """The evaluators of the embedded world in the roles of the published ones, under their own names."""
-
-    def __init__(self, folder: Path, device: str | None = None):
-        super().__init__(device)
-        self.folder = folder
-
-    def _load(self, role: Role) -> Encoder:
-        if role.embedded is None:
-            raise UserError("the embedded world has no counterpart of it")
-        return role.embedded(self)
-
-    def _name(self, role: Role) -> str:
-        return role.embedded_name or role.name
-
-
-class Published(Place):
-    """A folder as --fetch-weights fills it; with `hub`, the caches of this machine and the hub too."""
-
-    def __init__(self, folder: Path | None, device: str | None = None, *, hub: bool = False, offline: bool = True):
-        super().__init__(device)
-        self.folder, self.hub, self.offline = folder, hub, offline
-        caches = (Path(torch.hub.get_dir()) / "checkpoints", Path.home() / ".cache" / "clip") if hub else ()
-        self.folders = [place for place in (folder, *caches) if place]
-
-    def _load(self, role: Role) -> Encoder:
-        return role.published(self)
-
-    def _name(self, role: Role) -> str:
-        return role.name
+    def inside(self, name: str) -> Path:
+        """A model's folder in this one."""
+        assert self.folder
+        return there(self.folder / name)
 
     def model(self, model: HubModel) -> tuple[Path, str]:
         """Where a model lies, and what it is to be called."""
