@@ -453,10 +453,10 @@ def test_other_samplers_are_tried_on_the_base_model_too(eps_model, lora, asked, 
 def test_half_precision_is_tried_on_a_copy_and_an_overflow_is_seen(family, photos):
     pixels = np.stack([np.asarray(Image.open(photos / "0.png"))])
     latents = family.encode_images(pixels)[0]
-    before = {name: weight.clone() for name, weight in family.vae.state_dict().items()}
-    assert lookalikes.half_precision_vae(family.vae, latents).cause is None
-    assert all(torch.equal(weight, before[name]) for name, weight in family.vae.state_dict().items())
-    finding = lookalikes.half_precision_vae(family.vae, 1e8 * latents)
+    before = {name: weight.clone() for name, weight in family.modules["vae"].state_dict().items()}
+    assert lookalikes.half_precision_vae(family.modules["vae"], latents).cause is None
+    assert all(torch.equal(weight, before[name]) for name, weight in family.modules["vae"].state_dict().items())
+    finding = lookalikes.half_precision_vae(family.modules["vae"], 1e8 * latents)
     if finding.numbers["dtype"] == "bfloat16" and not convolves_in_float16():
         pytest.skip("no float16 convolutions here, and bfloat16 overflows nowhere")
     assert finding.numbers["dtype"] == "float16"

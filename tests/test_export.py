@@ -427,7 +427,7 @@ def test_the_code_of_a_card_loads_all_of_the_export(model, request, trained, exp
     for name in ("unet", *run.family.text_encoders):
         assert any("lora_" in key for key in getattr(pipeline, name).state_dict()), name
     word = _header(folder / "learned_embeds.safetensors")["token"]
-    expected = run.family.encode_prompts([PROMPT]).tokens
+    expected = run.family.encode_prompts([PROMPT])["tokens"]
     how = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
     found = pipeline.encode_prompt(PROMPT.replace("<v>", word), **how)[0]
     assert torch.allclose(found, expected, atol=1e-5)

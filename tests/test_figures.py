@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fewbayes.diffusion.process import add_noise
+from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.diffusion.process import Ddpm
 from fewbayes.errors import UserError
 from fewbayes.stage.theory import k_response
 from fewbayes.studies.paper import draw_figure, figures, paper, run_figure
@@ -199,29 +200,28 @@ def test_dips_are_intervals_over_runs():
 class _Exact:
     """A family whose denoiser is exactly the Gaussian one-shot model."""
 
-    prediction_type = "sample"
     device = torch.device("cpu")
 
-    def __init__(self, alpha_bar, image, sigma_1):
-        self.alpha_bar, self.image, self.sigma_1 = alpha_bar, image, sigma_1
+    def __init__(self, alpha_bars, image, sigma_1):
+        self.process, self.image, self.sigma_1 = Ddpm(alpha_bars, "sample"), image, sigma_1
 
     def encode_prompts(self, prompts):
-        return torch.zeros(len(prompts), 1)
+        return Conditioning(tokens=torch.zeros(len(prompts), 1))
 
     def predict(self, xt, t, cond):
-        a = self.alpha_bar[t].view(-1, 1, 1, 1)
+        a = self.process.alpha_bar(t).view(-1, 1, 1, 1)
         return self.image + a.sqrt() * self.sigma_1**2 / (a * self.sigma_1**2 + 1 - a) * (xt - a.sqrt() * self.image)
 
 
 @pytest.fixture
 def exact(family):
     image = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return _Exact(family.alpha_bar.cpu().double(), image.double(), 0.5)
+    return _Exact(family.process.alpha_bars.double(), image.double(), 0.5)
 
 
 def test_the_line_of_fig12_is_what_the_one_shot_model_answers(exact):
     t, k = 400, 1.7
-    alpha_bar = float(exact.alpha_bar[t])
+    alpha_bar = float(exact.process.alpha_bars[t])
     answer = one_step(exact, k * exact.image, t, "")
     factor = float((answer * exact.image).sum() / (exact.image**2).sum())
     assert factor == pytest.approx(k_response(k, alpha_bar, 0.5))
@@ -229,7 +229,7 @@ def test_the_line_of_fig12_is_what_the_one_shot_model_answers(exact):
 
 def test_a_few_ddim_steps_bring_a_noised_copy_back_to_the_image(exact):
     exact.sigma_1 = 0.0
-    noised = add_noise(exact.image, torch.ones_like(exact.image), torch.tensor([100]), exact.alpha_bar)
+    noised = exact.process.noised(exact.image, torch.ones_like(exact.image), torch.tensor([100]))
     assert torch.allclose(ddim(exact, noised, [100, 80, 60, 40, 20], ""), exact.image)
 
 

@@ -80,7 +80,7 @@ def test_plain_diffusers_loads_the_file_and_predicts_the_same(family, attached, 
         ids = plain.tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt").input_ids
         words = plain.text_encoder(ids)[0]
         theirs = plain.unet(XT, T, encoder_hidden_states=words).sample
-    torch.testing.assert_close(words, family.encode_prompts(PROMPTS).tokens, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(words, family.encode_prompts(PROMPTS)["tokens"], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(theirs, prediction(family), atol=1e-6, rtol=1e-5)
 
 

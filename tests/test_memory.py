@@ -208,7 +208,7 @@ config = TrainConfig(**paths, instance_prompt="<v>", method=method, bayes=bayes)
 need = estimate(card, config.resolve({}, 512, 1)).peak
 before = resident("VmRSS")
 family = meta_family(card)
-for module in (family.denoiser, family.text_encoder, family.vae):
+for module in family.modules.values():
     module.to_empty(device="cpu")
     for weight in module.parameters():
         torch.nn.init.normal_(weight, std=0.02)
@@ -222,7 +222,7 @@ if bayes:
     posterior = GaussianPosterior(module, where=where, track_prior=False)
 for step in range(2):
     with posterior.sample(step) if posterior else nullcontext():
-        cond = Conditioning(torch.randn(1, 77, 768))
+        cond = Conditioning(tokens=torch.randn(1, 77, 768))
         family.predict(torch.randn(1, 4, 64, 64), torch.tensor([500]), cond).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()

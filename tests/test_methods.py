@@ -205,15 +205,15 @@ def test_lora_for_two_text_encoders_loads_in_plain_diffusers(xl, make, sdxl_mode
         tokens, _, pooled, _ = plain.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
         ours = xl.encode_prompts(PROMPTS)
         theirs = prediction_of(plain.unet, ours)
-    torch.testing.assert_close(tokens, ours.tokens, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(pooled, ours.pooled, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(tokens, ours["tokens"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pooled, ours["pooled"], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(theirs, prediction_of(xl.denoiser, ours), atol=1e-6, rtol=1e-5)
     attached.detach(xl)
 
 
 def prediction_of(unet, cond):
-    more = {"text_embeds": cond.pooled, "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2)}
-    return unet(XT, T, encoder_hidden_states=cond.tokens, added_cond_kwargs=more).sample
+    more = {"text_embeds": cond["pooled"], "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2)}
+    return unet(XT, T, encoder_hidden_states=cond["tokens"], added_cond_kwargs=more).sample
 
 
 # MonteCLoRA
@@ -301,7 +301,7 @@ def test_the_mean_of_montecarlo_lora_is_a_plain_lora(family, montecarlo, eps_mod
     plain = StableDiffusionPipeline.from_pretrained(eps_model)
     plain.load_lora_weights(tmp_path)
     with torch.no_grad():
-        theirs = plain.unet(XT, T, encoder_hidden_states=family.encode_prompts(PROMPTS).tokens).sample
+        theirs = plain.unet(XT, T, encoder_hidden_states=family.encode_prompts(PROMPTS)["tokens"]).sample
     torch.testing.assert_close(theirs, prediction(family), atol=1e-6, rtol=1e-5)
 
 
@@ -316,7 +316,7 @@ def test_plain_peft_loads_pvera_and_predicts_the_same(family, make, eps_model, t
     plain = UNet2DConditionModel.from_pretrained(eps_model, subfolder="unet")
     plain = PeftModel.from_pretrained(plain, tmp_path / "unet").eval()
     with torch.no_grad():
-        theirs = plain(XT, T, encoder_hidden_states=family.encode_prompts(PROMPTS).tokens).sample
+        theirs = plain(XT, T, encoder_hidden_states=family.encode_prompts(PROMPTS)["tokens"]).sample
     torch.testing.assert_close(theirs, prediction(family), atol=1e-6, rtol=1e-5)
     attached.detach(family)
 
@@ -353,7 +353,7 @@ def test_each_example_of_a_batch_has_the_ranks_of_its_own_timestep(family, tlora
     with torch.no_grad():
         cond = family.encode_prompts(PROMPTS)
         together = family.predict(XT, T, cond)
-        alone = [family.predict(XT[i : i + 1], T[i : i + 1], cond[[i]]) for i in range(2)]
+        alone = [family.predict(XT[i : i + 1], T[i : i + 1], cond.rows([i])) for i in range(2)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
@@ -399,7 +399,7 @@ def rare(family, make):
 
 def step_on_text(family, weights):
     """One step of gradient descent on something that depends on the words."""
-    family.encode_prompts(PROMPTS).tokens.square().sum().backward()
+    family.encode_prompts(PROMPTS)["tokens"].square().sum().backward()
     with torch.no_grad():
         for weight in weights.values():
             if weight.grad is not None:
@@ -411,9 +411,9 @@ def test_training_changes_the_rare_tokens_row_and_nothing_else(family, rare):
     weights = rare.trainable(family)
     row = weights["rare_token.text_encoder"]
     matrix = family.text_encoders["text_encoder"].get_input_embeddings().weight
-    before, first, words = matrix.clone(), row.detach().clone(), family.encode_prompts(PROMPTS).tokens.detach()
+    before, first, words = matrix.clone(), row.detach().clone(), family.encode_prompts(PROMPTS)["tokens"].detach()
     step_on_text(family, weights)
-    after = family.encode_prompts(PROMPTS).tokens.detach()
+    after = family.encode_prompts(PROMPTS)["tokens"].detach()
     assert torch.equal(matrix, before)
     assert matrix.grad is None
     assert not torch.equal(row, first)
@@ -448,7 +448,7 @@ def test_plain_diffusers_loads_the_learned_embedding_of_a_new_word(family, setti
     prompt = plain.maybe_convert_prompt("a photo of", plain.tokenizer)
     ids = plain.tokenizer([prompt], padding="max_length", max_length=16, return_tensors="pt").input_ids
     with torch.no_grad():
-        ours = family.encode_prompts(["a photo of"]).tokens
+        ours = family.encode_prompts(["a photo of"])["tokens"]
         torch.testing.assert_close(plain.text_encoder(ids)[0], ours, atol=1e-6, rtol=1e-5)
     attached.detach(family)
 
@@ -461,7 +461,7 @@ def test_a_word_that_the_tokenizer_knows_is_given_another_name(family, rare, eps
     plain.load_textual_inversion(tmp_path / "learned_embeds.safetensors")
     ids = plain.tokenizer(["a photo of <v-learned> dog"], padding="max_length", max_length=16, return_tensors="pt")
     with torch.no_grad():
-        ours = family.encode_prompts(PROMPTS[:1]).tokens
+        ours = family.encode_prompts(PROMPTS[:1])["tokens"]
         torch.testing.assert_close(plain.text_encoder(ids.input_ids)[0], ours, atol=1e-6, rtol=1e-5)
 
 
@@ -472,7 +472,7 @@ def test_full_fine_tuning_writes_the_row_into_the_text_encoder(family, make, tmp
     before = matrix.clone()
     move({"row": attached.trainable(family)["rare_token.text_encoder"]})
     attached.export(family, tmp_path)
-    asked = family.encode_prompts(PROMPTS).tokens.detach()
+    asked = family.encode_prompts(PROMPTS)["tokens"].detach()
     ids = family.tokenizers["tokenizer"](PROMPTS, padding="max_length", return_tensors="pt").input_ids
     plain = CLIPTextModel.from_pretrained(tmp_path, subfolder="text_encoder")
     assert torch.equal(plain(ids)[0], asked)

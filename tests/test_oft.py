@@ -115,7 +115,7 @@ def test_plain_peft_loads_the_folder_and_predicts_the_same(family, attached, eps
     plain = UNet2DConditionModel.from_pretrained(eps_model, subfolder="unet")
     plain = PeftModel.from_pretrained(plain, tmp_path / "unet").eval()
     with torch.no_grad():
-        theirs = plain(XT, T, encoder_hidden_states=family.encode_prompts(PROMPTS).tokens).sample
+        theirs = plain(XT, T, encoder_hidden_states=family.encode_prompts(PROMPTS)["tokens"]).sample
     torch.testing.assert_close(theirs, prediction(family), atol=1e-6, rtol=1e-5)
     assert json.loads((tmp_path / "unet/adapter_config.json").read_text())["use_cayley_neumann"] is False
 
@@ -131,7 +131,8 @@ def test_text_encoders_get_a_folder_of_their_own(family, attached, eps_model, tm
     ).eval()
     ids = family.tokenizers["tokenizer"](PROMPTS, padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
-        torch.testing.assert_close(plain(input_ids=ids)[0], family.encode_prompts(PROMPTS).tokens, atol=1e-6, rtol=1e-5)
+        ours = family.encode_prompts(PROMPTS)["tokens"]
+        torch.testing.assert_close(plain(input_ids=ids)[0], ours, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("train_text_encoder", [False, True])

@@ -10,41 +10,44 @@ import numpy as np
 import pytest
 import torch
 
-from fewbayes.diffusion.process import alpha_bar_of, betas, eps_from_x0, v_from_x0_eps
+from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.diffusion.process import Ddpm, Process, alpha_bar_of, betas, level_of_step
 from fewbayes.models import load_family
 from fewbayes.stage import theory
-from fewbayes.stage.probes import PROBES, Prober, ProbeSettings, adapters_off
+from fewbayes.stage.probes import PROBES, SCALED_STEP, Prober, ProbeSettings, adapters_off
 from fewbayes.stage.readings import Reading
+from flow_process import NOISIEST, Flow
 
 ALPHA_BAR = alpha_bar_of(betas()).double()
+PROCESSES = {name: Ddpm(alpha_bar_of(betas()), name) for name in ("epsilon", "v_prediction")} | {"flow": Flow()}
 SHAPE = (4, 8, 8)
 IMAGES = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
 OTHERS = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
-SETTINGS = ProbeSettings(timesteps=(20, 100, 400, 900))
+STEPS = (20, 100, 400, 900)
+SETTINGS = ProbeSettings(levels=tuple(map(level_of_step, STEPS)))
 
 
 class Constructed:
-    """A denoiser given by its x0_hat(xt, alpha_bar, image), as a network of either prediction type.
+    """A network of any process, given by its x0_hat(xt, alpha_bar, image) on the variance-preserving path.
 
     Its prompts are numbers, and their embedding is the number: the image that the prompt stands for.
     """
 
-    alpha_bar = ALPHA_BAR
+    device = torch.device("cpu")
 
-    def __init__(self, x0_hat, prediction_type: str = "epsilon"):
-        self.x0_hat, self.prediction_type, self.forwards = x0_hat, prediction_type, 0
+    def __init__(self, x0_hat, process: Process = PROCESSES["epsilon"]):
+        self.x0_hat, self.process, self.forwards = x0_hat, process, 0
 
     def encode_prompts(self, prompts):
-        return torch.tensor([float(prompt) for prompt in prompts])
+        return Conditioning(image=torch.tensor([int(prompt) for prompt in prompts]))
 
     def predict(self, xt, t, cond):
-        assert len(xt) == len(t) == len(cond)
+        assert len(xt) == len(t) == cond.count
         self.forwards += len(xt)
-        xt = xt.double()
-        images = IMAGES.double()[cond.long()]
-        x0 = self.x0_hat(xt, ALPHA_BAR[t].view(-1, 1, 1, 1), images)
-        eps = eps_from_x0(xt, x0, t, ALPHA_BAR)
-        return eps if self.prediction_type == "epsilon" else v_from_x0_eps(x0, eps, t, ALPHA_BAR)
+        xt, scale = xt.double(), self.process.scale(t).view(-1, 1, 1, 1)
+        alpha_bar = self.process.alpha_bar(t).view(-1, 1, 1, 1)
+        x0 = self.x0_hat(xt / scale, alpha_bar, IMAGES.double()[cond["image"]])
+        return self.process.target(x0, self.process.eps_of_x0(x0, xt, t), t)
 
 
 def passes_through(xt, alpha_bar, image):
@@ -66,13 +69,13 @@ def gaussian(sigma_1: float):
 
 
 def prober(x0_hat, *, prediction: str = "epsilon", images: int = 1, others=None, settings=SETTINGS) -> Prober:
-    family = Constructed(x0_hat, prediction)
+    family = Constructed(x0_hat, PROCESSES[prediction])
     prompts = [str(i) for i in range(images)]
     other_prompts = ["0"] * len(others) if others is not None else ()
     return Prober(family, IMAGES[:images], prompts, others=others, other_prompts=other_prompts, settings=settings)
 
 
-either = pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+either = pytest.mark.parametrize("prediction", PROCESSES)
 
 
 @either
@@ -109,7 +112,8 @@ def test_a_perfect_memoriser_forgets_disturbances_and_answers_blank_with_its_ima
 @pytest.mark.parametrize("sigma_1", [0.1, 1.0, 4.8])
 def test_an_exact_gaussian_is_recognised_by_every_probe(prediction, sigma_1):
     reading = prober(gaussian(sigma_1), prediction=prediction).read()
-    levels = ALPHA_BAR[list(SETTINGS.timesteps)].numpy()
+    levels = np.array(reading.sigma_1.alpha_bar)
+    np.testing.assert_allclose(levels, ALPHA_BAR[list(STEPS)], rtol=1e-6)
     kept = theory.retention(levels, sigma_1)
     assert reading.sigma_1.sigma_1 == pytest.approx((sigma_1,) * 4, rel=1e-3)
     assert reading.from_noise.sigma_1 == pytest.approx((sigma_1,) * 4, rel=1e-3)
@@ -117,9 +121,11 @@ def test_an_exact_gaussian_is_recognised_by_every_probe(prediction, sigma_1):
     assert reading.gain.retention == pytest.approx(tuple(kept), rel=1e-4)
     assert reading.losses.loss == pytest.approx(tuple(theory.training_loss(levels, sigma_1)), rel=1e-3)
     assert reading.excess_error == pytest.approx((0,) * 4, abs=1e-5)
-    blank_kept = theory.retention(ALPHA_BAR[list(SETTINGS.blank_timesteps)].numpy(), sigma_1)
+    process = PROCESSES[prediction]
+    blank_kept = theory.retention(process.alpha_bar(process.times(reading.blank.t)).numpy(), sigma_1)
     assert reading.blank.scale == pytest.approx(tuple(1 - blank_kept), rel=1e-3)
-    at = float(ALPHA_BAR[SETTINGS.scaled_timestep])
+    at = reading.scaled.alpha_bar
+    assert at == pytest.approx(float(ALPHA_BAR[SCALED_STEP]))
     assert reading.scaled.factor == pytest.approx(tuple(theory.k_response(np.array(SETTINGS.ks), at, sigma_1)))
     assert reading.scaled.slope == pytest.approx(float(theory.retention(at, sigma_1)))
 
@@ -148,7 +154,7 @@ def test_colour_plates_are_no_likeness():
 
 def test_the_disturbance_is_local_and_of_the_size_of_the_noise():
     draws = prober(copies)._training
-    delta, timesteps = draws.disturbed - draws.noisy, torch.tensor(SETTINGS.timesteps)
+    delta, timesteps = draws.disturbed - draws.noisy, torch.tensor(STEPS)
     assert float(draws.patch.mean()) == pytest.approx(1 / 16)
     assert float((delta * (1 - draws.patch)).abs().max()) == 0
     inside = delta[draws.patch.expand_as(delta) > 0].view(len(timesteps), -1)
@@ -157,9 +163,9 @@ def test_the_disturbance_is_local_and_of_the_size_of_the_noise():
 
 
 def test_all_images_are_looked_at_in_turn_or_evenly_chosen():
-    few = prober(copies, images=2, settings=ProbeSettings(timesteps=(100,), examples=3))._training
+    few = prober(copies, images=2, settings=ProbeSettings(levels=(0.3,), examples=3))._training
     assert torch.equal(few.x0, IMAGES[[0, 1, 0]])
-    many = prober(copies, images=3, settings=ProbeSettings(timesteps=(100,), examples=2))._training
+    many = prober(copies, images=3, settings=ProbeSettings(levels=(0.3,), examples=2))._training
     assert torch.equal(many.x0, IMAGES[[0, 1]])
 
 
@@ -216,8 +222,9 @@ def test_a_narrower_model_has_learned_the_training_image_and_lost_the_others():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"timesteps": (1000,)}, "timestep 1000"),
-        ({"blank_timesteps": (-1,)}, "timestep -1"),
+        ({"levels": (0.0,)}, "noise-to-signal"),
+        ({"blank_levels": (-1.0,)}, "noise-to-signal"),
+        ({"levels": ()}, "one noise level"),
         ({"ks": (1.0, 1.0)}, "ks"),
         ({"patch": 0.0}, "patch"),
         ({"examples": 0}, "one example"),
@@ -238,14 +245,25 @@ def test_images_and_prompts_must_agree():
         Prober(family, IMAGES[:1], ["0"]).read(["sigma"])  # pyright: ignore
 
 
-def test_a_schedule_that_ends_in_pure_noise_is_asked_blank_there_only_if_it_can_answer():
-    class Ends(Constructed):
-        alpha_bar = alpha_bar_of(betas(), zero_terminal_snr=True).double()
+SHARES = [level_of_step(step) / (1 + level_of_step(step)) for step in (50, 100, 200, 400, 600)]
 
-    prober = Prober(Ends(copies, "v_prediction"), IMAGES[:1], ["0"])
-    assert prober.read(["blank"]).blank.narrowing == pytest.approx(1)
-    with pytest.raises(ValueError, match="pure noise"):
-        Prober(Ends(copies), IMAGES[:1], ["0"])
+
+@pytest.mark.parametrize(
+    ("process", "usual", "blank"),
+    [
+        (PROCESSES["epsilon"], (50, 100, 200, 400, 600), (100, 999)),
+        (Ddpm(alpha_bar_of(betas())[9::10].clone()), (4, 9, 19, 39, 59), (9, 99)),
+        (Ddpm(alpha_bar_of(betas(), zero_terminal_snr=True), "v_prediction"), (47, 94, 190, 381, 567), (94, 998)),
+        (Flow(), SHARES, (SHARES[1], NOISIEST)),
+    ],
+    ids=["stable-diffusion", "hundred-steps", "ends-in-pure-noise", "flow"],
+)
+def test_models_are_asked_at_the_same_noise_levels_whatever_their_process(process, usual, blank):
+    """On Stable Diffusion's schedule these are its timesteps; one that ends in pure noise is asked just before."""
+    reading = Prober(Constructed(copies, process), IMAGES[:1], ["0"]).read()
+    assert reading.losses.t == pytest.approx(usual)
+    assert reading.blank.t == pytest.approx(blank)
+    assert reading.blank.narrowing == pytest.approx(1)
 
 
 @pytest.mark.parametrize("model", ["eps_model", "v_model"])

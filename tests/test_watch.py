@@ -130,15 +130,6 @@ def test_of_a_thousand_images_the_probes_see_a_few_evenly_chosen(family):
     assert _mean_latents(family, few, PROBED_IMAGES)[1] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("length", [1000, 100])
-def test_schedules_of_any_length_and_those_that_end_in_pure_noise_are_watched(length):
-    alpha_bar = torch.linspace(0.999, 0.0, length)
-    settings = watch_room._settings(alpha_bar, 4)
-    asked = (*settings.timesteps, *settings.blank_timesteps, settings.scaled_timestep)
-    assert all(alpha_bar[t] > 0 for t in asked)
-    assert settings.blank_timesteps[-1] == length - 2
-
-
 def test_a_watch_that_is_resumed_judges_on_as_the_uninterrupted_one(family):
     seen = [(step, pictures(2, step)) for step in range(1, 5)]
     whole = watch_of(family, sampled_as={"seeds": [1]})

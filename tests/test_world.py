@@ -107,7 +107,7 @@ assert not any(name.startswith("fewbayes") for name in sys.modules)
 
 
 def test_every_word_of_our_captions_is_one_token():
-    tokenizer = load_family("tiny").tokenizer
+    tokenizer = load_family("tiny").tokenizers["tokenizer"]
     captions = [draw_scene(seed)[1] for seed in range(500)]
     for caption in captions:
         assert len(tokenizer.tokenize(caption)) == len(caption.split()), caption

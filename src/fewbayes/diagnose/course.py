@@ -130,7 +130,7 @@ def _try_lookalikes(book: Book, family: Family, judgement: Judgement | None) -> 
     posterior = family.encode_images(np.stack(book.scene.references))
     book.findings.append(lookalikes.noisy_latents(*posterior, corrupted, ours=book.case.config is not None))
     log.info("the autoencoder in half precision")
-    book.findings.append(lookalikes.half_precision_vae(family.vae, book.scene.latents(family)[:2]))
+    book.findings.append(lookalikes.half_precision_vae(family.modules["vae"], book.scene.latents(family)[:2]))
 
 
 def _try_scales(book: Book, family: Family, layers: list[Any], base: Losses, corrupted: bool, alarm: bool) -> None:

@@ -62,7 +62,7 @@ def rate_too_high(mine: Losses, base: Losses) -> Finding:
     """
     ratios = mine.ratio(base)
     numbers = {"t": mine.t, "ratio": ratios, "mean_ratio": mine.mean / base.mean}
-    listed = ", ".join(f"{ratio:.2f} at t = {t}" for t, ratio in zip(mine.t, ratios, strict=True))
+    listed = ", ".join(f"{ratio:.2f} at t = {t:g}" for t, ratio in zip(mine.t, ratios, strict=True))
     said = f"the loss on the training images, as a multiple of the base model's, is {listed}"
     if all(math.isfinite(ratio) for ratio in ratios) and min(ratios) <= RISEN:
         return Finding("rate", None, said, (), numbers)

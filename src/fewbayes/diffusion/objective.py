@@ -1,8 +1,8 @@
 """What fine-tuning minimises: the denoising error, with or without prior preservation.
 
 The Kullback-Leibler part of Eq. 3 is not here: it has a closed-form gradient and belongs to the posterior. Knows a
-family only as something that predicts (`predict`, `alpha_bar`, `prediction_type`); knows nothing of optimizers, of
-where noise and timesteps come from, or of random weights.
+family only as something that predicts along a process; knows nothing of optimizers, of where noise and times come
+from, or of random weights.
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewbayes.diffusion.conditioning import Conditioning
-from fewbayes.diffusion.process import PREDICTIONS, add_noise, loss_target
-from fewbayes.errors import UserError
+from fewbayes.diffusion.process import Process
 
 
 class Denoises(Protocol):
     """The part of a family that the objective speaks to."""
 
     @property
-    def alpha_bar(self) -> Tensor: ...
-    @property
-    def prediction_type(self) -> str: ...
+    def process(self) -> Process: ...
     def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor: ...
 
 
@@ -33,7 +30,7 @@ class Denoises(Protocol):
 class Batch:
     """One micro-batch, everything random already drawn.
 
-    x0: (batch, channels, height, width) scaled latents; eps: the same shape; t: (batch,) integers;
+    x0: (batch, channels, height, width) scaled latents; eps: the same shape; t: (batch,) times of the process;
     cond: the prompts, one row each.
     """
 
@@ -54,8 +51,8 @@ class Batch:
 # Denoising error, the first term of Eq. 3: || eps_theta(x_t, t, c) - eps ||^2, the mean over the elements.
 def denoising_errors(family: Denoises, batch: Batch) -> Tensor:
     """Mean squared error of each example, shape (batch,), in float32 whatever the network computes in."""
-    xt = add_noise(batch.x0, batch.eps, batch.t, family.alpha_bar)
-    target = loss_target(family.prediction_type, batch.x0, batch.eps, batch.t, family.alpha_bar)
+    xt = family.process.noised(batch.x0, batch.eps, batch.t)
+    target = family.process.target(batch.x0, batch.eps, batch.t)
     output = family.predict(xt, batch.t, batch.cond)
     return F.mse_loss(output.float(), target.float(), reduction="none").flatten(1).mean(1)
 
@@ -84,24 +81,4 @@ def _weighted_errors(family: Denoises, batch: Batch, snr_gamma: float | None) ->
     errors = denoising_errors(family, batch)
     if snr_gamma is None:
         return errors
-    return errors * min_snr_weight(family.prediction_type, batch.t, family.alpha_bar, snr_gamma).to(errors.device)
-
-
-# Min-SNR-gamma (arXiv 2303.09556, section 3.4): the error of x0 is weighted by min(SNR, gamma), so that of eps by
-# min(SNR, gamma) / SNR and that of v by min(SNR, gamma) / (SNR + 1).
-def min_snr_weight(prediction: str, t: Tensor, alpha_bar: Tensor, gamma: float) -> Tensor:
-    """Weight of each example by its timestep, shape (batch,); SNR = alpha_bar_t / (1 - alpha_bar_t).
-
-    prediction: "epsilon", "v_prediction" or "sample". Finite and not negative at SNR 0 too.
-    """
-    if not gamma > 0:
-        raise UserError(f"snr_gamma is {gamma}; it must be greater than 0")
-    left = alpha_bar.to(t.device)[t]
-    snr = left / (1 - left)
-    if prediction == "epsilon":
-        return (gamma / snr).clamp(max=1.0)
-    if prediction == "v_prediction":
-        return snr.clamp(max=gamma) / (snr + 1)
-    if prediction == "sample":
-        return snr.clamp(max=gamma)
-    raise UserError(f"prediction type {prediction!r} is not known here; known are {', '.join(PREDICTIONS)}")
+    return errors * family.process.min_snr_weight(batch.t, snr_gamma).to(errors.device)

@@ -1,23 +1,26 @@
-"""The diffusion noise schedule and the conversions between its three ways of writing one prediction.
+"""The path from a picture to noise, x_t = a(t) x0 + b(t) eps, and what a network on that path answers.
 
-Legend (paper symbol, name here, name in diffusers):
+| paper       | here              | diffusers                      | meaning                                         |
+|-------------|-------------------|--------------------------------|-------------------------------------------------|
+| x_0         | `x0`              | `pred_original_sample`         | clean latents, (batch, ...)                     |
+| x_t         | `xt`              | `noisy_latents`, `sample`      | a(t) x0 + b(t) eps, the same shape              |
+| epsilon     | `eps`             | `noise`, "epsilon"             | standard normal noise, the same shape           |
+| t           | `t`               | `timesteps`                    | (batch,) times, in whatever unit a process has  |
+| alpha-bar_t | `alpha_bar(t)`    | `alphas_cumprod`               | a^2 / (a^2 + b^2), the signal's share of power  |
+| (none)      | `noise_to_signal` | `sigmas`                       | b / a, by which times of all processes compare  |
 
-| paper          | here        | diffusers                      | meaning                                            |
-|----------------|-------------|--------------------------------|----------------------------------------------------|
-| x_0            | `x0`        | `pred_original_sample`         | clean latents                                      |
-| x_t            | `xt`        | `noisy_latents`, `sample`      | sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps   |
-| epsilon        | `eps`       | `noise`, "epsilon"             | standard normal noise                              |
-| t              | `t`         | `timesteps`                    | integer in 0 .. steps-1, 0 is the cleanest         |
-| alpha-bar_t    | `alpha_bar` | `alphas_cumprod`               | share of the signal's variance that is left        |
-| (none)         | `v`         | "v_prediction"                 | sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x0   |
-
-`alpha_bar` is always the whole table of shape (steps,); `t` picks from it. Shapes: x0, eps, v, xt are (batch, ...),
-t is (batch,). Knows nothing of networks, images or samplers.
+x_t / sqrt(a^2 + b^2) is variance preserving with that alpha_bar, so what the theory says of such paths holds for all.
+An answer is linear too, c(t) x0 + d(t) eps: four numbers a time say all, and every conversion follows from them. Knows
+nothing of networks, pictures or samplers.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +30,163 @@ from fewbayes.errors import UserError
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample")
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
+
+
+class Process(ABC):
+    """What is known of a diffusion process. t: (batch,) times; the four factors have its shape and the dtype asked."""
+
+    @abstractmethod
+    def a(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The factor of the picture in x_t."""
+
+    @abstractmethod
+    def b(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The factor of the noise in x_t."""
+
+    @abstractmethod
+    def answer(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """c and d: a perfect network answers c x0 + d eps."""
+
+    @abstractmethod
+    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) times of training examples, on the CPU."""
+
+    @abstractmethod
+    def times(self, values: Sequence[float]) -> Tensor:
+        """These times as a tensor of the process's own type; UserError for one that it has not."""
+
+    @abstractmethod
+    def time_of(self, noise_to_signal: float) -> float:
+        """The time whose b / a is nearest to this one; infinity asks for the noisiest that has any signal."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """With its tables, if it has any, on a device."""
+        return self
+
+    def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t, the forward process (section 2.1)."""
+        return _over(self.a(t, x0.dtype), x0) * x0 + _over(self.b(t, x0.dtype), x0) * eps
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What a network is trained to answer to x_t."""
+        c, d = self.answer(t, x0.dtype)
+        return _over(c, x0) * x0 + _over(d, x0) * eps
+
+    def x0(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The clean latents that a network's output stands for, in the precision of x_t."""
+        _, b, _, d, determinant = self._solved(xt, t)
+        return (d * xt - b * output) / determinant
+
+    def eps(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The noise that a network's output stands for, in the precision of x_t."""
+        a, _, c, _, determinant = self._solved(xt, t)
+        return (a * output - c * xt) / determinant
+
+    def eps_of_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The noise in x_t around these clean latents."""
+        return (xt - _over(self.a(t, xt.dtype), xt) * x0) / _over(self.b(t, xt.dtype), xt)
+
+    def scale(self, t: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """sqrt(a^2 + b^2): x_t over it is variance preserving."""
+        return (self.a(t, dtype) ** 2 + self.b(t, dtype) ** 2).sqrt()
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        """a^2 / (a^2 + b^2), in double precision."""
+        a, b = self.a(t, torch.float64), self.b(t, torch.float64)
+        return a**2 / (a**2 + b**2)
+
+    def noise_to_signal(self, t: Tensor) -> Tensor:
+        """b / a, in double precision; infinite where no signal is left."""
+        return self.b(t, torch.float64) / self.a(t, torch.float64)
+
+    def min_snr_weight(self, t: Tensor, gamma: float) -> Tensor:
+        """Min-SNR weights of the loss by example, (batch,); UserError for a process that they are not meant for."""
+        raise UserError(f"snr_gamma is {gamma}, and this model's process is not trained with min-SNR weights")
+
+    def _solved(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """a, b, c, d and the determinant a d - b c of (x_t, output) = (a x0 + b eps, c x0 + d eps)."""
+        a, b = _over(self.a(t, xt.dtype), xt), _over(self.b(t, xt.dtype), xt)
+        c, d = (_over(factor, xt) for factor in self.answer(t, xt.dtype))
+        return a, b, c, d, a * d - b * c
+
+
+class Ddpm(Process):
+    """a = sqrt(alpha_bar), b = sqrt(1 - alpha_bar) at whole timesteps 0 (clean) to steps - 1, from a table.
+
+    alpha_bars: (steps,), falling; prediction: what the network answers, see PREDICTIONS.
+    """
+
+    def __init__(self, alpha_bars: Tensor, prediction: str = "epsilon"):
+        if prediction not in PREDICTIONS:
+            known = ", ".join(PREDICTIONS)
+            raise UserError(f"prediction type {prediction!r} is not known here; known are {known}")
+        self.alpha_bars, self.prediction = alpha_bars, prediction
+
+    @property
+    def steps(self) -> int:
+        return len(self.alpha_bars)
+
+    def _at(self, t: Tensor) -> Tensor:
+        return self.alpha_bars.to(t.device)[t]
+
+    def a(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._at(t).to(dtype).sqrt()
+
+    def b(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return (1 - self._at(t).to(dtype)).sqrt()
+
+    def answer(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        if self.prediction == "v_prediction":
+            return -self.b(t, dtype), self.a(t, dtype)
+        none, whole = torch.zeros_like(t, dtype=dtype), torch.ones_like(t, dtype=dtype)
+        return (none, whole) if self.prediction == "epsilon" else (whole, none)
+
+    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.steps, (count,), generator=generator)
+
+    def times(self, values: Sequence[float]) -> Tensor:
+        for t in values:
+            if not (0 <= t < self.steps and t == int(t)):
+                raise UserError(f"timestep {t:g} is not of this model's schedule; give 0 to {self.steps - 1}")
+        return torch.tensor([int(t) for t in values])
+
+    def time_of(self, noise_to_signal: float) -> int:
+        _check_ratio(noise_to_signal)
+        usable = torch.arange(self.steps)[self.alpha_bars.cpu() > 0]  # a schedule may end in pure noise
+        away = (self.noise_to_signal(usable).log() - math.log(noise_to_signal)).abs()
+        return int(usable[-1] if math.isinf(noise_to_signal) else usable[away.argmin()])
+
+    def to(self, device: torch.device | str) -> Ddpm:
+        return Ddpm(self.alpha_bars.to(device), self.prediction)
+
+    def scale(self, t: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.ones_like(t, dtype=dtype)
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        return self._at(t).double()
+
+    # Min-SNR-gamma (arXiv 2303.09556, section 3.4): the error of x0 is weighted by min(SNR, gamma), so that of eps by
+    # min(SNR, gamma) / SNR and that of v by min(SNR, gamma) / (SNR + 1).
+    def min_snr_weight(self, t: Tensor, gamma: float) -> Tensor:
+        """SNR = alpha_bar / (1 - alpha_bar), the inverse square of b / a. Finite and not negative at SNR 0 too."""
+        if not gamma > 0:
+            raise UserError(f"snr_gamma is {gamma}; it must be greater than 0")
+        snr = self._at(t) / (1 - self._at(t))
+        if self.prediction == "epsilon":
+            return (gamma / snr).clamp(max=1.0)
+        if self.prediction == "v_prediction":
+            return snr.clamp(max=gamma) / (snr + 1)
+        return snr.clamp(max=gamma)
+
+
+def _over(factor: Tensor, like: Tensor) -> Tensor:
+    """One factor an example, shaped to broadcast over `like`."""
+    return factor.view(-1, *[1] * (like.dim() - 1))
+
+
+def _check_ratio(noise_to_signal: float) -> None:
+    if not noise_to_signal > 0:
+        raise UserError(f"a noise-to-signal ratio is {noise_to_signal}; it must be greater than 0")
 
 
 def betas(schedule: str = "scaled_linear", start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
@@ -54,72 +214,11 @@ def alpha_bar_of(betas: Tensor, *, zero_terminal_snr: bool = False) -> Tensor:
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
-def _signal_and_noise(alpha_bar: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to broadcast over `like`."""
-    at = alpha_bar.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.dim() - 1))
-    return at.sqrt(), (1 - at).sqrt()
+@cache
+def _stable_diffusion() -> Ddpm:
+    return Ddpm(alpha_bar_of(betas()))
 
 
-# The forward process (section 2.1): q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I).
-def add_noise(x0: Tensor, eps: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x_t of the same shape as x0."""
-    signal, noise = _signal_and_noise(alpha_bar, t, x0)
-    return signal * x0 + noise * eps
-
-
-def x0_from_eps(xt: Tensor, eps: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
-    signal, noise = _signal_and_noise(alpha_bar, t, xt)
-    return (xt - noise * eps) / signal
-
-
-def eps_from_x0(xt: Tensor, x0: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
-    signal, noise = _signal_and_noise(alpha_bar, t, xt)
-    return (xt - signal * x0) / noise
-
-
-def v_from_x0_eps(x0: Tensor, eps: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
-    signal, noise = _signal_and_noise(alpha_bar, t, x0)
-    return signal * eps - noise * x0
-
-
-def x0_from_v(xt: Tensor, v: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
-    signal, noise = _signal_and_noise(alpha_bar, t, xt)
-    return signal * xt - noise * v
-
-
-def eps_from_v(xt: Tensor, v: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
-    signal, noise = _signal_and_noise(alpha_bar, t, xt)
-    return noise * xt + signal * v
-
-
-def loss_target(prediction: str, x0: Tensor, eps: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
-    """What a network with this prediction type is trained to return for x_t."""
-    if prediction == "epsilon":
-        return eps
-    if prediction == "v_prediction":
-        return v_from_x0_eps(x0, eps, t, alpha_bar)
-    if prediction == "sample":
-        return x0
-    raise UserError(f"prediction type {prediction!r} is not known here; known are {', '.join(PREDICTIONS)}")
-
-
-def to_x0(prediction: str, output: Tensor, xt: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The clean latents that a network's raw output stands for."""
-    if prediction == "epsilon":
-        return x0_from_eps(xt, output, t, alpha_bar)
-    if prediction == "v_prediction":
-        return x0_from_v(xt, output, t, alpha_bar)
-    if prediction == "sample":
-        return output
-    raise UserError(f"prediction type {prediction!r} is not known here; known are {', '.join(PREDICTIONS)}")
-
-
-def to_eps(prediction: str, output: Tensor, xt: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The noise that a network's raw output stands for."""
-    if prediction == "epsilon":
-        return output
-    if prediction == "v_prediction":
-        return eps_from_v(xt, output, t, alpha_bar)
-    if prediction == "sample":
-        return eps_from_x0(xt, output, t, alpha_bar)
-    raise UserError(f"prediction type {prediction!r} is not known here; known are {', '.join(PREDICTIONS)}")
+def level_of_step(step: int) -> float:
+    """b / a at a timestep of Stable Diffusion's schedule, by which the paper names its times."""
+    return float(_stable_diffusion().noise_to_signal(torch.tensor(step)))

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from fewbayes.errors import UserError
+from fewbayes.models import Family
 from fewbayes.runs.folder import atomic_write
 
 FOREIGN = Path(__file__).with_name("foreign.py")
@@ -195,7 +196,7 @@ def _word(export: Path, record: dict[str, Any]) -> str | None:
         return file.metadata()["token"]
 
 
-def _sample(family: Any, prompts: list[str], seeds: list[int], how: dict[str, Any]) -> list[np.ndarray]:
+def _sample(family: Family, prompts: list[str], seeds: list[int], how: dict[str, Any]) -> list[np.ndarray]:
     from fewbayes.sample import sample_images
 
     family.to(_device())

@@ -98,7 +98,7 @@ def _pipeline(trained: Trained, asked: Asked, folder: Path) -> Written:
     """A pipeline folder in the diffusers layout, adapters merged."""
     trained.merge()
     with quiet():  # diffusers warns of any cast, this one is asked for
-        for module in (*trained.parts.values(), trained.family.vae):
+        for module in trained.family.modules.values():
             module.to(asked.dtype)
     trained.family.save(folder)
     return Written("pipeline")
@@ -107,7 +107,7 @@ def _pipeline(trained: Trained, asked: Asked, folder: Path) -> Written:
 def _original(trained: Trained, asked: Asked, folder: Path) -> Written:
     """One file in the layout of the original releases, adapters merged."""
     trained.merge()
-    tensors = single_file({**trained.parts, "vae": trained.family.vae}, trained.base.family)
+    tensors = single_file(trained.family.modules, trained.base.family)
     tensors = {
         name: weight.to(asked.dtype) if weight.is_floating_point() else weight for name, weight in tensors.items()
     }

@@ -16,6 +16,7 @@ from fewbayes.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fewbayes.models import Family
     from fewbayes.settings.config import TrainConfig
 
 METHODS = {
@@ -40,42 +41,42 @@ class Method(Protocol):
         """The file of an export, relative to its folder, whose presence says that the export is there."""
         ...
 
-    def attach(self, family: Any) -> None:
+    def attach(self, family: Family) -> None:
         """Put in what is to be trained, a function of the seed; freeze all else. The outputs are as before."""
         ...
 
-    def trainable(self, family: Any) -> dict[str, nn.Parameter]:
+    def trainable(self, family: Family) -> dict[str, nn.Parameter]:
         """The trained parameters by name: "denoiser.", "text_encoder.", ... and the module's own name."""
         ...
 
-    def random(self, family: Any, where: str) -> tuple[nn.Module, Any]:
+    def random(self, family: Family, where: str) -> tuple[nn.Module, Any]:
         """The module whose weights a posterior may make random, and the rule that picks among them."""
         ...
 
-    def penalty(self, family: Any) -> Tensor | None:
+    def penalty(self, family: Family) -> Tensor | None:
         """The method's own regulariser after a forward pass, to be added to the loss; None if it has none."""
         ...
 
-    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
+    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
         """Told before each forward pass of optimizer step `step`, on the images of its batch from `row` on.
 
         A method's own noise is a function of both: micro-batches and processes draw each their own.
         """
         ...
 
-    def training(self, family: Any, on: bool) -> None:
+    def training(self, family: Family, on: bool) -> None:
         """Switch what belongs to training alone (dropout, noise of its own); off after `attach`."""
         ...
 
-    def export(self, family: Any, folder: Path) -> None:
+    def export(self, family: Family, folder: Path) -> None:
         """Write the trained model, or what was added to it, as others load it."""
         ...
 
-    def load(self, family: Any, folder: Path) -> None:
+    def load(self, family: Family, folder: Path) -> None:
         """Read what `export` wrote into a family to which this method, with the same settings, is attached."""
         ...
 
-    def detach(self, family: Any) -> None:
+    def detach(self, family: Family) -> None:
         """Freeze everything and take out what `attach` put in: classes, keys and frozen weights are as before."""
         ...
 

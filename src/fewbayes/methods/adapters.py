@@ -19,6 +19,7 @@ from fewbayes.errors import UserError
 from fewbayes.seeds import stream_seed
 
 if TYPE_CHECKING:
+    from fewbayes.models import Family
     from fewbayes.settings.config import TrainConfig
 
 ADAPTER = "default"  # PEFT's own name for an only adapter
@@ -28,9 +29,9 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-def trained_parts(family: Any, config: TrainConfig) -> dict[str, nn.Module]:
+def trained_parts(family: Family, config: TrainConfig) -> dict[str, nn.Module]:
     """The modules with trained weights by the name that begins their parameters' names."""
-    return {"denoiser": family.denoiser} | (family.text_encoders if config.train_text_encoder else {})
+    return {"denoiser": family.denoiser, **(family.text_encoders if config.train_text_encoder else {})}
 
 
 def target_layers(part: str, module: nn.Module, targets: str) -> list[str]:
@@ -124,7 +125,7 @@ class PeftMethod:
         """PEFT's settings for one module; UserError where they do not fit its layers."""
         raise NotImplementedError
 
-    def attach(self, family: Any) -> None:
+    def attach(self, family: Family) -> None:
         parts = trained_parts(family, self.config)
         configs = {name: self.peft_config(name, part) for name, part in parts.items()}  # all refusals come first
         for name, part in parts.items():
@@ -132,7 +133,7 @@ class PeftMethod:
                 self.tuner()(part, configs[name], ADAPTER)
         self.training(family, False)
 
-    def trainable(self, family: Any) -> dict[str, nn.Parameter]:
+    def trainable(self, family: Family) -> dict[str, nn.Parameter]:
         return {
             f"{name}.{key}": parameter
             for name, part in trained_parts(family, self.config).items()
@@ -140,17 +141,17 @@ class PeftMethod:
             if parameter.requires_grad
         }
 
-    def random(self, family: Any, where: str) -> tuple[nn.Module, str]:
+    def random(self, family: Family, where: str) -> tuple[nn.Module, str]:
         assert self.random_weights, f"{type(self).__name__} has no random weights"
         return family.denoiser, f"pattern:{self.random_weights}"
 
-    def penalty(self, family: Any) -> Tensor | None:
+    def penalty(self, family: Family) -> Tensor | None:
         return None
 
-    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
+    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
         pass
 
-    def training(self, family: Any, on: bool) -> None:
+    def training(self, family: Family, on: bool) -> None:
         for part in trained_parts(family, self.config).values():
             for layer in adapter_layers(part).values():
                 layer.train(on)
@@ -162,7 +163,7 @@ class PeftMethod:
 
         return get_peft_model_state_dict(module, adapter_name=ADAPTER, save_embedding_layers=False)
 
-    def detach(self, family: Any) -> None:
+    def detach(self, family: Family) -> None:
         for part in trained_parts(family, self.config).values():
             for name, layer in adapter_layers(part).items():
                 replace_layer(part, name, layer.get_base_layer())
@@ -176,7 +177,7 @@ class PeftFolders(PeftMethod):
 
     result = f"{DENOISER_FOLDER}/adapter_config.json"
 
-    def export(self, family: Any, folder: Path) -> None:
+    def export(self, family: Family, folder: Path) -> None:
         from safetensors.torch import save_file
 
         for name, part in trained_parts(family, self.config).items():
@@ -186,7 +187,7 @@ class PeftFolders(PeftMethod):
             save_file(state, into / "adapter_model.safetensors", metadata={"format": "pt"})
             cast("Any", part).peft_config[ADAPTER].save_pretrained(str(into))
 
-    def load(self, family: Any, folder: Path) -> None:
+    def load(self, family: Family, folder: Path) -> None:
         from safetensors.torch import load_file
 
         for name, part in trained_parts(family, self.config).items():

@@ -1,11 +1,12 @@
 """LoRA: W + alpha / rank B A on linear layers, by PEFT; with Bayesian weights only the up matrix B is random.
 
 B begins at zero, so its prior mean is zero. (The paper's letters are the other way round: "up matrix A"; PEFT calls the
-up matrix lora_B.) Knows diffusers only through the pipeline that saves what it will load.
+up matrix lora_B.) Knows of diffusers the layout of its LoRA files.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from fewbayes.methods.adapters import (
     target_layers,
     trained_parts,
 )
+from fewbayes.models import Family
 
 
 class Lora(PeftMethod):
@@ -46,18 +48,20 @@ class Lora(PeftMethod):
             **more,
         )
 
-    def export(self, family: Any, folder: Path) -> None:
+    def export(self, family: Family, folder: Path) -> None:
         """One file for the pipeline's `load_lora_weights`; alpha, rank and the rest are in its header."""
-        layers: dict[str, Any] = {}
-        for name, part in trained_parts(family, self.config).items():
-            prefix = _file_prefix(name)
-            state = {key: tensor.detach().cpu() for key, tensor in self.file_state(name, part).items()}
-            layers[f"{prefix}_lora_layers"] = {key.removeprefix(f"{prefix}."): value for key, value in state.items()}
-            layers[f"{prefix}_lora_adapter_metadata"] = _header(part)
-        folder.mkdir(parents=True, exist_ok=True)
-        family.pipeline("ddim").save_lora_weights(folder, weight_name=self.result, **layers)
+        from safetensors.torch import save_file
 
-    def load(self, family: Any, folder: Path) -> None:
+        state: dict[str, Tensor] = {}
+        header: dict[str, Any] = {}
+        for name, part in trained_parts(family, self.config).items():
+            state |= {key: tensor.detach().cpu().contiguous() for key, tensor in self.file_state(name, part).items()}
+            header |= {f"{_file_prefix(name)}.{key}": value for key, value in _header(part).items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        told = json.dumps(header, indent=2, sort_keys=True)  # where and how diffusers' own writer puts it
+        save_file(state, folder / self.result, metadata={"format": "pt", "lora_adapter_metadata": told})
+
+    def load(self, family: Family, folder: Path) -> None:
         from safetensors.torch import load_file
 
         target: dict[str, Tensor] = {}

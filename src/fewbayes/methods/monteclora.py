@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fewbayes.methods.adapters import ADAPTER, adapter_layers, seeded, trained_parts
 from fewbayes.methods.lora import Lora
+from fewbayes.models import Family
 
 
 class MonteClora(Lora):
@@ -24,22 +25,22 @@ class MonteClora(Lora):
         # PEFT's default buffer of 150 draws for each layer would be tens of gigabytes on a U-Net
         return super().peft_config(part, module, monteclora_config=MontecloraConfig(buffer_size=1), **more)
 
-    def attach(self, family: Any) -> None:
+    def attach(self, family: Family) -> None:
         super().attach(family)
         for name, sampler in self._samplers(family).items():
             sampler.sampler = _draws_by_step(sampler, self.config.seed, name)
 
-    def penalty(self, family: Any) -> Tensor | None:
+    def penalty(self, family: Family) -> Tensor | None:
         """Divergence and entropy terms of all layers, their mean as in PEFT; None outside training."""
         samplers = [sampler for sampler in self._samplers(family).values() if sampler.training]
         terms = [torch.as_tensor(sum(sampler.get_variational_loss())) for sampler in samplers]
         return torch.stack(terms).mean() if terms else None
 
-    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
+    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
         for sampler in self._samplers(family).values():
             sampler.sampler.pass_ = step, row
 
-    def _samplers(self, family: Any) -> dict[str, Any]:
+    def _samplers(self, family: Family) -> dict[str, Any]:
         return {
             f"{name}.{path}": layer.lora_monteclora_sampler[ADAPTER]
             for name, part in trained_parts(family, self.config).items()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewbayes.methods.adapters import ADAPTER, PeftFolders, adapter_layers, target_layers, trained_parts
+from fewbayes.models import Family
 from fewbayes.seeds import stream_seed
 
 
@@ -35,7 +36,7 @@ class Pvera(PeftFolders):
             target_modules=target_layers(part, module, self.config.adapter_targets),
         )
 
-    def attach(self, family: Any) -> None:
+    def attach(self, family: Family) -> None:
         super().attach(family)
         for name, part in trained_parts(family, self.config).items():
             for path, layer in adapter_layers(part).items():
@@ -49,7 +50,7 @@ class Pvera(PeftFolders):
 
         layer.register_forward_pre_hook(seed)
 
-    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
+    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
         self._pass = step, row
 
     def state(self, module: nn.Module) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from fewbayes.methods.adapters import copy_state
 
 if TYPE_CHECKING:
     from fewbayes.methods import Method
+    from fewbayes.models import Family
     from fewbayes.settings.config import TrainConfig
 
 FILE = "learned_embeds.safetensors"
@@ -44,7 +45,7 @@ class RareToken:
     def result(self) -> str:
         return self.method.result
 
-    def attach(self, family: Any) -> None:
+    def attach(self, family: Family) -> None:
         self._ids = {name: _token_id(family, name, self.word) for name in family.text_encoders}  # may refuse: first
         self.method.attach(family)
         for name, encoder in family.text_encoders.items():
@@ -52,22 +53,22 @@ class RareToken:
             self._rows[name] = nn.Parameter(embedding.weight.detach()[[token]].float().clone())
             self._hooks.append(embedding.register_forward_hook(_substitute(token, self._rows[name])))
 
-    def trainable(self, family: Any) -> dict[str, nn.Parameter]:
+    def trainable(self, family: Family) -> dict[str, nn.Parameter]:
         return self.method.trainable(family) | {f"rare_token.{name}": rows for name, rows in self._rows.items()}
 
-    def random(self, family: Any, where: str) -> tuple[nn.Module, Any]:
+    def random(self, family: Family, where: str) -> tuple[nn.Module, Any]:
         return self.method.random(family, where)
 
-    def penalty(self, family: Any) -> Tensor | None:
+    def penalty(self, family: Family) -> Tensor | None:
         return self.method.penalty(family)
 
-    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
+    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
         self.method.begin_step(family, step, row)
 
-    def training(self, family: Any, on: bool) -> None:
+    def training(self, family: Family, on: bool) -> None:
         self.method.training(family, on)
 
-    def export(self, family: Any, folder: Path) -> None:
+    def export(self, family: Family, folder: Path) -> None:
         """Whole text encoders are written with the rows in them; adapters get a file of embeddings beside them."""
         if self.config.method == "full":
             with self._baked(family):
@@ -80,7 +81,7 @@ class RareToken:
         state = {key: rows.detach().cpu().clone() for key, rows in self._file_state(name).items()}
         save_file(state, folder / FILE, metadata={"token": name, "stands_for": self.word})
 
-    def load(self, family: Any, folder: Path) -> None:
+    def load(self, family: Family, folder: Path) -> None:
         self.method.load(family, folder)
         if self.config.method == "full":
             for name, encoder in family.text_encoders.items():
@@ -90,14 +91,14 @@ class RareToken:
 
         copy_state(self._file_state(self._name_in_file(family)), load_file(folder / FILE), folder / FILE)
 
-    def detach(self, family: Any) -> None:
+    def detach(self, family: Family) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._rows, self._ids = [], {}, {}
         self.method.detach(family)
 
     @contextmanager
-    def _baked(self, family: Any) -> Iterator[None]:
+    def _baked(self, family: Family) -> Iterator[None]:
         """The trained rows stand in the embedding matrices inside, the old ones outside, bit for bit."""
         weights = {name: encoder.get_input_embeddings().weight for name, encoder in family.text_encoders.items()}
         before = {name: weight.detach()[[self._ids[name]]].clone() for name, weight in weights.items()}
@@ -114,13 +115,13 @@ class RareToken:
             return dict.fromkeys([name], next(iter(self._rows.values())))
         return {SEVERAL[encoder]: rows for encoder, rows in self._rows.items()}
 
-    def _name_in_file(self, family: Any) -> str:
+    def _name_in_file(self, family: Family) -> str:
         """The word, or one made of it where tokenizers know it already: loaders refuse to overwrite a known word."""
         known = any(self.word in tokenizer.get_vocab() for tokenizer in family.tokenizers.values())
         return f"<{self.word.strip('<>')}-learned>" if known else self.word
 
 
-def _token_id(family: Any, encoder: str, word: str) -> int:
+def _token_id(family: Family, encoder: str, word: str) -> int:
     tokenizer = family.tokenizers[encoder.replace("text_encoder", "tokenizer")]
     ids = tokenizer(word, add_special_tokens=False).input_ids
     if not ids or tokenizer.unk_token_id in ids:

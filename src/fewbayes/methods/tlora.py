@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewbayes.diffusion.process import Ddpm
 from fewbayes.errors import UserError
 from fewbayes.methods.adapters import DENOISER_FOLDER, copy_state, replace_layer, target_layers, targeted
 from fewbayes.seeds import generator
 
 if TYPE_CHECKING:
+    from fewbayes.models import Family
     from fewbayes.settings.config import TrainConfig
 
 FORMAT = "fewbayes.tlora.1"
@@ -86,7 +88,7 @@ class TLora:
         self.config = config
         self._listening: Any = None
 
-    def attach(self, family: Any) -> None:
+    def attach(self, family: Family) -> None:
         config, denoiser = self.config, family.denoiser
         layers = targeted(denoiser, target_layers("denoiser", denoiser, config.adapter_targets))
         for name, layer in layers.items():
@@ -95,33 +97,35 @@ class TLora:
                     f"rank is {config.rank}, more than the {min(layer.in_features, layer.out_features)} that {name} "
                     "has; give a smaller one"
                 )
-        clock = Clock(len(family.alpha_bar))
+        if not isinstance(family.process, Ddpm):
+            raise UserError(f"method tlora counts the steps of a schedule, which {family.card.model} has not")
+        clock = Clock(family.process.steps)
         scale = 1.0 if config.lora_alpha is None else config.lora_alpha / config.rank
         for name, layer in layers.items():
             random = generator(config.seed, f"adapter denoiser.{name}")
             replace_layer(denoiser, name, TimestepLora(layer, config.rank, scale, clock, random))
         self._listening = denoiser.register_forward_pre_hook(clock.listen, with_kwargs=True)
 
-    def trainable(self, family: Any) -> dict[str, nn.Parameter]:
+    def trainable(self, family: Family) -> dict[str, nn.Parameter]:
         return {
             f"denoiser.{name}.{key}": parameter
             for name, layer in _layers(family).items()
             for key, parameter in layer.named_parameters(recurse=False)
         }
 
-    def random(self, family: Any, where: str) -> tuple[nn.Module, str]:
+    def random(self, family: Family, where: str) -> tuple[nn.Module, str]:
         raise AssertionError("a comparison arm has no random weights")
 
-    def penalty(self, family: Any) -> Tensor | None:
+    def penalty(self, family: Family) -> Tensor | None:
         return None
 
-    def begin_step(self, family: Any, step: int, row: int = 0) -> None:
+    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
         pass
 
-    def training(self, family: Any, on: bool) -> None:
+    def training(self, family: Family, on: bool) -> None:
         pass
 
-    def export(self, family: Any, folder: Path) -> None:
+    def export(self, family: Family, folder: Path) -> None:
         """A format of its own: a loader that knows no timestep would apply all ranks to all of them."""
         from safetensors.torch import save_file
 
@@ -131,12 +135,12 @@ class TLora:
         state = {name: tensor.detach().cpu().clone() for name, tensor in _file_state(family).items()}
         save_file(state, folder / self.result, metadata=header)
 
-    def load(self, family: Any, folder: Path) -> None:
+    def load(self, family: Family, folder: Path) -> None:
         from safetensors.torch import load_file
 
         copy_state(_file_state(family), load_file(folder / self.result), folder / self.result)
 
-    def detach(self, family: Any) -> None:
+    def detach(self, family: Family) -> None:
         for name, layer in _layers(family).items():
             replace_layer(family.denoiser, name, layer.base_layer)
         if self._listening is not None:
@@ -145,11 +149,11 @@ class TLora:
         family.denoiser.requires_grad_(False)
 
 
-def _layers(family: Any) -> dict[str, TimestepLora]:
+def _layers(family: Family) -> dict[str, TimestepLora]:
     return {name: layer for name, layer in family.denoiser.named_modules() if isinstance(layer, TimestepLora)}
 
 
-def _file_state(family: Any) -> dict[str, Tensor]:
+def _file_state(family: Family) -> dict[str, Tensor]:
     return {
         f"{DENOISER_FOLDER}.{name}.{kind}_{key}": getattr(layer, f"{kind}_{key}")
         for name, layer in _layers(family).items()

@@ -16,7 +16,7 @@ from fewbayes.models.folders import quiet
 if TYPE_CHECKING:
     from torch import nn
 
-    from fewbayes.models import Family
+    from fewbayes.models.family import Family
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_config.json"
@@ -46,7 +46,7 @@ def load_adapter(family: Family, source: Path) -> None:
                     _load_peft(_part(family, part), folder)
             else:
                 file = source if source.is_file() else source / LORA_FILE
-                family.pipeline("ddim").load_lora_weights(file.parent, weight_name=file.name)
+                family.load_lora(file)
                 _check_all_used(family, file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{source} cannot be read, it is damaged or no safetensors file: {error}") from error

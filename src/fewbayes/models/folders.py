@@ -1,7 +1,7 @@
 """Pipeline folders in the diffusers layout: what must lie in one, every check of it, what it is known by.
 
 Everything is read from names, settings and headers, so a bad folder is refused in milliseconds, before anything heavy
-is imported. Knows the layouts of the families and nothing of how their parts work together.
+is imported. Knows no family: what a folder has to hold is told by one.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fewbayes.errors import UserError
-from fewbayes.models import ModelCard
+from fewbayes.models.family import Layout, Part
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,86 +27,30 @@ INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part with weights: where its class comes from and the stem of its files."""
-
-    library: str
-    kind: str
-    stem: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the folder of a family's pipeline holds."""
-
-    pipeline: str
-    named: str
-    weighted: dict[str, Part]
-    tokenizers: tuple[str, ...]
-
-
-_VAE = Part("diffusers", "AutoencoderKL", "diffusion_pytorch_model")
-_UNET = Part("diffusers", "UNet2DConditionModel", "diffusion_pytorch_model")
-_CLIP = Part("transformers", "CLIPTextModel", "model")
-_POOLED_CLIP = Part("transformers", "CLIPTextModelWithProjection", "model")
-LAYOUTS = {
-    "sd": Layout(
-        "StableDiffusionPipeline",
-        "SD 1.4, 1.5, 2.0, 2.1",
-        {"vae": _VAE, "unet": _UNET, "text_encoder": _CLIP},
-        ("tokenizer",),
-    ),
-    "sdxl": Layout(
-        "StableDiffusionXLPipeline",
-        "SDXL",
-        {"vae": _VAE, "unet": _UNET, "text_encoder": _CLIP, "text_encoder_2": _POOLED_CLIP},
-        ("tokenizer", "tokenizer_2"),
-    ),
-}
-
-
-def weighted_parts(family: str) -> dict[str, Part]:
-    return LAYOUTS[family].weighted
-
-
-def inspect_pipeline(model: str) -> ModelCard:
-    """Check every part of a pipeline by its files alone; ValueError names the first thing that is wrong."""
-    folder = locate(model)
+def check_layout(folder: Path, family: type[Layout]) -> None:
+    """Check every part of a pipeline by its files alone; UserError names the first thing that is wrong."""
     index = read_json(folder / INDEX)
-    family = _family_of(model, index)
-    layout = LAYOUTS[family]
-    for name in layout.weighted:
+    for name in family.parts:
         _check_weights(folder, name, family, index)
-    for tokenizer in layout.tokenizers:
+    for tokenizer in family.tokenizer_parts:
         _check_tokenizer(folder / tokenizer)
-    unet, vae = read_json(folder / "unet/config.json"), read_json(folder / "vae/config.json")
-    _check_channels(folder, unet, vae)
-    if family == "sdxl":
-        _check_time_ids(folder, unet)
-    scheduler = read_json(folder / SCHEDULER)
-    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    return ModelCard(
-        model=model,
-        folder=folder,
-        family=family,
-        prediction_type=scheduler.get("prediction_type", "epsilon"),
-        resolution=int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1),
-        recommended=settings.get("recommended", {}),
-        rare_token=settings.get("rare_token"),
-    )
+    read_json(folder / SCHEDULER)
 
 
-def fingerprint(folder: Path, family: str) -> str:
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What a folder says to this program: `recommended` settings and the `rare_token`, where it says anything."""
+    return read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+
+
+def fingerprint(folder: Path, family: type[Layout]) -> str:
     """sha256 over the files of the parts that we load, names and contents, in the order of the layout."""
-    layout = LAYOUTS[family]
-    parts = [*layout.weighted, *layout.tokenizers, "scheduler"]
+    parts = [*family.parts, *family.tokenizer_parts, "scheduler"]
     # Files of other precisions or formats in the same folder are not what is loaded.
     files = [
         path
         for part in parts
         for path in sorted((folder / part).iterdir())
-        if path.suffix in (".json", ".txt") or path in weight_files(folder, part, family)
+        if path.suffix in (".json", ".txt") or path in weight_files(folder, part, family.parts.get(part))
     ]
     digest = hashlib.sha256()
     for path in files:
@@ -120,12 +63,12 @@ def part_class(part: Part) -> Any:
     return getattr(import_module(part.library), part.kind)
 
 
-def meta_part(folder: Path, family: str, name: str) -> nn.Module:
+def meta_part(folder: Path, name: str, part: Part) -> nn.Module:
     """A part without weights, on the meta device, from its config.json."""
     import torch
 
     with quiet(), torch.device("meta"):
-        kind = part_class(LAYOUTS[family].weighted[name])
+        kind = part_class(part)
         config = read_json(folder / name / "config.json")
         return kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(config))
 
@@ -171,16 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON ({error}); fetch or copy the model again") from error
 
 
-def _family_of(model: str, index: dict[str, Any]) -> str:
-    kind = str(index.get("_class_name"))
-    for family, layout in LAYOUTS.items():
-        if kind == layout.pipeline:
-            return family
-    known = ", ".join(f"{layout.pipeline} ({layout.named})" for layout in LAYOUTS.values())
-    raise UserError(f"{model} is a {kind}{_what_it_is(kind)}; this program fine-tunes {known}")
-
-
-def _what_it_is(kind: str) -> str:
+def what_it_is(kind: str) -> str:
     """What is known of a pipeline that is not for us, in words."""
     if kind == "StableDiffusionXLImg2ImgPipeline":
         return ", as SDXL's refiner is, which only reworks what the base model draws: give the base model"
@@ -189,12 +123,10 @@ def _what_it_is(kind: str) -> str:
     return ""
 
 
-def weight_files(folder: Path, name: str, family: str) -> list[Path]:
-    """The safetensors files that loading will read: one file, or the shards of an index; none for other parts."""
-    if name not in LAYOUTS[family].weighted:
-        return []
-    stem = LAYOUTS[family].weighted[name].stem
-    for variant in ("", ".fp16"):
+def weight_files(folder: Path, name: str, part: Part | None) -> list[Path]:
+    """The safetensors files that loading will read: one file, or the shards of an index; none without a part."""
+    stem = part.stem if part else ""
+    for variant in ("", ".fp16") if part else ():
         whole = folder / name / f"{stem}{variant}.safetensors"
         if whole.is_file():
             return [whole]
@@ -204,15 +136,15 @@ def weight_files(folder: Path, name: str, family: str) -> list[Path]:
     return []
 
 
-def _check_weights(folder: Path, name: str, family: str, index: dict[str, Any]) -> None:
-    part = LAYOUTS[family].weighted[name]
+def _check_weights(folder: Path, name: str, family: type[Layout], index: dict[str, Any]) -> None:
+    part = family.parts[name]
     if not (folder / name).is_dir():
         raise UserError(f"the model folder {folder} has no {name}/; a {index['_class_name']} needs it")
     found = (index.get(name) or [None, None])[1]
     if found != part.kind:
         raise UserError(f"the {name} of {folder} is a {found}; this program knows {part.kind}")
     read_json(folder / name / "config.json")
-    weights = weight_files(folder, name, family)
+    weights = weight_files(folder, name, part)
     if not weights:
         pickles = sorted(path.name for path in (folder / name).iterdir() if path.suffix in PICKLES)
         if pickles:
@@ -247,30 +179,6 @@ def _check_tokenizer(tokenizer: Path) -> None:
     if missing:
         raise UserError(
             f"the {tokenizer.name} of {tokenizer.parent} lacks {' and '.join(missing)}; fetch or copy the model again"
-        )
-
-
-def _check_channels(folder: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
-    if unet["in_channels"] != vae["latent_channels"]:
-        raise UserError(
-            f"{folder / 'unet'} takes {unet['in_channels']} channels and the autoencoder gives "
-            f"{vae['latent_channels']}: an inpainting or depth model; choose the text-to-image one"
-        )
-    if vae.get("latents_mean") or vae.get("shift_factor"):
-        raise UserError(
-            f"the autoencoder of {folder} shifts its latents (latents_mean or shift_factor in its config.json), which "
-            "is not done here; choose a model whose latents are only scaled"
-        )
-
-
-def _check_time_ids(folder: Path, unet: dict[str, Any]) -> None:
-    """SDXL's base is told six sizes beside the pooled prompt; the refiner, which is told five, is not trained here."""
-    pooled = read_json(folder / "text_encoder_2/config.json")["projection_dim"]
-    told, six = unet["projection_class_embeddings_input_dim"], pooled + 6 * unet["addition_time_embed_dim"]
-    if told != six:
-        raise UserError(
-            f"{folder / 'unet'} is told {told} numbers beside the prompt and SDXL's base model {six}: a refiner, or "
-            "another model; give the base model"
         )
 
 

@@ -34,21 +34,20 @@ def sample_images(
         raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt")
     if steps < 1:
         raise UserError(f"num_inference_steps is {steps}; it must be at least 1")
-    pipeline = family.pipeline(sampler)
     pictures: list[Image.Image] = []
     with torch.no_grad():
         different = list(dict.fromkeys(prompts))
         encoded, negative = family.encode_prompts(different), family.encode_negative(negative_prompt)
         for start in range(0, len(prompts), batch_size):
             rows = [different.index(prompt) for prompt in prompts[start : start + batch_size]]
-            latents = pipeline(
-                **family.prompt_arguments(encoded[rows], negative[[0] * len(rows)]),
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                height=resolution,
-                width=resolution,
-                output_type="latent",
-            ).images
+            latents = family.draw_latents(
+                encoded.rows(rows),
+                negative.rows([0] * len(rows)),
+                [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
+                sampler=sampler,
+                steps=steps,
+                guidance=guidance,
+                resolution=resolution,
+            )
             pictures += [Image.fromarray(picture) for picture in family.decode_latents(latents)]
     return pictures

@@ -6,11 +6,15 @@ adapters on and off, or of two models are comparable. Latents go in; one *forwar
 | probe        | input                                         | theory of one image (docs/theory.md)    | paper      |
 |--------------|-----------------------------------------------|-----------------------------------------|------------|
 | `sigma_1`    | training images, noised                       | retention r, sigma_1                    | -          |
-| `from_noise` | noise alone, x_t = noise_std(t) eps           | the same r and sigma_1                  | Fig. 4     |
+| `from_noise` | noise alone, x_t = b(t) eps                   | the same r and sigma_1                  | Fig. 4     |
 | `gain`       | noised training images + a local disturbance  | retention^2 of pass-through 1/alpha_bar | Fig. 5     |
 | `losses`     | those of `sigma_1`                            | retention^2                             | -          |
 | `blank`      | x_t = 0                                       | 1 - retention times the nearest image   | Fig. 3, 11 |
 | `scaled`     | x_t = k x'                                    | 1 + gain (k - sqrt(alpha_bar)) times x' | Fig. 12    |
+
+All inputs lie on the variance-preserving path that belongs to the model's process (x_t over sqrt(a^2 + b^2)), which is
+the path of the theory; they leave it where the network is asked. Times are chosen by their noise-to-signal ratio b/a,
+so the same questions are put to any process.
 
 The caller puts the model into the state that is asked about: means of the weights, dropout off, adapters on or off
 (`adapters_off`), no autocast if small gains matter. Knows a family only as something that predicts, and nothing of
@@ -22,13 +26,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fewbayes.diffusion.process import add_noise, to_x0
+from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.diffusion.process import Process, level_of_step
 from fewbayes.errors import UserError
 from fewbayes.seeds import generator
 from fewbayes.stage.readings import Blank, Losses, Reading, ResidualGain, Scaled, Sigma1
@@ -38,31 +43,36 @@ PROBES: tuple[Probe, ...] = get_args(Probe)
 
 
 class Probed(Protocol):
-    """The part of a family that the probes speak to; prompt embeddings are passed on unseen, by row."""
+    """The part of a family that the probes speak to; encoded prompts are passed on unseen, by row."""
 
     @property
-    def alpha_bar(self) -> Tensor: ...
+    def process(self) -> Process: ...
     @property
-    def prediction_type(self) -> str: ...
-    def encode_prompts(self, prompts: Sequence[str]) -> Any: ...
-    def predict(self, xt: Tensor, t: Tensor, cond: Any) -> Tensor: ...
+    def device(self) -> torch.device: ...
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
+    def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor: ...
+
+
+USUAL_STEPS, BLANK_STEP, SCALED_STEP = (50, 100, 200, 400, 600), 100, 400
+"""Where models are asked, as timesteps of Stable Diffusion's schedule."""
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What is fed to the model; the defaults suit a schedule of 1000 steps.
+    """What is fed to the model. Levels are noise-to-signal ratios b/a; a model is asked at its nearest times.
 
-    timesteps: of all probes but `blank` and `scaled`; examples: noised pictures per timestep, spread over the images;
-    disturbance: standard deviation of the local noise in units of noise_std(t); patch: its side as a share of the
-    picture's; blank_timesteps: of `blank`; scaled_timestep, ks: of `scaled`; batch_size: forwards at once.
+    levels: of all probes but `blank` and `scaled`; examples: noised pictures per level, spread over the images;
+    disturbance: standard deviation of the local noise in units of the noise's; patch: its side as a share of the
+    picture's; blank_levels: of `blank`, infinity for the noisiest that has any signal; scaled_level, ks: of `scaled`;
+    batch_size: forwards at once.
     """
 
-    timesteps: tuple[int, ...] = (50, 100, 200, 400, 600)
+    levels: tuple[float, ...] = field(default_factory=lambda: tuple(map(level_of_step, USUAL_STEPS)))
     examples: int = 2
     disturbance: float = 1.0
     patch: float = 0.25
-    blank_timesteps: tuple[int, ...] = (100, 999)
-    scaled_timestep: int = 400
+    blank_levels: tuple[float, ...] = field(default_factory=lambda: (level_of_step(BLANK_STEP), math.inf))
+    scaled_level: float = field(default_factory=lambda: level_of_step(SCALED_STEP))
     ks: tuple[float, ...] = (0.5, 1.0, 1.5)
     batch_size: int = 8
     seed: int = 0
@@ -119,8 +129,11 @@ class Prober:
         settings: ProbeSettings | None = None,
     ):
         self.family, self.settings = family, settings or ProbeSettings()
-        self._alpha_bar = family.alpha_bar.detach().cpu().double()
-        _check_settings(self.settings, self._alpha_bar, family.prediction_type)
+        _check_settings(self.settings)
+        self._process = family.process.to("cpu")
+        self.times = tuple(map(self._process.time_of, self.settings.levels))
+        self._blank_times = tuple(map(self._process.time_of, self.settings.blank_levels))
+        self._scaled_time = self._process.time_of(self.settings.scaled_level)
         _check_images("images", images, prompts)
         self.images = images.detach().cpu().float()
         self._prompts = list(dict.fromkeys([*prompts, *other_prompts]))
@@ -134,12 +147,12 @@ class Prober:
     def forwards(self, probes: Collection[Probe] = PROBES) -> int:
         """What `read(probes)` costs, in examples through the denoiser."""
         sets = 1 if self._others is None else 2
-        noised = len(self.settings.timesteps) * self.settings.examples * sets
+        noised = len(self.settings.levels) * self.settings.examples * sets
         return (
             noised * (not {"sigma_1", "gain", "losses"}.isdisjoint(probes))
             + noised * ("gain" in probes)
             + len(self._training.t) * ("from_noise" in probes)
-            + len(self.settings.blank_timesteps) * ("blank" in probes)
+            + len(self.settings.blank_levels) * ("blank" in probes)
             + len(self.settings.ks) * ("scaled" in probes)
         )
 
@@ -166,11 +179,11 @@ class Prober:
         chosen = _spread(len(images), settings.examples)
         drawn = [self._example(images.shape[1:], stream, i) for i in range(settings.examples)]
         eps, delta, patch = (torch.stack(parts) for parts in zip(*drawn, strict=True))
-        count = len(settings.timesteps)
-        t = torch.tensor(settings.timesteps).repeat_interleave(settings.examples)
+        count = len(self.times)
+        t = self._process.times(self.times).repeat_interleave(settings.examples)
         x0, eps, delta, patch = (part.repeat(count, 1, 1, 1) for part in (images[chosen], eps, delta, patch))
-        noisy = add_noise(x0, eps, t, self._alpha_bar)
-        noise_std = (1 - self._alpha_bar[t]).sqrt().float().view(-1, 1, 1, 1)
+        noisy = self._process.noised(x0, eps, t) / self._of(self._process.scale(t, x0.dtype))
+        noise_std = self._of((1 - self._process.alpha_bar(t)).sqrt().float())
         rows = [self._prompts.index(prompts[i]) for i in chosen] * count
         return _Draws(t, x0, eps, noisy, noisy + settings.disturbance * noise_std * delta, patch, rows)
 
@@ -185,16 +198,17 @@ class Prober:
         patch[:, top : top + side[0], left : left + side[1]] = 1
         return eps, delta * patch, patch
 
-    def _denoised(self, xt: Tensor, t: Tensor, rows: list[int], cond: Any) -> Tensor:
-        """x0_hat in double precision, on the CPU; latents are small."""
-        device, answers = self.family.alpha_bar.device, []
+    def _denoised(self, preserving: Tensor, t: Tensor, rows: list[int], cond: Conditioning) -> Tensor:
+        """x0_hat of x_t on the variance-preserving path, in double precision, on the CPU; latents are small."""
+        device, answers = self.family.device, []
+        xt = preserving * self._of(self._process.scale(t, preserving.dtype))
         for start in range(0, len(xt), self.settings.batch_size):
             part = slice(start, start + self.settings.batch_size)
             asked = xt[part].to(device), t[part].to(device)
-            answers.append(self.family.predict(*asked, cond[rows[part]]).detach().cpu().double())
-        return to_x0(self.family.prediction_type, torch.cat(answers), xt.double(), t, self._alpha_bar)
+            answers.append(self.family.predict(*asked, cond.rows(rows[part])).detach().cpu().double())
+        return self._process.x0(torch.cat(answers), xt.double(), t)
 
-    def _around(self, draws: _Draws, probes: Collection[Probe], cond: Any) -> dict[str, Any]:
+    def _around(self, draws: _Draws, probes: Collection[Probe], cond: Conditioning) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if {"sigma_1", "gain", "losses"}.isdisjoint(probes):
             return found
@@ -210,64 +224,68 @@ class Prober:
     def _sigma_1(self, draws: _Draws, clean: Tensor) -> Sigma1:
         return self._regression(draws.t, clean, draws.noisy, draws.x0)
 
-    def _from_noise(self, draws: _Draws, cond: Any) -> Sigma1:
+    def _from_noise(self, draws: _Draws, cond: Conditioning) -> Sigma1:
         """Around x*, the training image whose noised picture each draw of pure noise is nearest to."""
-        alpha_bar = self._alpha_bar[draws.t].view(-1, 1, 1, 1)
+        alpha_bar = self._alpha_bar(draws.t)
         xt = ((1 - alpha_bar).sqrt() * draws.eps).float()
         noised = alpha_bar.sqrt()[:, None] * self.images  # (draws, images, channels, height, width)
         x_star = self.images[(xt[:, None] - noised).flatten(2).square().sum(2).argmin(1)]
         return self._regression(draws.t, self._denoised(xt, draws.t, draws.rows, cond), xt, x_star)
 
     def _regression(self, t: Tensor, answer: Tensor, xt: Tensor, x_star: Tensor) -> Sigma1:
-        root = self._alpha_bar[t].sqrt().view(-1, 1, 1, 1)
+        root = self._alpha_bar(t).sqrt()
         deviation = xt - root * x_star
-        levels = tuple(float(a) for a in self._alpha_bar[list(self.settings.timesteps)])
+        alpha_bar = tuple(self._process.alpha_bar(self._process.times(self.times)).tolist())
         retention = self._ratios(root * (answer - x_star) * deviation, deviation**2)
-        return Sigma1(self.settings.timesteps, levels, retention)
+        return Sigma1(self.times, alpha_bar, retention)
 
     def _losses(self, draws: _Draws, clean: Tensor) -> Losses:
-        error = (clean - draws.x0) ** 2 / self._noise_to_signal(draws.t)
-        return Losses(self.settings.timesteps, self._ratios(error, draws.eps**2))
+        alpha_bar = self._alpha_bar(draws.t)
+        error = (clean - draws.x0) ** 2 / ((1 - alpha_bar) / alpha_bar)
+        return Losses(self.times, self._ratios(error, draws.eps**2))
 
     def _gain(self, draws: _Draws, change: Tensor) -> ResidualGain:
-        alpha_bar = self._alpha_bar[draws.t].view(-1, 1, 1, 1)
+        alpha_bar = self._alpha_bar(draws.t)
         delta = (draws.disturbed - draws.noisy).double()
         return ResidualGain(
-            self.settings.timesteps,
+            self.times,
             relative=self._ratios(alpha_bar * change**2, delta**2),
             retention=self._ratios(alpha_bar.sqrt() * change * delta, delta**2),
             inside=self._ratios(change**2 * draws.patch, change**2),
         )
 
-    def _blank(self, cond: Any) -> Blank:
-        t = torch.tensor(self.settings.blank_timesteps)
+    def _blank(self, cond: Conditioning) -> Blank:
+        t = self._process.times(self._blank_times)
         blank = torch.zeros(len(t), *self.images.shape[1:])
         answers = self._denoised(blank, t, [self._first] * len(t), cond)
         similarity = [[_correlation(answer, image) for image in self.images] for answer in answers]
         like = [self.images[row.index(max(row))] for row in similarity]
         return Blank(
-            self.settings.blank_timesteps,
+            self._blank_times,
             tuple(tuple(row) for row in similarity),
             scale=tuple(_projection(answer, image) for answer, image in zip(answers, like, strict=True)),
             contrast=tuple(_contrast(answer, image) for answer, image in zip(answers, like, strict=True)),
         )
 
-    def _scaled(self, cond: Any) -> Scaled:
-        t, ks = self.settings.scaled_timestep, self.settings.ks
+    def _scaled(self, cond: Conditioning) -> Scaled:
+        ks, t = self.settings.ks, self._process.times([self._scaled_time] * len(self.settings.ks))
         image = self.images[0]
-        asked = torch.stack([k * image for k in ks]), torch.full((len(ks),), t)
+        asked = torch.stack([k * image for k in ks]), t
         answers = self._denoised(*asked, [self._first] * len(ks), cond)
         factor = tuple(_projection(answer, image) for answer in answers)
         similarity = tuple(_correlation(answer, image) for answer in answers)
-        return Scaled(t, float(self._alpha_bar[t]), ks, factor, similarity)
+        return Scaled(self._scaled_time, float(self._process.alpha_bar(t[0])), ks, factor, similarity)
 
-    def _noise_to_signal(self, t: Tensor) -> Tensor:
-        alpha_bar = self._alpha_bar[t].view(-1, 1, 1, 1)
-        return (1 - alpha_bar) / alpha_bar
+    def _alpha_bar(self, t: Tensor) -> Tensor:
+        """In double precision, to broadcast over latents."""
+        return self._of(self._process.alpha_bar(t))
+
+    def _of(self, factors: Tensor) -> Tensor:
+        return factors.view(-1, 1, 1, 1)
 
     def _ratios(self, over: Tensor, under: Tensor) -> tuple[float, ...]:
-        """Sum over sum, by timestep; 0 where there is nothing under, as in the place of a change that is none."""
-        shape = (len(self.settings.timesteps), -1)
+        """Sum over sum, by time; 0 where there is nothing under, as in the place of a change that is none."""
+        shape = (len(self.times), -1)
         top, bottom = over.double().reshape(shape).sum(1), under.double().reshape(shape).sum(1)
         return tuple(torch.where(bottom > 0, top / bottom, 0).tolist())
 
@@ -295,15 +313,9 @@ def _contrast(answer: Tensor, image: Tensor) -> float:
     return float((a**2).sum().sqrt() / (b**2).sum().sqrt())
 
 
-def _check_settings(settings: ProbeSettings, alpha_bar: Tensor, prediction_type: str) -> None:
-    noised = (*settings.timesteps, settings.scaled_timestep)
-    for t in (*noised, *settings.blank_timesteps):
-        if not 0 <= t < len(alpha_bar):
-            raise UserError(f"timestep {t} is not of this model's schedule; give 0 to {len(alpha_bar) - 1}")
-        if alpha_bar[t] == 0 and (t in noised or prediction_type == "epsilon"):
-            raise UserError(f"timestep {t} is pure noise in this model's schedule; give a smaller one")
-    if settings.examples < 1 or settings.batch_size < 1 or not settings.timesteps or not settings.blank_timesteps:
-        raise UserError("the probes need one example, one timestep and a batch of one at least")
+def _check_settings(settings: ProbeSettings) -> None:
+    if settings.examples < 1 or settings.batch_size < 1 or not settings.levels or not settings.blank_levels:
+        raise UserError("the probes need one example, one noise level and a batch of one at least")
     if len(set(settings.ks)) < 2:
         raise UserError(f"ks is {settings.ks}; a slope needs two different factors at least")
     if not 0 < settings.patch <= 1 or not 0 < settings.disturbance < math.inf:

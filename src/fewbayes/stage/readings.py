@@ -16,13 +16,13 @@ from fewbayes.stage import theory
 
 @dataclass(frozen=True)
 class Sigma1:
-    """Spread of what the model has learned around an image, by timestep.
+    """Spread of what the model has learned around an image, by time.
 
     retention: regression of the answer's error x0_hat - x* on the input's deviation x_t - sqrt(alpha_bar) x*, as a
     share of pass-through. The paper takes a high sigma_1 for the corruption stage and a vanishing one for copies.
     """
 
-    t: tuple[int, ...]
+    t: tuple[float, ...]
     alpha_bar: tuple[float, ...]
     retention: tuple[float, ...]
 
@@ -33,35 +33,35 @@ class Sigma1:
 
     @property
     def typical(self) -> float:
-        """Median over timesteps; the paper's mean would be infinite as soon as one of them is."""
+        """Median over times; the paper's mean would be infinite as soon as one of them is."""
         return median(self.sigma_1)
 
 
 @dataclass(frozen=True)
 class ResidualGain:
-    """What becomes of a local disturbance delta' of x_t, by timestep.
+    """What becomes of a local disturbance delta' of x_t, by time.
 
     relative: || change of x0_hat ||^2 / || delta' ||^2 as a share of pass-through 1 / alpha_bar; 0: it vanishes;
     1: it passes; more: it is amplified. retention: the part of the change along delta', as a share of pass-through.
     inside: share of the change's energy that lies in the disturbed patch.
     """
 
-    t: tuple[int, ...]
+    t: tuple[float, ...]
     relative: tuple[float, ...]
     retention: tuple[float, ...]
     inside: tuple[float, ...]
 
     @property
     def typical(self) -> float:
-        """Median over timesteps of `relative`."""
+        """Median over times of `relative`."""
         return median(self.relative)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """|| eps_theta - eps ||^2 / || eps ||^2, by timestep, whatever the model predicts: 1 if it tells nothing."""
+    """|| eps_theta - eps ||^2 / || eps ||^2, by time, whatever the model predicts: 1 if it tells nothing."""
 
-    t: tuple[int, ...]
+    t: tuple[float, ...]
     loss: tuple[float, ...]
 
     @property
@@ -69,21 +69,21 @@ class Losses:
         return fmean(self.loss)
 
     def ratio(self, base: Losses) -> tuple[float, ...]:
-        """This loss over the base model's, by timestep: below 1 it has learned, above 1 it has lost."""
-        assert self.t == base.t, "these losses are of other timesteps"
+        """This loss over the base model's, by time: below 1 it has learned, above 1 it has lost."""
+        assert self.t == base.t, "these losses are of other times"
         return tuple(mine / its for mine, its in zip(self.loss, base.loss, strict=True))
 
 
 @dataclass(frozen=True)
 class Blank:
-    """What the model makes of x_t = 0 under the first image's prompt, by timestep.
+    """What the model makes of x_t = 0 under the first image's prompt, by time.
 
     similarity: correlation of the answer with each training image, the mean of every channel taken out: near 0 for a
     model that knows many pictures, 1 for a copy; scale: projection of the answer on the most similar image, 1 for a
     copy; contrast: standard deviation of the answer over that of the image.
     """
 
-    t: tuple[int, ...]
+    t: tuple[float, ...]
     similarity: tuple[tuple[float, ...], ...]
     scale: tuple[float, ...]
     contrast: tuple[float, ...]
@@ -94,19 +94,19 @@ class Blank:
 
     @property
     def narrowing(self) -> float:
-        """Similarity with the nearest image, at the most telling timestep: the narrowing index."""
+        """Similarity with the nearest image, at the most telling time: the narrowing index."""
         return max(max(row) for row in self.similarity)
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """What the model makes of x_t = k x', x' the first image, under its prompt, at one timestep.
+    """What the model makes of x_t = k x', x' the first image, under its prompt, at one time.
 
     factor: projection of the answer on x', by k; similarity: their correlation. slope: of the factor in k, times
     sqrt(alpha_bar): the retention of the theory; 0: a copy, 1: pass-through.
     """
 
-    t: int
+    t: float
     alpha_bar: float
     k: tuple[float, ...]
     factor: tuple[float, ...]
@@ -144,7 +144,7 @@ class Reading:
 
     @property
     def excess_error(self) -> tuple[float, ...] | None:
-        """Loss less retention^2 on the training images, by timestep: the error that is no noise left over.
+        """Loss less retention^2 on the training images, by time: the error that is no noise left over.
 
         0 for the one-image model. What comes and goes between neighbouring checkpoints is found here.
         """

@@ -45,7 +45,7 @@ class StageWatch:
     ):
         self._references, self._weights = list(references), weights
         self._sampled_as = dict(sampled_as or {})
-        settings = _settings(family.alpha_bar, batch_size)
+        settings = ProbeSettings(batch_size=batch_size)
         self._prober = Prober(family, images, prompts, others=others, other_prompts=other_prompts, settings=settings)
         self._monitor: Monitor | None = None
         self._twins: list[np.ndarray] = []
@@ -102,17 +102,3 @@ class StageWatch:
 
     def _described(self, pictures: Sequence[np.ndarray] | None) -> SampleStats | None:
         return describe(pictures, self._references, self._twins) if pictures else None
-
-
-def _settings(alpha_bar: Tensor, batch_size: int) -> ProbeSettings:
-    """The usual timesteps on a schedule of any length; one that ends in pure noise is asked just before."""
-    usual, last = ProbeSettings(), int(alpha_bar.nonzero()[-1])
-    if len(alpha_bar) == 1000 and last == 999:
-        return ProbeSettings(batch_size=batch_size)
-    scale = len(alpha_bar) / 1000
-    return ProbeSettings(
-        timesteps=tuple(int(t * scale) for t in usual.timesteps),
-        blank_timesteps=(int(usual.blank_timesteps[0] * scale), last),
-        scaled_timestep=int(usual.scaled_timestep * scale),
-        batch_size=batch_size,
-    )

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fewbayes.errors import UserError
-from fewbayes.models import inspect_model
+from fewbayes.models import Family, inspect_model
 from fewbayes.runs.folder import CONFIG, RunError, atomic_write, environment
 from fewbayes.settings.config import TrainConfig, load_config
 from fewbayes.studies.grid import Arm, Training, command, grid, run, train, without_path
@@ -215,7 +215,7 @@ def _initial_weights(model: str) -> dict[str, Any]:
     return {f"denoiser.{name}": weight.detach().clone() for name, weight in named}
 
 
-def _prober(family: Any, cell: Training) -> Prober:
+def _prober(family: Family, cell: Training) -> Prober:
     """Asks for the loss that training lowers: of latents drawn as training draws them, LOSS_DRAWS for each image."""
     import torch
 
@@ -237,7 +237,7 @@ def _loss(prober: Prober) -> float:
     return losses.mean
 
 
-def _pictured(family: Any, cell: Training, encoders: str, steps: int) -> dict[str, float]:
+def _pictured(family: Family, cell: Training, encoders: str, steps: int) -> dict[str, float]:
     """Scores of the same prompts and seeds as the run's own samples, with `steps` steps of its sampler."""
     from fewbayes.sample import sample_images
 

@@ -1,4 +1,4 @@
-"""What a training step sees: which pictures, their latents and prompts, timesteps and noise.
+"""What a training step sees: which pictures, their latents and prompts, times and noise.
 
 Everything random here is a pure function of (seed, stream, step). It is drawn for the whole optimizer step on the CPU
 and only then cut into micro-batches and processes, so two processes, or two accumulated micro-batches, see what one
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,8 @@ from torch import Tensor
 from fewbayes.data.images import crop
 from fewbayes.diffusion.conditioning import Conditioning
 from fewbayes.diffusion.objective import Batch
+from fewbayes.diffusion.process import Process
+from fewbayes.models import Family
 from fewbayes.seeds import generator
 
 INSTANCE, CLASS = 0, 1
@@ -45,7 +46,7 @@ class Share:
 class Draws:
     """The random part of one optimizer step, one entry per example, on the CPU.
 
-    indices: which pictures; t: (total,) timesteps; eps: (total, *latent shape) the noise that is added, its offset
+    indices: which pictures; t: (total,) times; eps: (total, *latent shape) the noise that is added, its offset
     included;
     latent_eps: the same shape, the draw from the autoencoder's posterior; crop: (total, 3) uniform in [0, 1): the
     top and left margins and the flip.
@@ -72,7 +73,7 @@ def draw(
     total: int,
     images: int,
     latent_shape: Sequence[int],
-    timesteps: int,
+    process: Process,
     half: int = INSTANCE,
     noise_offset: float = 0.0,
 ) -> Draws:
@@ -83,7 +84,7 @@ def draw(
         eps += noise_offset * channel_offsets(seed, step, shape, half)
     return Draws(
         indices=image_indices(seed, step * total, total, images, half),
-        t=torch.randint(timesteps, (total,), generator=generator(seed, "timestep", step, half)),
+        t=process.draw_times(total, generator(seed, "timestep", step, half)),
         eps=eps,
         latent_eps=torch.randn(shape, generator=generator(seed, "latent", step, half)),
         crop=torch.rand((total, 3), generator=generator(seed, "crop", step, half)),
@@ -132,7 +133,7 @@ class Pictures:
 
     def __init__(
         self,
-        family: Any,
+        family: Family,
         pixels: Sequence[np.ndarray],
         prompts: Sequence[str],
         *,
@@ -156,8 +157,8 @@ class Pictures:
         return len(self.pixels)
 
     def draw(self, seed: int, step: int, total: int) -> Draws:
-        timesteps = len(self.family.alpha_bar)
-        return draw(seed, step, total, len(self), self.latent_shape, timesteps, self.half, self.noise_offset)
+        process = self.family.process
+        return draw(seed, step, total, len(self), self.latent_shape, process, self.half, self.noise_offset)
 
     def centred(self, i: int) -> np.ndarray:
         """Picture i as training sees it on average: its middle, side x side."""
@@ -196,7 +197,7 @@ class Pictures:
         prompts = [self.prompts[i] for i in indices]
         if self.kept_prompts is None:
             return self.family.encode_prompts(prompts)
-        return self.kept_prompts[[self.different.index(prompt) for prompt in prompts]]
+        return self.kept_prompts.rows([self.different.index(prompt) for prompt in prompts])
 
     def _encode_all(self, at_once: int = 4) -> tuple[Tensor, Tensor]:
         chunks = [np.stack(self.pixels[i : i + at_once]) for i in range(0, len(self), at_once)]

@@ -15,12 +15,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_write
+from fewbayes.models import Family
 from fewbayes.models.sampling import sample_images
 from fewbayes.seeds import stream_seed
 
@@ -56,7 +56,7 @@ def present(folder: Path, count: int) -> dict[int, Path]:
 
 
 def ensure_class_images(
-    family: Any,
+    family: Family,
     root: Path,
     settings: ClassImageSettings,
     count: int,
@@ -103,7 +103,7 @@ def _check_manifest(folder: Path, settings: ClassImageSettings) -> None:
         )
 
 
-def _draw(family: Any, folder: Path, settings: ClassImageSettings, indices: Sequence[int]) -> None:
+def _draw(family: Family, folder: Path, settings: ClassImageSettings, indices: Sequence[int]) -> None:
     pictures = sample_images(
         family,
         [settings.prompt] * len(indices),

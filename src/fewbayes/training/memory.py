@@ -233,7 +233,7 @@ def _method(config: TrainConfig) -> Method:
 
 
 def _modules(family: Family) -> list[nn.Module]:
-    return [family.denoiser, *family.text_encoders.values(), family.vae]  # pyright: ignore[reportAttributeAccessIssue]
+    return list(family.modules.values())
 
 
 def _size(family: Family) -> int:
@@ -313,9 +313,11 @@ def _inputs(family: Family, config: TrainConfig) -> tuple[Tensor, Tensor, Condit
             encoder.get_input_embeddings().register_forward_hook(lambda *passed: passed[-1].detach().requires_grad_())
     if config.train_text_encoder or config.train_rare_token:
         tokens = torch.cat([_hidden(encoder, ids) for encoder in encoders], -1)
-    pooled = torch.empty(count, encoders[-1].config.projection_dim) if len(encoders) > 1 else None
+    named = {"tokens": tokens}
+    if len(encoders) > 1:
+        named["pooled"] = torch.empty(count, encoders[-1].config.projection_dim)
     xt = torch.empty(count, settings.in_channels, side, side)
-    return xt, torch.zeros(count, dtype=torch.long), Conditioning(tokens, pooled)
+    return xt, torch.zeros(count, dtype=torch.long), Conditioning(**named)
 
 
 def _hidden(encoder: Any, ids: Tensor) -> Tensor:

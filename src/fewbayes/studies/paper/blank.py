@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from fewbayes.diffusion.process import level_of_step
 from fewbayes.metrics.pixels import normalised_cross_correlation
 from fewbayes.models import Family
 from fewbayes.stage.probes import Prober, ProbeSettings
@@ -43,11 +44,12 @@ def blanks(ask: Ask, wanted: Sequence[int], t: int) -> dict[str, Any]:
 def look(family: Family, task: Task, step: int) -> dict[str, Any]:
     (t,) = task.known
     latents, prompt = encoded(family, task.references), task.ask.prompt(task.subject)
-    timesteps = ProbeSettings(timesteps=(t,), blank_timesteps=(t,))
-    reading = Prober(family, latents, [prompt] * len(latents), settings=timesteps).read({"blank"}).blank
+    at = (level_of_step(t),)
+    asked = ProbeSettings(levels=at, blank_levels=at)
+    reading = Prober(family, latents, [prompt] * len(latents), settings=asked).read({"blank"}).blank
     assert reading is not None
     blank = torch.zeros_like(latents[:1])
-    answer = family.decode_latents(one_step(family, blank, t, prompt))[0]
+    answer = family.decode_latents(one_step(family, blank, reading.t[0], prompt))[0]
     decoded = family.decode_latents(blank)[0]
     nearest = np.asarray(task.references[reading.nearest[0]])
     name = f"{task.name}-step-{step}"

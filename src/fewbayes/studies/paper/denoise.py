@@ -11,28 +11,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewbayes.diffusion.process import eps_from_x0, to_x0
 from fewbayes.models import Family
+from fewbayes.stage.probes import Probed
 
 
 @torch.no_grad()
-def one_step(family: Family, xt: Tensor, t: int, prompt: str) -> Tensor:
-    """x0_hat of latents (batch, channels, height, width), without guidance."""
-    xt = xt.to(family.device)
-    ts = torch.full((len(xt),), t, device=family.device)
-    answer = family.predict(xt, ts, family.encode_prompts([prompt])[[0] * len(xt)])
-    return to_x0(family.prediction_type, answer, xt, ts, family.alpha_bar)
+def one_step(family: Probed, xt: Tensor, t: float, prompt: str) -> Tensor:
+    """x0_hat of latents (batch, channels, height, width) at a time of the process, without guidance.
+
+    xt: on the variance-preserving path, x_t / sqrt(a^2 + b^2), on which the paper's process lies.
+    """
+    ts = family.process.times([t] * len(xt)).to(family.device)
+    xt = xt.to(family.device) * family.process.scale(ts, xt.dtype).view(-1, 1, 1, 1)
+    answer = family.predict(xt, ts, family.encode_prompts([prompt]).rows([0] * len(xt)))
+    return family.process.x0(answer, xt, ts)
 
 
-def ddim(family: Family, xt: Tensor, timesteps: Sequence[int], prompt: str) -> Tensor:
-    """Clean latents by DDIM steps at falling timesteps, the first of which is that of `xt`."""
+def ddim(family: Probed, xt: Tensor, times: Sequence[float], prompt: str) -> Tensor:
+    """Clean latents by DDIM steps at falling times, the first of which is that of `xt`, given as in `one_step`."""
     xt = xt.to(family.device)
-    for now, then in pairwise(timesteps):
+    for now, then in pairwise(times):
         x0 = one_step(family, xt, now, prompt)
-        ts = torch.full((len(xt),), now, device=family.device)
-        eps = eps_from_x0(xt, x0, ts, family.alpha_bar)
-        xt = family.alpha_bar[then].sqrt() * x0 + (1 - family.alpha_bar[then]).sqrt() * eps
-    return one_step(family, xt, timesteps[-1], prompt)
+        left, right = (family.process.times([t] * len(xt)).to(family.device) for t in (now, then))
+        scales = [family.process.scale(ts, xt.dtype).view(-1, 1, 1, 1) for ts in (left, right)]
+        xt = family.process.noised(x0, family.process.eps_of_x0(x0, xt * scales[0], left), right) / scales[1]
+    return one_step(family, xt, times[-1], prompt)
 
 
 def encoded(family: Family, pictures: Sequence[Image.Image]) -> Tensor:

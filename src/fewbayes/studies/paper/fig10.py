@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from fewbayes.diffusion.process import level_of_step
 from fewbayes.metrics.pixels import haar_noise
 from fewbayes.models import Family
 from fewbayes.sample import sample_images
@@ -76,8 +77,10 @@ def _blank(ask: Ask, family: Family) -> tuple[list[np.ndarray], list[np.ndarray]
     """x_100 = sqrt(1 - alpha_bar_100) eps: blank latents with noise; as pictures, before and after."""
     shape = encoded(family, open_pictures(ask.subjects[0].photographs)[:1]).shape[1:]
     draws = [torch.randn(shape, generator=generator(0, "figure 10", i)) for i in range(ask.usual.pictures)]
-    xt = float(1 - family.alpha_bar[T]) ** 0.5 * torch.stack(draws)
-    denoised = ddim(family, xt, list(range(T, 0, -T // STEPS)), "")
+    times = [family.process.time_of(level_of_step(t)) for t in range(T, 0, -T // STEPS)]
+    alpha_bar = float(family.process.alpha_bar(family.process.times(times[:1])))
+    xt = (1 - alpha_bar) ** 0.5 * torch.stack(draws)
+    denoised = ddim(family, xt, times, "")
     return list(family.decode_latents(xt)), list(family.decode_latents(denoised))
 
 

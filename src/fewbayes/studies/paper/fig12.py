@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from fewbayes.diffusion.process import level_of_step
 from fewbayes.models import Family
 from fewbayes.page.look import FAINT, colour, marker
 from fewbayes.stage.probes import Prober, ProbeSettings
@@ -45,12 +46,15 @@ def run(ask: Ask) -> dict[str, Any]:
 
 def look(family: Family, task: Task, step: int) -> dict[str, Any]:
     latents, prompt = encoded(family, task.references), task.ask.prompt(task.subject)
-    asked = ProbeSettings(timesteps=(T,), examples=EXAMPLES, scaled_timestep=T, ks=KS)
+    at = level_of_step(T)
+    asked = ProbeSettings(levels=(at,), examples=EXAMPLES, scaled_level=at, ks=KS)
     reading = Prober(family, latents, [prompt], settings=asked).read({"scaled", "sigma_1"})
     assert reading.scaled is not None
     assert reading.sigma_1 is not None
     alpha_bar, retention = reading.scaled.alpha_bar, reading.sigma_1.retention[0]
-    answers = family.decode_latents(one_step(family, latents[:1] * torch.tensor(KS).view(-1, 1, 1, 1), T, prompt))
+    answers = family.decode_latents(
+        one_step(family, latents[:1] * torch.tensor(KS).view(-1, 1, 1, 1), reading.scaled.t, prompt)
+    )
     return {
         "alpha_bar": alpha_bar,
         "factor": list(reading.scaled.factor),

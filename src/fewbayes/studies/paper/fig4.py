@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from fewbayes.models import Family
 from fewbayes.page.look import FAINT, INK
-from fewbayes.stage.probes import Prober, ProbeSettings
+from fewbayes.stage.probes import USUAL_STEPS, Prober, ProbeSettings
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import encoded
 from fewbayes.studies.paper.drawing import MARKED, Told, band, by_step, canvas
@@ -29,7 +29,7 @@ from fewbayes.studies.paper.trained import Task, follow, on_one_photograph
 SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 """Of the longest run: where it is looked at."""
 EXAMPLES = 4
-CONSTANTS = {"shares": SHARES, "examples": EXAMPLES, "timesteps": ProbeSettings().timesteps}
+CONSTANTS = {"shares": SHARES, "examples": EXAMPLES, "timesteps": USUAL_STEPS}
 
 
 def run(ask: Ask) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def run(ask: Ask) -> dict[str, Any]:
         for task, looks in found
     ]
     return {
-        "timesteps": list(ProbeSettings().timesteps),
+        "timesteps": list(USUAL_STEPS),
         "runs": runs,
         "paper": {"says": paper.FIG4, "value": paper.FIG4_VALUE},
         "notes": notes,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from fewbayes.diffusion.process import level_of_step
 from fewbayes.models import Family
 from fewbayes.seeds import generator
 from fewbayes.stage.probes import Prober, ProbeSettings
@@ -47,12 +48,13 @@ def run(ask: Ask) -> dict[str, Any]:
 
 def look(family: Family, task: Task, step: int) -> dict[str, Any]:
     latents, prompt = encoded(family, task.references), task.ask.prompt(task.subject)
-    asked = ProbeSettings(timesteps=(T,), examples=EXAMPLES, disturbance=STRENGTH, patch=PATCH)
+    asked = ProbeSettings(levels=(level_of_step(T),), examples=EXAMPLES, disturbance=STRENGTH, patch=PATCH)
     reading = Prober(family, latents, [prompt], settings=asked).read({"gain"}).gain
     assert reading is not None
-    alpha_bar = float(family.alpha_bar[T])
+    t = family.process.time_of(level_of_step(T))
+    alpha_bar = float(family.process.alpha_bar(family.process.times([t])))
     xt, delta = _inputs(latents, alpha_bar)
-    without, disturbed = (one_step(family, part, T, prompt) for part in (xt, xt + delta))
+    without, disturbed = (one_step(family, part, t, prompt) for part in (xt, xt + delta))
     told = {"relative": reading.relative[0], "gain": reading.relative[0] / alpha_bar, "ceiling": 1 / alpha_bar}
     return told | {"inside": reading.inside[0]} | _pictures(family, task, step, xt + delta, without, disturbed)
 

@@ -1,0 +1,98 @@
+"""The families that there are, and the way from a model's name to its family.
+
+A family is a class with what `Family` asks for, registered under its name. Those of this package register themselves
+when their file is imported; a family of one's own calls `register` before its model is opened. Imports neither torch
+nor diffusers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, TypeVar
+
+from fewbayes.errors import UserError
+from fewbayes.models.family import Family, ModelCard
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BUILT_IN = ("fewbayes.models.unet_clip",)
+_REGISTERED: dict[str, type[Family]] = {}
+
+F = TypeVar("F", bound=type[Family])
+
+
+def register(family: F) -> F:
+    """Make a family known under its name; a class decorator. A name or a pipeline class has one family."""
+    for other in _REGISTERED.values():
+        if other is not family and {other.name, other.pipeline_class} & {family.name, family.pipeline_class}:
+            raise ValueError(
+                f"{other.__name__} has the name {other.name} or the pipeline {other.pipeline_class} already"
+            )
+    _REGISTERED[family.name] = family
+    return family
+
+
+def families() -> dict[str, type[Family]]:
+    """All families by name."""
+    for module in BUILT_IN:
+        import_module(module)
+    return dict(_REGISTERED)
+
+
+def family_named(name: str) -> type[Family]:
+    return families()[name]
+
+
+def inspect_model(model: str) -> ModelCard:
+    """Look at a model without loading it: `tiny`, a pipeline folder, or an id on the Hugging Face hub.
+
+    Raises UserError naming the missing part, the pickled weights or the unsupported class.
+    """
+    from fewbayes.models.folders import INDEX, check_layout, locate, read_json, what_it_is
+
+    folder = locate(model)
+    kind = str(read_json(folder / INDEX).get("_class_name"))
+    family = next((family for family in families().values() if family.pipeline_class == kind), None)
+    if family is None:
+        known = ", ".join(f"{family.pipeline_class} ({family.described})" for family in families().values())
+        raise UserError(f"{model} is a {kind}{what_it_is(kind)}; this program fine-tunes {known}")
+    check_layout(folder, family)
+    return family.inspect(model, folder)
+
+
+def load_family(model: str | ModelCard) -> Family:
+    """Load a model into memory, on the CPU, in the precision that its family says."""
+    card = inspect_model(model) if isinstance(model, str) else model
+    return family_named(card.family).load(card)
+
+
+def meta_family(card: ModelCard) -> Family:
+    """A model on the meta device: the true classes, names and shapes of all parts, no weights and no memory.
+
+    Only the config.json of each part is read, so the folder needs no weights; there are no tokenizers.
+    """
+    return family_named(card.family).without_weights(card)
+
+
+def meta_denoiser(card: ModelCard) -> nn.Module:
+    """The denoiser alone, on the meta device."""
+    from fewbayes.models.folders import meta_part
+
+    family = family_named(card.family)
+    return meta_part(card.folder, family.denoiser_part, family.parts[family.denoiser_part])
+
+
+def parameter_counts(card: ModelCard) -> dict[str, int]:
+    """Parameters of each part of a model by its folder's name, "denoiser" for what is fine-tuned.
+
+    Only the config.json of each part is read.
+    """
+    from fewbayes.models.folders import meta_part
+
+    family = family_named(card.family)
+    modules = {name: meta_part(card.folder, name, part) for name, part in family.parts.items()}
+    return {
+        "denoiser" if name == family.denoiser_part else name: sum(weight.numel() for weight in module.parameters())
+        for name, module in modules.items()
+    }
