@@ -126,9 +126,6 @@ def interval(units: Units, *, level: float = LEVEL, within: tuple[float, float] 
     return Estimate(mean, low, high, len(groups), kept, missing)
 
 
-bootstrap = interval  # the name that the paper's figures still import
-
-
 def coverage(subjects: int, seeds: int) -> tuple[int, int] | None:
     """Of 100 simulated studies of this size, how many 95 % intervals cover the mean of all subjects.
 

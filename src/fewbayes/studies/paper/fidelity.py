@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.metrics.scores import fidelity
-from fewbayes.metrics.statistics import Estimate, bootstrap
+from fewbayes.metrics.statistics import Estimate, interval
 from fewbayes.studies.grid import Arm, Training, experiment, grid, is_done
 from fewbayes.studies.memo import remember
 from fewbayes.studies.paper.denoise import keep
@@ -137,7 +137,7 @@ def dips(runs: Sequence[Mapping[str, Any]], of: str) -> dict[str, Any]:
 
 
 def _estimate(runs: Sequence[Mapping[str, Any]], values: Sequence[float | None]) -> Estimate:
-    return bootstrap({(run["subject"], run["seed"]): value for run, value in zip(runs, values, strict=True)})
+    return interval({(run["subject"], run["seed"]): value for run, value in zip(runs, values, strict=True)})
 
 
 def fidelity_axes(axes: Axes, told: Told) -> None:
