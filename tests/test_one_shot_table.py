@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fewbayes.metrics.statistics import interval
 from fewbayes.page.read import read_experiment
+from fewbayes.page.summary import QUANTITIES
 from fewbayes.studies.one_shot import leads, read_numbers, tables, write_comparison
 
 STEPS = (0, 100, 200)
@@ -46,8 +48,8 @@ def test_the_difference_is_a_macro_mean_over_subjects_of_paired_differences(fold
     by_subject = [np.mean(np.subtract(runs["bayes"], runs["plain"])) for runs in FINAL.values()]
     assert (estimate.subjects, estimate.units) == (2, 4)
     assert estimate.mean == pytest.approx(np.mean(by_subject))
-    assert estimate.low < min(by_subject) + 0.02  # two subjects are what is resampled, not four pairs
-    assert estimate.high > max(by_subject) - 0.02
+    half = 12.706 * abs(np.subtract(*by_subject)) / 2  # Student's t of two subjects, not of four pairs
+    assert estimate.high - estimate.mean == pytest.approx(half, rel=1e-3)
 
 
 def test_the_table_names_every_arm_and_the_file_has_every_number(folders, tmp_path):
@@ -61,4 +63,28 @@ def test_the_table_names_every_arm_and_the_file_has_every_number(folders, tmp_pa
     assert text == tables({folder.name: read_experiment(folder) for folder in folders})
     assert "| Bayes less Plain | raw weights | 4 |" in text
     assert "| Plain | raw weights | 0 of 2 |" in text
-    assert "0.55 (-0.09 to 1.19)" in text  # mean and t interval of 0.50 and 0.60
+    half = 12.706 * 0.05  # Student's t of two seeds, 0.50 and 0.60
+    assert f"0.55 ({0.55 - half:.2f} to {0.55 + half:.2f})" in text
+
+
+@pytest.mark.parametrize("subjects", [2, 3, 4])
+def test_no_effect_is_seldom_taken_for_one(subjects):
+    """Studies of arms that do nothing, whose subjects differ in how they answer: few intervals leave zero out.
+
+    Pairs pooled as independent, as an earlier table had them, leave zero out in about half of such studies.
+    """
+    rng = np.random.default_rng(subjects)
+    studies, seeds = 300, 5
+    excluded = pooled = 0
+    for _ in range(studies):
+        effects = rng.normal(0, 1, (subjects, 1)) + rng.normal(0, 0.5, (subjects, seeds))
+        units = {(str(subject), seed): effects[subject, seed] for subject in range(subjects) for seed in range(seeds)}
+        zero = dict.fromkeys(units, 0.0)
+        numbers = {("arm", "raw"): dict.fromkeys(QUANTITIES, units), ("plain", "raw"): dict.fromkeys(QUANTITIES, zero)}
+        (row,) = leads(numbers, "plain").values()
+        found = row["final_similarity"]
+        excluded += not found.low <= 0 <= found.high
+        pairs = interval({("", i): value for i, value in enumerate(units.values())})
+        pooled += not pairs.low <= 0 <= pairs.high
+    assert excluded / studies <= 0.10
+    assert pooled / studies > 0.3

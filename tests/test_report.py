@@ -14,8 +14,7 @@ from fewbayes.page import summarise, write_report
 from fewbayes.page.page import differing_settings
 from fewbayes.page.pictures import film_strip
 from fewbayes.page.read import read_experiment
-from fewbayes.page.summary import interval, student_t975
-from fewbayes.stage.definition import fidelity_dips
+from fewbayes.stage.definition import CORRUPTED, fidelity_dips, stages
 
 STEPS = (0, 100, 200, 300, 400, 500)
 RAW = {0: (0.1, 0.7, 0.4, 0.4, 0.5, 0.8), 1: (0.1, 0.6, 0.5, 0.3, 0.4, 0.9), 2: (0.1, 0.8, 0.6, 0.5, 0.6, 0.7)}
@@ -80,7 +79,7 @@ def write_run(
     rows += [{"step": s, "metric": "loss", "value": float(rng.gamma(2, 0.02))} for s in range(1, losses + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "reference").mkdir()
-    draw(size, 1, 0, 0).save(folder / "reference" / "00.png")
+    draw(size, 1, 3, 0).save(folder / "reference" / "00.png")
     return folder
 
 
@@ -164,14 +163,10 @@ def test_curves_of_different_length_are_refused():
         fidelity_dips([0, 1], [0.1], [2.0, 2.0])
 
 
-def test_t_interval_is_the_textbook_one():
-    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert found.mean == 3.0
-    assert found.high == pytest.approx(3 + 2.776 * math.sqrt(2.5) / math.sqrt(5))
-    assert found.low == pytest.approx(6 - found.high)
-    assert student_t975(40) == pytest.approx(2.0211, abs=2e-3)
-    assert interval([2.0]).low is None
-    assert interval([math.nan]).mean is None
+def test_a_stage_is_two_corrupted_checkpoints_in_a_row():
+    assert stages(STEPS, [0.1, 0.9, 0.1, 0.5, 0.6, 0.4]) == [(300, 400)]
+    assert stages(STEPS, [0.9, 0.9, 0.1, 0.5, 0.4, 0.9]) == [(0, 100)]
+    assert stages(STEPS, [0.1, 0.9, 0.1, 0.9, 0.1, 0.9]) == []
 
 
 def test_summary_equals_numbers_worked_out_by_hand(experiment: Path):
@@ -184,13 +179,13 @@ def test_summary_equals_numbers_worked_out_by_hand(experiment: Path):
     assert plain["deepest_fall"]["values"] == pytest.approx([0.3, 0.3, 0.3])
     assert plain["final_similarity"]["mean"] == pytest.approx(0.8)
     half = 4.303 * 0.1 / math.sqrt(3)
-    assert plain["final_similarity"]["low"] == pytest.approx(0.8 - half)
+    assert plain["final_similarity"]["low"] == pytest.approx(0.8 - half, abs=1e-4)
     assert plain["highest_noise"]["mean"] == 10.0
-    assert plain["runs_with_stage"] == 3
-    assert plain["stages"] == [(200, 400)]
+    assert plain["dips_per_run"] == [[(200, 400)]] * 3
+    assert plain["runs_with_dip"] == 3
     averaged = summary["arms"][0]["weights"]["ema"]
     assert averaged["deepest_fall"]["mean"] == 0.0
-    assert averaged["runs_with_stage"] == 0
+    assert averaged["runs_with_dip"] == 0
     difference = next(row for row in summary["differences"] if row["weights"] == "raw")
     assert difference["final_similarity"]["values"] == pytest.approx([0.1, 0.0, 0.2])
     assert difference["highest_noise"]["mean"] == pytest.approx(-7.0)
@@ -204,6 +199,35 @@ def test_page_shows_the_numbers_of_the_summary(experiment: Path, page: str):
     assert "0.83 0.69 to 0.98" in text
     assert "3 of 3" in text
     assert json.loads((experiment / "summary.json").read_text()) == json.loads(json.dumps(summarise(experiment)))
+
+
+def test_the_page_tells_stages_by_the_pictures_as_the_monitor_does(tmp_path: Path):
+    noise = (2.5, 3.0, 40.0, 60.0, 60.0, 3.0)
+    run = write_run(tmp_path / "noisy", raw=(0.5,) * 6, raw_noise=noise, pictures=2, size=32)
+    (read,) = read_experiment(run).runs
+    curve = read.curve("corruption")
+    assert curve.steps.tolist() == list(STEPS)
+    corrupted = (curve.values >= CORRUPTED).tolist()
+    assert corrupted == [False, False, True, True, True, False]
+    row = summarise(run)["arms"][0]["weights"]["raw"]
+    assert row["stages_per_run"] == [[(200, 400)]]
+    assert row["dips_per_run"] == [[]]  # likeness never fell: a dip is another thing
+    assert "corruption stage at steps 200 to 400; no fidelity dip" in write_report(run).read_text("utf-8")
+
+
+def test_a_run_without_pictures_of_the_base_model_says_that_stages_cannot_be_told(tmp_path: Path):
+    run = write_run(tmp_path / "late", steps=STEPS[1:], raw=(0.5,) * 5, raw_noise=NOISE[1:])
+    assert "no pictures to tell a stage by; no fidelity dip" in write_report(run).read_text("utf-8")
+
+
+def test_a_page_of_nine_arms_has_nine_colours(tmp_path: Path):
+    for i in range(9):
+        write_run(tmp_path / f"a{i}-seed0", ema=EMA[0])
+    arms = [{"name": f"a{i}", "label": f"arm {i}", "runs": [f"a{i}-seed0"]} for i in range(9)]
+    (tmp_path / "experiment.json").write_text(json.dumps({"arms": arms}))
+    page = write_report(tmp_path).read_text("utf-8")
+    used = set(re.findall(r"var\(--arm-(\d+)\)", page))
+    assert used == set(map(str, range(9))) == set(re.findall(r"--arm-(\d+):", page))
 
 
 def test_page_is_self_contained(page: str):
@@ -295,7 +319,7 @@ def test_single_run_makes_a_page(tmp_path: Path):
     folder = write_run(tmp_path / "mine", raw=EMA[0], raw_noise=FLAT, losses=50, instance_data_dir="/photos/my_cat")
     page = write_report(folder).read_text("utf-8")
     assert "Fine-tuning on my_cat" in page
-    assert "no corruption stage by this definition" in page
+    assert "no corruption stage; no fidelity dip." in page
     assert "EMA" not in page
     assert 'aria-label="Loss over training steps"' in page
     assert summarise(folder)["arms"][0]["weights"]["raw"]["final_similarity"]["low"] is None

@@ -9,14 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fewbayes.metrics.statistics import interval
 from fewbayes.page.look import EMA, INK, STAGE, WIDTH, colour, inline, marker, style
-from fewbayes.page.read import NOISE, SIMILARITY, Arm, Curve, Experiment
-from fewbayes.page.summary import base_level, mean_stages, over_seeds, run_stages, student_t975
+from fewbayes.page.read import CORRUPTION, NOISE, SIMILARITY, Arm, Curve, Experiment
+from fewbayes.page.summary import base_level, mean_stages, over_seeds, run_stages
+from fewbayes.stage.definition import CORRUPTED
 
 FEWEST_FOR_BAND = 3
 TITLES = {
     SIMILARITY: "Image similarity",
     NOISE: "Noise (Haar)",
+    CORRUPTION: "Corruption score",
     "loss": "Loss",
     "grad_norm": "Gradient norm",
     "kl": "KL divergence to the prior",
@@ -32,7 +35,10 @@ def together(experiment: Experiment, metric: str, weights: str) -> str:
         axes = figure.subplots()
         for i, arm in enumerate(experiment.arms):
             _draw_arm(axes, arm, metric, weights, colour(i), marker(i))
-        _draw_base(axes, base_level(experiment, metric), metric)
+        if metric == CORRUPTION:
+            axes.axhline(CORRUPTED, color=STAGE, linewidth=0.9)
+        else:
+            _draw_base(axes, base_level(experiment, metric), metric)
         _finish(axes, metric, _limits(experiment, metric))
         axes.set_xlabel("training steps")
         return inline(figure, f"together-{metric}-{weights}", f"{TITLES[metric]} over training steps, all arms")
@@ -94,9 +100,9 @@ def _draw_arm(axes: Axes, arm: Arm, metric: str, weights: str, line: str, mark: 
             curve = run.curve(metric, weights)
             axes.plot(curve.steps, curve.values, color=line, linewidth=0.7, alpha=0.35, gid=tag)
     if len(values) >= FEWEST_FOR_BAND:
-        half = student_t975(len(values) - 1) * values.std(axis=0, ddof=1) / np.sqrt(len(values))
-        mean = values.mean(axis=0)
-        axes.fill_between(steps, mean - half, mean + half, color=line, alpha=0.13, linewidth=0, gid=tag)
+        found = [interval({("", run): value for run, value in enumerate(column)}) for column in values.T]
+        low, high = [one.low for one in found], [one.high for one in found]
+        axes.fill_between(steps, low, high, color=line, alpha=0.13, linewidth=0, gid=tag)
     axes.plot(
         steps, values.mean(axis=0), color=line, linewidth=1.9, marker=mark, markersize=3, markeredgewidth=0, gid=tag
     )
@@ -143,7 +149,7 @@ def _limits(experiment: Experiment, metric: str) -> tuple[float, float]:
     curves = [run.curve(metric, weights).values for run in experiment.runs for weights in experiment.weights]
     values = np.concatenate([*curves, np.array([base_level(experiment, metric) or 0.0])])
     low, high = min(0.0, float(values.min())), float(values.max())
-    if metric == SIMILARITY:
+    if metric != NOISE:
         return low - 0.03, max(high + 0.05, 1.0)
     return low, (high or 1.0) * 1.08
 

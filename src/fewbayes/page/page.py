@@ -13,11 +13,11 @@ from markupsafe import Markup
 
 from fewbayes.page import curves
 from fewbayes.page.pictures import LARGEST, Strip, embed, film_strip
-from fewbayes.page.read import NOISE, SIMILARITY, Experiment, read_experiment
+from fewbayes.page.read import CORRUPTION, NOISE, SIMILARITY, Experiment, read_experiment
 from fewbayes.page.render import ABSENT, flat, page_of
-from fewbayes.page.summary import INTERVAL, QUANTITIES, WEIGHT_NAMES, summarise_experiment, verdict
+from fewbayes.page.summary import DIGITS, INTERVAL, QUANTITIES, WEIGHT_NAMES, said, summarise_experiment, verdict
 from fewbayes.runs.folder import atomic_write
-from fewbayes.stage.definition import DIP
+from fewbayes.stage.definition import DIP, STAGE
 
 SIGNALS = ("loss", "grad_norm", "kl", "weight_std_mean", "lr")
 SHOWN_REFERENCES = 6
@@ -70,7 +70,10 @@ def render(experiment: Experiment, summary: dict[str, Any]) -> str:
         quantities=QUANTITIES,
         weight_names=WEIGHT_NAMES,
         interval=INTERVAL,
-        definition=DIP,
+        stage=STAGE,
+        dip=DIP,
+        said=said,
+        digits=DIGITS,
         differing=differing_settings(experiment),
         sampling=_sampling(experiment),
         provenance=_provenance(experiment),
@@ -82,7 +85,7 @@ def _together(experiment: Experiment) -> list[dict[str, Any]]:
     kinds = [kind for kind in experiment.weights if any(arm.has(kind) for arm in experiment.arms)]
     return [
         {"weights": kind, "svg": Markup(curves.together(experiment, metric, kind))}
-        for metric in (SIMILARITY, NOISE)
+        for metric in (CORRUPTION, SIMILARITY, NOISE)
         for kind in kinds
         if any(run.curve(metric, kind) for run in experiment.runs)
     ]

@@ -15,10 +15,12 @@ import numpy as np
 import yaml
 
 from fewbayes.errors import UserError
+from fewbayes.page.corruption import scores
 
 WEIGHTS = ("raw", "ema")
 SIMILARITY = "image_similarity"
 NOISE = "haar_noise"
+CORRUPTION = "corruption"
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,10 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     if status not in (None, "done"):
         notes.append(f"{name}: the training is recorded as {status}, not as done.")
     curves = _read_curves(folder / "metrics.jsonl", name, notes)
-    pictures = _find_pictures(folder / "samples")
+    pictures, references = _find_pictures(folder / "samples"), sorted((folder / "reference").glob("*.png"))
+    for weights in WEIGHTS:
+        if found := scores(pictures, references, weights):
+            curves[CORRUPTION, weights] = Curve(np.array([*found]), np.array([*found.values()]))
     return Run(
         name=name,
         path=folder,
@@ -201,7 +206,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         curves=curves,
         pictures=pictures,
         samples=_read_samples(folder / "samples"),
-        references=sorted((folder / "reference").glob("*.png")),
+        references=references,
         notes=notes,
     )
 

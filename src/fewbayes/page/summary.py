@@ -1,75 +1,56 @@
-"""The numbers of a report: what each arm did, over its seeds, with intervals; and the verdict in plain lines.
+"""The numbers of a run page: what each arm did, over its seeds, with intervals; and the verdict in plain lines.
 
 Numpy only; reads curves that `read.py` found, draws nothing.
 """
 
+from __future__ import annotations
+
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fewbayes.page.read import NOISE, SIMILARITY, Arm, Curve, Experiment, Run
-from fewbayes.stage.definition import DIP_MARGIN, fidelity_dips
+from fewbayes.metrics.statistics import interval
+from fewbayes.page.read import CORRUPTION, NOISE, SIMILARITY, Arm, Curve, Experiment, Run
+from fewbayes.stage.definition import DIP_MARGIN, fidelity_dips, stages
 
-INTERVAL = "95% t interval of the mean over seeds"
+INTERVAL = "95 % Student's t interval of the mean over seeds"
 WEIGHT_NAMES = {"raw": "raw weights", "ema": "averaged weights"}
 QUANTITIES = {
     "peak_similarity": "peak similarity",
     "deepest_fall": "deepest fall after the peak",
     "highest_noise": "highest noise",
+    "highest_corruption": "highest corruption score",
     "final_similarity": "final similarity",
     "mean_similarity": "mean similarity",
 }
-_T975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+DIGITS = dict.fromkeys(QUANTITIES, 2) | {"highest_noise": 1}
+Steps = list[tuple[int, int]]
+"""(first step, last step) of stretches along a training."""
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Mean of n values with its 95% t interval; `low` and `high` are None for a single value, all for none."""
-
-    n: int
-    mean: float | None
-    low: float | None
-    high: float | None
-    values: list[float | None]
-
-
-def student_t975(freedom: int) -> float:
-    """Upper 2.5 % point of Student's t: tabulated to 30 degrees of freedom, then within 0.002 by Cornish-Fisher."""
-    if freedom <= len(_T975):
-        return _T975[freedom - 1]
-    normal = 1.959964
-    return normal + (normal**3 + normal) / (4 * freedom)
-
-
-def interval(values: list[float]) -> Interval:
-    kept = [value for value in values if math.isfinite(value)]
+def over(values: Sequence[float]) -> dict[str, Any]:
+    """Mean of the finite values with its interval over seeds, JSON-ready; all of them under "values", None for NaN."""
+    found = interval({("", i): value for i, value in enumerate(values)})
     listed = [value if math.isfinite(value) else None for value in values]
-    if not kept:
-        return Interval(0, None, None, None, listed)
-    mean = float(np.mean(kept))
-    if len(kept) == 1:
-        return Interval(1, mean, None, None, listed)
-    half = student_t975(len(kept) - 1) * float(np.std(kept, ddof=1)) / math.sqrt(len(kept))
-    return Interval(len(kept), mean, mean - half, mean + half, listed)
+    return {"n": found.units, "mean": found.mean, "low": found.low, "high": found.high, "values": listed}
 
 
 def run_numbers(run: Run, weights: str) -> dict[str, float]:
     """Over the checkpoints after step 0 (the base model is no checkpoint of the training); NaN where unmeasured."""
-    similarity, noise = _trained(run.curve(SIMILARITY, weights)), _trained(run.curve(NOISE, weights))
+    similarity, noise, corruption = (_trained(run.curve(name, weights)) for name in (SIMILARITY, NOISE, CORRUPTION))
     falls = np.maximum.accumulate(similarity) - similarity
-    return {
-        "peak_similarity": float(similarity.max()) if len(similarity) else math.nan,
-        "deepest_fall": float(falls.max()) if len(similarity) else math.nan,
-        "highest_noise": float(noise.max()) if len(noise) else math.nan,
-        "final_similarity": float(similarity[-1]) if len(similarity) else math.nan,
-        "mean_similarity": float(similarity.mean()) if len(similarity) else math.nan,
+    found = {
+        "peak_similarity": similarity.max,
+        "deepest_fall": falls.max,
+        "highest_noise": noise.max,
+        "highest_corruption": corruption.max,
+        "final_similarity": lambda: similarity[-1],
+        "mean_similarity": similarity.mean,
     }
+    measured = {"highest_noise": len(noise), "highest_corruption": len(corruption)}
+    return {name: float(of()) if measured.get(name, len(similarity)) else math.nan for name, of in found.items()}
 
 
 def _trained(curve: Curve) -> np.ndarray:
@@ -92,28 +73,24 @@ def base_level(experiment: Experiment, metric: str) -> float | None:
     return float(np.mean(levels)) if levels else None
 
 
-def run_stages(run: Run, weights: str) -> list[tuple[int, int]]:
-    return _stages(run.curve(SIMILARITY, weights), run.curve(NOISE, weights), run.curve(NOISE).at(0))
+def run_stages(run: Run, weights: str) -> Steps:
+    """The corruption stages of a run, by the scores of its pictures; the base model is no checkpoint of it."""
+    curve = run.curve(CORRUPTION, weights)
+    return stages(curve.steps[curve.steps > 0].tolist(), _trained(curve).tolist())
 
 
-def mean_stages(arm: Arm, weights: str) -> list[tuple[int, int]]:
-    """The stage of the mean curve over seeds."""
-    mean = {}
-    for metric in (SIMILARITY, NOISE):
-        steps, values = over_seeds(arm, metric, weights)
-        mean[metric] = Curve(steps, values.mean(axis=0) if len(values) else np.array([]))
-    base = [level for run in arm.runs if (level := run.curve(NOISE).at(0)) is not None]
-    return _stages(mean[SIMILARITY], mean[NOISE], float(np.mean(base)) if base else None)
+def mean_stages(arm: Arm, weights: str) -> Steps:
+    """The stages of the mean curve over seeds."""
+    steps, values = over_seeds(arm, CORRUPTION, weights)
+    return stages(steps[steps > 0].tolist(), values[:, steps > 0].mean(axis=0).tolist()) if len(values) else []
 
 
-def _stages(similarity: Curve, noise: Curve, base_noise: float | None) -> list[tuple[int, int]]:
+def run_dips(run: Run, weights: str) -> Steps:
+    """The fidelity dips of a run, by its similarity and noise."""
+    similarity, noise = run.curve(SIMILARITY, weights), run.curve(NOISE, weights)
     steps = np.intersect1d(similarity.steps, noise.steps)
-    return fidelity_dips(
-        steps,
-        similarity.values[np.isin(similarity.steps, steps)],
-        noise.values[np.isin(noise.steps, steps)],
-        base_noise,
-    )
+    shared = (curve.values[np.isin(curve.steps, steps)] for curve in (similarity, noise))
+    return fidelity_dips(steps, *shared, base_noise=run.curve(NOISE).at(0))
 
 
 def summarise_experiment(experiment: Experiment) -> dict[str, Any]:
@@ -122,7 +99,7 @@ def summarise_experiment(experiment: Experiment) -> dict[str, Any]:
         "title": experiment.title,
         "subject": experiment.subject,
         "interval": INTERVAL,
-        "stage_margin": DIP_MARGIN,
+        "dip_margin": DIP_MARGIN,
         "base": {metric: base_level(experiment, metric) for metric in (SIMILARITY, NOISE)},
         "arms": [_arm_summary(arm) for arm in experiment.arms],
         "differences": _differences(experiment),
@@ -139,15 +116,18 @@ def _arm_summary(arm: Arm) -> dict[str, Any]:
 def _weights_summary(arm: Arm, weights: str) -> dict[str, Any]:
     runs = [run for run in arm.runs if run.curve(SIMILARITY, weights) or run.curve(NOISE, weights)]
     numbers = [run_numbers(run, weights) for run in runs]
-    stages = [run_stages(run, weights) for run in runs]
+    found, dips = [run_stages(run, weights) for run in runs], [run_dips(run, weights) for run in runs]
     return {
         "n": len(runs),
         "runs": [run.name for run in runs],
         "seeds": [run.seed for run in runs],
-        **{name: asdict(interval([number[name] for number in numbers])) for name in QUANTITIES},
+        **{name: over([number[name] for number in numbers]) for name in QUANTITIES},
+        "scored": sum(bool(run.curve(CORRUPTION, weights)) for run in runs),
         "stages": mean_stages(arm, weights),
-        "stages_per_run": stages,
-        "runs_with_stage": sum(bool(found) for found in stages),
+        "stages_per_run": found,
+        "runs_with_stage": sum(map(bool, found)),
+        "dips_per_run": dips,
+        "runs_with_dip": sum(map(bool, dips)),
     }
 
 
@@ -160,9 +140,9 @@ def _differences(experiment: Experiment) -> list[dict[str, Any]]:
             if not (arm.has(weights) and first.has(weights)):
                 continue
             pairs = _pairs(first, arm, weights)
-            row = {name: asdict(interval([there[name] - here[name] for here, there in pairs])) for name in QUANTITIES}
-            rows.append({"arm": arm.name, "label": arm.label, "less": first.label, "weights": weights, **row})
-            rows[-1]["n"] = len(pairs)
+            row = {name: over([there[name] - here[name] for here, there in pairs]) for name in QUANTITIES}
+            told = {"arm": arm.name, "label": arm.label, "less": first.label, "weights": weights}
+            rows.append({**told, **row, "n": len(pairs)})
     return rows
 
 
@@ -174,26 +154,32 @@ def _pairs(first: Arm, second: Arm, weights: str) -> list[tuple[dict[str, float]
 
 def verdict(summary: dict[str, Any]) -> list[str]:
     """One line per arm and kind of weights, for the terminal and the head of the page."""
-    lines = []
-    for arm in summary["arms"]:
-        for weights, row in arm["weights"].items():
-            if row["n"]:
-                lines.append(f"{arm['label']}, {WEIGHT_NAMES[weights]}: {_sentence(row)}")
-    return lines
+    return [
+        f"{arm['label']}, {WEIGHT_NAMES[weights]}: {_sentence(row)}"
+        for arm in summary["arms"]
+        for weights, row in arm["weights"].items()
+        if row["n"]
+    ]
 
 
 def _sentence(row: dict[str, Any]) -> str:
-    def value(name: str, digits: int = 2) -> str:
+    def value(name: str) -> str:
         mean = row[name]["mean"]
-        return "not measured" if mean is None else f"{round(mean, digits) + 0.0:.{digits}f}"
+        return "not measured" if mean is None else f"{round(mean, DIGITS[name]) + 0.0:.{DIGITS[name]}f}"
 
-    found, n = row["runs_with_stage"], row["n"]
-    if n == 1:
-        spans = ", ".join(f"steps {first} to {last}" for first, last in row["stages_per_run"][0])
-        stage = f"corruption stage at {spans}" if found else "no corruption stage by this definition"
-    else:
-        stage = f"corruption stage in {found} of {n} seeds" if found else f"no corruption stage in any of {n} seeds"
+    stage = said("corruption stage", row["stages_per_run"]) if row["scored"] else "no pictures to tell a stage by"
     return (
         f"similarity {value('peak_similarity')} at its peak, {value('final_similarity')} at the end, "
-        f"deepest fall {value('deepest_fall')}, highest noise {value('highest_noise', 1)}; {stage}."
+        f"deepest fall {value('deepest_fall')}, highest noise {value('highest_noise')}; {stage}; "
+        f"{said('fidelity dip', row['dips_per_run'])}."
     )
+
+
+def said(what: str, per_run: Sequence[Steps]) -> str:
+    """In how many runs there is something, or of a single run where."""
+    found = sum(map(bool, per_run))
+    if len(per_run) == 1 and found:
+        return f"{what} at " + ", ".join(f"steps {first} to {last}" for first, last in per_run[0])
+    if not found:
+        return f"no {what}" + (f" in any of {len(per_run)} seeds" if len(per_run) > 1 else "")
+    return f"{what} in {found} of {len(per_run)} seeds"

@@ -19,7 +19,7 @@ from fewbayes.metrics.statistics import Estimate, Units, differences, interval, 
 from fewbayes.models import inspect_model
 from fewbayes.page import write_report
 from fewbayes.page.read import Experiment, read_experiment
-from fewbayes.page.summary import QUANTITIES, WEIGHT_NAMES, run_numbers, run_stages
+from fewbayes.page.summary import DIGITS, QUANTITIES, WEIGHT_NAMES, run_dips, run_numbers, run_stages
 from fewbayes.page.table import Column, Entry, Table, Value, markdown
 from fewbayes.runs.folder import atomic_write, environment
 from fewbayes.settings.config import TrainConfig
@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 
 # --- the table of all subjects ----------------------------------------------------------------------------------------
 
-COLUMNS = [Column(words, 1 if name == "highest_noise" else 2) for name, words in QUANTITIES.items()]
+COLUMNS = [Column(words, DIGITS[name]) for name, words in QUANTITIES.items()]
 Numbers = dict[str, dict[tuple[str, int], float | None]]
 """By quantity, one number for each (subject, seed)."""
 
@@ -209,9 +209,12 @@ def _levels(subject: str, one: Experiment, numbers: Mapping[tuple[str, str], Num
         for weights, words in WEIGHT_NAMES.items():
             if arm.has(weights) and (arm.name, weights) in numbers:
                 mine = [_of(subject, units) for units in numbers[arm.name, weights].values()]
-                fallen = sum(bool(run_stages(run, weights)) for run in arm.runs)
-                rows.append([arm.label, words, f"{fallen} of {len(arm.runs)}", *map(interval, mine)])
-    return Table([Column("arm"), Column("weights"), Column("runs with a stage"), *COLUMNS], rows)
+                counts = [sum(bool(of(run, weights)) for run in arm.runs) for of in (run_stages, run_dips)]
+                rows.append(
+                    [arm.label, words, *(f"{count} of {len(arm.runs)}" for count in counts), *map(interval, mine)]
+                )
+    heads = ("arm", "weights", "runs with a corruption stage", "runs with a fidelity dip")
+    return Table([*map(Column, heads), *COLUMNS], rows)
 
 
 def _of(subject: str, units: Units) -> Units:
