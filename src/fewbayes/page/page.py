@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from fewbayes.files.atomic import atomic_write
 from fewbayes.page import curves
 from fewbayes.page.pictures import LARGEST, Strip, embed, film_strip
 from fewbayes.page.read import CORRUPTION, NOISE, SIMILARITY, Experiment, read_experiment
 from fewbayes.page.render import ABSENT, flat, page_of
 from fewbayes.page.summary import DIGITS, INTERVAL, QUANTITIES, WEIGHT_NAMES, said, summarise_experiment, verdict
-from fewbayes.runs.folder import atomic_write
 from fewbayes.stage.definition import DIP, STAGE
 
 SIGNALS = ("loss", "grad_norm", "kl", "weight_std_mean", "lr")

@@ -25,8 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fewbayes.errors import UserError
+from fewbayes.files.atomic import atomic_write
 from fewbayes.models import Family, inspect_model
-from fewbayes.runs.folder import CONFIG, RunError, atomic_write, environment
+from fewbayes.runs.folder import RunError
+from fewbayes.runs.layout import CONFIG
+from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig, load_config
 from fewbayes.studies.grid import Arm, Training, command, grid, run, train, without_path
 from fewbayes.studies.memo import recall, remember, rounded

@@ -23,7 +23,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fewbayes.runs.folder import RunFolder, atomic_write, environment
+from fewbayes.files.atomic import atomic_write
+from fewbayes.runs.folder import RunFolder
+from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig
 from fewbayes.studies.subjects import StudySubject
 

@@ -17,10 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fewbayes.errors import UserError
+from fewbayes.files.atomic import atomic_write
 from fewbayes.models import inspect_model
 from fewbayes.page.look import save, style
 from fewbayes.page.table import Column, Table, markdown
-from fewbayes.runs.folder import atomic_write
 from fewbayes.stage.definition import longest
 from fewbayes.studies import study
 from fewbayes.studies.course import corrupted, measures

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbayes.errors import UserError
-from fewbayes.runs.folder import atomic_write, file_sha256
+from fewbayes.files.atomic import atomic_write, file_sha256
 
 
 def recall(file: Path, made_of: Any) -> Any | None:

@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fewbayes.errors import UserError
+from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.statistics import Estimate, Units, differences, interval, reading
 from fewbayes.models import inspect_model
 from fewbayes.page import write_report
 from fewbayes.page.read import Experiment, read_experiment
 from fewbayes.page.summary import DIGITS, QUANTITIES, WEIGHT_NAMES, run_dips, run_numbers, run_stages
 from fewbayes.page.table import Column, Entry, Table, Value, markdown
-from fewbayes.runs.folder import atomic_write, environment
+from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig
 from fewbayes.studies import study
 from fewbayes.studies.grid import Arm, command, experiment, grid

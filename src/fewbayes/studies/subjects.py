@@ -19,7 +19,7 @@ from PIL import Image
 from fewbayes.data.images import load_images
 from fewbayes.data.layouts import Subject, draw_identities, read_subjects
 from fewbayes.errors import UserError
-from fewbayes.runs.folder import atomic_folder
+from fewbayes.files.atomic import atomic_folder
 from fewbayes.studies.prompts import set_for
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fewbayes.errors import UserError
+from fewbayes.files.atomic import atomic_write
 from fewbayes.models import inspect_model
-from fewbayes.runs.folder import atomic_write
 from fewbayes.studies import study
 from fewbayes.studies.followed import follow, trainings
 from fewbayes.studies.grid import Arm
