@@ -181,7 +181,7 @@ def test_summary_equals_numbers_worked_out_by_hand(experiment: Path):
     half = 4.303 * 0.1 / math.sqrt(3)
     assert plain["final_similarity"]["low"] == pytest.approx(0.8 - half, abs=1e-4)
     assert plain["highest_noise"]["mean"] == 10.0
-    assert plain["dips_per_run"] == [[(200, 400)]] * 3
+    assert plain["dips_per_run"] == [[(200, 400)], [(300, 400)], [(200, 400)]]
     assert plain["runs_with_dip"] == 3
     averaged = summary["arms"][0]["weights"]["ema"]
     assert averaged["deepest_fall"]["mean"] == 0.0
@@ -213,6 +213,15 @@ def test_the_page_tells_stages_by_the_pictures_as_the_monitor_does(tmp_path: Pat
     assert row["stages_per_run"] == [[(200, 400)]]
     assert row["dips_per_run"] == [[]]  # likeness never fell: a dip is another thing
     assert "corruption stage at steps 200 to 400; no fidelity dip" in write_report(run).read_text("utf-8")
+
+
+def test_the_page_says_what_the_monitor_said_during_training(tmp_path: Path):
+    run = write_run(tmp_path / "watched")
+    looks = [(0, "underfit"), (100, "good"), (200, "good"), (300, "corrupted")]
+    rows = [json.dumps({"step": step, "stage": stage}) for step, stage in looks]
+    (run / "stages.jsonl").write_text("\n".join([*rows, '{"step": 400, "sta']))
+    page = write_report(run).read_text("utf-8")
+    assert "underfit from step 0, good from step 100, corrupted from step 300." in page
 
 
 def test_a_run_without_pictures_of_the_base_model_says_that_stages_cannot_be_told(tmp_path: Path):

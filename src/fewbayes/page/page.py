@@ -16,7 +16,16 @@ from fewbayes.page import curves
 from fewbayes.page.pictures import LARGEST, Strip, embed, film_strip
 from fewbayes.page.read import CORRUPTION, NOISE, SIMILARITY, Experiment, read_experiment
 from fewbayes.page.render import ABSENT, flat, page_of
-from fewbayes.page.summary import DIGITS, INTERVAL, QUANTITIES, WEIGHT_NAMES, said, summarise_experiment, verdict
+from fewbayes.page.summary import (
+    DIGITS,
+    INTERVAL,
+    QUANTITIES,
+    WEIGHT_NAMES,
+    monitored,
+    said,
+    summarise_experiment,
+    verdict,
+)
 from fewbayes.stage.definition import DIP, STAGE
 
 SIGNALS = ("loss", "grad_norm", "kl", "weight_std_mean", "lr")
@@ -73,6 +82,7 @@ def render(experiment: Experiment, summary: dict[str, Any]) -> str:
         stage=STAGE,
         dip=DIP,
         said=said,
+        monitored=monitored,
         digits=DIGITS,
         differing=differing_settings(experiment),
         sampling=_sampling(experiment),

@@ -4,6 +4,7 @@ Tolerant of what a running, killed or failed training leaves behind: what cannot
 `notes`. Writes nothing, knows nothing of pages, and never imports torch.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ import yaml
 
 from fewbayes.errors import UserError
 from fewbayes.page.corruption import scores
+from fewbayes.runs.layout import STAGES
 
 WEIGHTS = ("raw", "ema")
 SIMILARITY = "image_similarity"
@@ -44,7 +46,8 @@ EMPTY = Curve(np.array([], dtype=int), np.array([]))
 @dataclass(frozen=True)
 class Run:
     """One training. `pictures` is keyed by (step, "raw" | "ema"); `samples` tells of each picture file what the
-    sampler recorded: prompt, seed, sampler, steps, guidance, and the picture's own scores."""
+    sampler recorded: prompt, seed, sampler, steps, guidance, and the picture's own scores. monitored: (step, stage)
+    of the looks that the stage monitor took during training."""
 
     name: str
     path: Path
@@ -55,6 +58,7 @@ class Run:
     pictures: dict[tuple[int, str], list[Path]]
     samples: dict[Path, dict[str, Any]]
     references: list[Path]
+    monitored: list[tuple[int, str]]
     notes: list[str] = field(default_factory=list)
 
     def curve(self, metric: str, weights: str = "raw") -> Curve:
@@ -207,8 +211,19 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         pictures=pictures,
         samples=_read_samples(folder / "samples"),
         references=references,
+        monitored=_read_stages(folder / STAGES),
         notes=notes,
     )
+
+
+def _read_stages(path: Path) -> list[tuple[int, str]]:
+    """Looks that cannot be read are left out."""
+    found = []
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            found.append((int(row["step"]), str(row["stage"])))
+    return found
 
 
 def _mapping(value: object) -> dict[str, Any]:

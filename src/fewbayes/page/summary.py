@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,12 @@ def run_dips(run: Run, weights: str) -> Steps:
     steps = np.intersect1d(similarity.steps, noise.steps)
     shared = (curve.values[np.isin(curve.steps, steps)] for curve in (similarity, noise))
     return fidelity_dips(steps, *shared, base_noise=run.curve(NOISE).at(0))
+
+
+def monitored(run: Run) -> str:
+    """What the stage monitor said along the training, stage after stage; "" where it did not watch."""
+    groups = [list(looks) for _, looks in groupby(run.monitored, key=lambda look: look[1])]
+    return ", ".join(f"{looks[0][1]} from step {looks[0][0]}" for looks in groups)
 
 
 def summarise_experiment(experiment: Experiment) -> dict[str, Any]:
