@@ -101,7 +101,7 @@ def _draw_arm(axes: Axes, arm: Arm, metric: str, weights: str, line: str, mark: 
             axes.plot(curve.steps, curve.values, color=line, linewidth=0.7, alpha=0.35, gid=tag)
     if len(values) >= FEWEST_FOR_BAND:
         found = [interval({("", run): value for run, value in enumerate(column)}) for column in values.T]
-        low, high = [one.low for one in found], [one.high for one in found]
+        low, high = (np.array([getattr(one, end) for one in found], dtype=float) for end in ("low", "high"))
         axes.fill_between(steps, low, high, color=line, alpha=0.13, linewidth=0, gid=tag)
     axes.plot(
         steps, values.mean(axis=0), color=line, linewidth=1.9, marker=mark, markersize=3, markeredgewidth=0, gid=tag
