@@ -250,6 +250,11 @@ def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path):
     assert "Bayesian, 0.03, raw less Plain, raw" in table.read_text()
     assert strips == tmp_path / "remedies_swirl_fish.png"  # the kind of picture that README shows
     assert all(picture.stat().st_size > 5000 for picture in (drawn, strips))
+    both = strips.read_bytes()
+    run_remedies(["--redraw", str(file), "--shown", "bayes-0.03"])  # as docs/extending.md has README's picture made
+    assert 5000 < strips.stat().st_size < len(both)
+    with pytest.raises(ValueError, match="dropout is not among the arms plain, bayes-0.03"):
+        run_remedies(["--redraw", str(file), "--shown", "dropout"])
 
 
 def test_every_arm_that_a_picture_is_asked_for_is_drawn_whatever_their_number():

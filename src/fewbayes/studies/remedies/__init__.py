@@ -19,7 +19,7 @@ from fewbayes.models import inspect_model
 from fewbayes.studies import study
 from fewbayes.studies.followed import follow, trainings
 from fewbayes.studies.grid import Arm
-from fewbayes.studies.remedies.pictures import draw
+from fewbayes.studies.remedies.pictures import draw, shown
 from fewbayes.studies.remedies.tables import tables
 from fewbayes.studies.subjects import named_subjects
 from fewbayes.world.scenes import SUBJECTS
@@ -82,15 +82,16 @@ def arms(rate: float, method: str) -> dict[str, Arm]:
 def run_remedies(arguments: Sequence[str]) -> list[Path]:
     """The file of results, its tables and its pictures."""
     asked = _parser().parse_args(arguments)
-    return write(asked.redraw or _train(asked))
+    return write(asked.redraw or _train(asked), asked.shown)
 
 
-def write(file: Path) -> list[Path]:
-    """Tables and pictures beside the results `file`; all of them."""
+def write(file: Path, arms: Sequence[str] | None = None) -> list[Path]:
+    """Tables, and pictures of some arms, beside the results `file`; all of them."""
     told = json.loads(file.read_text(encoding="utf-8"))
+    known = {arm["name"]: arm for arm in told["arms"]}
     target = file.with_suffix(".md")
     atomic_write(target, tables(told))
-    return [file, target, *draw(told, file)]
+    return [file, target, *draw(told, file, _named(arms, known) if arms else shown(told))]
 
 
 def _train(asked: argparse.Namespace) -> Path:
@@ -131,7 +132,7 @@ def _train(asked: argparse.Namespace) -> Path:
     return follow(cells, folder, NAME, facts, encoders, asked.workers)
 
 
-def _named(names: Sequence[str], known: Mapping[str, Arm]) -> Sequence[str]:
+def _named(names: Sequence[str], known: Mapping[str, Any]) -> Sequence[str]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"{', '.join(unknown)} is not among the arms {', '.join(known)}")
@@ -178,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--redraw", type=Path, metavar="FILE", help="tables and pictures of a remedies.json again; trains nothing"
     )
+    parser.add_argument("--shown", nargs="+", metavar="ARM", help="the arms in the pictures [a few of each kind]")
     parser.add_argument("--workers", type=int, help="trainings at a time [one per core]")
     parser.add_argument("--quick", action="store_true", help="a look: 1 seed, 20 steps")
     return parser

@@ -93,9 +93,8 @@ def strips(study: Mapping[str, Any], folder: Path, subject: str, arms: Sequence[
     return figure
 
 
-def draw(study: Mapping[str, Any], file: Path) -> list[Path]:
+def draw(study: Mapping[str, Any], file: Path, arms: Sequence[str]) -> list[Path]:
     """Beside the results `file`: the curves, and the strips of every subject whose samples are still there."""
-    arms = shown(study)
     with style():
         drawn = [save(curves(study, arms), file.with_suffix(".png"))]
         for subject in dict.fromkeys(cell["subject"] for cell in study["cells"]):
