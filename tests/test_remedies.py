@@ -253,7 +253,7 @@ def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path):
     both = strips.read_bytes()
     run_remedies(["--redraw", str(file), "--shown", "bayes-0.03"])  # as docs/extending.md has README's picture made
     assert 5000 < strips.stat().st_size < len(both)
-    with pytest.raises(ValueError, match="dropout is not among the arms plain, bayes-0.03"):
+    with pytest.raises(ValueError, match=r"dropout is not among the arms plain, bayes-0\.03"):
         run_remedies(["--redraw", str(file), "--shown", "dropout"])
 
 
