@@ -22,7 +22,7 @@ from fewbayes.page.summary import (
     QUANTITIES,
     WEIGHT_NAMES,
     monitored,
-    said,
+    stages_in_words,
     summarise_experiment,
     verdict,
 )
@@ -81,7 +81,7 @@ def render(experiment: Experiment, summary: dict[str, Any]) -> str:
         interval=INTERVAL,
         stage=STAGE,
         dip=DIP,
-        said=said,
+        stages_in_words=stages_in_words,
         monitored=monitored,
         digits=DIGITS,
         differing=differing_settings(experiment),

@@ -14,26 +14,31 @@ import numpy as np
 
 from fewbayes.metrics.statistics import interval
 from fewbayes.page.read import CORRUPTION, NOISE, SIMILARITY, Arm, Curve, Experiment, Run
-from fewbayes.stage.definition import DIP_MARGIN, fidelity_dips, stages
+from fewbayes.stage.definition import fidelity_dip, stages
 
 INTERVAL = "95 % Student's t interval of the mean over seeds"
 WEIGHT_NAMES = {"raw": "raw weights", "ema": "averaged weights"}
 QUANTITIES = {
     "peak_similarity": "peak similarity",
     "deepest_fall": "deepest fall after the peak",
+    "fidelity_dip": "fidelity dip",
     "highest_noise": "highest noise",
     "highest_corruption": "highest corruption score",
     "final_similarity": "final similarity",
     "mean_similarity": "mean similarity",
 }
 DIGITS = dict.fromkeys(QUANTITIES, 2) | {"highest_noise": 1}
+BOUNDS = dict.fromkeys(("deepest_fall", "fidelity_dip", "highest_noise"), (0, math.inf)) | {
+    "highest_corruption": (0, 1)
+}
+"""What a quantity can be; the others are correlations, in [-1, 1]."""
 Steps = list[tuple[int, int]]
 """(first step, last step) of stretches along a training."""
 
 
-def over(values: Sequence[float]) -> dict[str, Any]:
+def over(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
     """Mean of the finite values with its interval over seeds, JSON-ready; all of them under "values", None for NaN."""
-    found = interval({("", i): value for i, value in enumerate(values)})
+    found = interval({("", i): value for i, value in enumerate(values)}, within=within)
     listed = [value if math.isfinite(value) else None for value in values]
     return {"n": found.units, "mean": found.mean, "low": found.low, "high": found.high, "values": listed}
 
@@ -45,6 +50,7 @@ def run_numbers(run: Run, weights: str) -> dict[str, float]:
     found = {
         "peak_similarity": similarity.max,
         "deepest_fall": falls.max,
+        "fidelity_dip": lambda: run_dip(run, weights)["depth"],
         "highest_noise": noise.max,
         "highest_corruption": corruption.max,
         "final_similarity": lambda: similarity[-1],
@@ -86,12 +92,10 @@ def mean_stages(arm: Arm, weights: str) -> Steps:
     return stages(steps[steps > 0].tolist(), values[:, steps > 0].mean(axis=0).tolist()) if len(values) else []
 
 
-def run_dips(run: Run, weights: str) -> Steps:
-    """The fidelity dips of a run, by its similarity and noise."""
-    similarity, noise = run.curve(SIMILARITY, weights), run.curve(NOISE, weights)
-    steps = np.intersect1d(similarity.steps, noise.steps)
-    shared = (curve.values[np.isin(curve.steps, steps)] for curve in (similarity, noise))
-    return fidelity_dips(steps, *shared, base_noise=run.curve(NOISE).at(0))
+def run_dip(run: Run, weights: str) -> dict[str, float | None]:
+    """The fidelity dip of a run that was measured, the base model included."""
+    curve = run.curve(SIMILARITY, weights)
+    return fidelity_dip(curve.steps.tolist(), curve.values.tolist())
 
 
 def monitored(run: Run) -> str:
@@ -106,7 +110,6 @@ def summarise_experiment(experiment: Experiment) -> dict[str, Any]:
         "title": experiment.title,
         "subject": experiment.subject,
         "interval": INTERVAL,
-        "dip_margin": DIP_MARGIN,
         "base": {metric: base_level(experiment, metric) for metric in (SIMILARITY, NOISE)},
         "arms": [_arm_summary(arm) for arm in experiment.arms],
         "differences": _differences(experiment),
@@ -123,18 +126,16 @@ def _arm_summary(arm: Arm) -> dict[str, Any]:
 def _weights_summary(arm: Arm, weights: str) -> dict[str, Any]:
     runs = [run for run in arm.runs if run.curve(SIMILARITY, weights) or run.curve(NOISE, weights)]
     numbers = [run_numbers(run, weights) for run in runs]
-    found, dips = [run_stages(run, weights) for run in runs], [run_dips(run, weights) for run in runs]
+    found = [run_stages(run, weights) for run in runs]
     return {
         "n": len(runs),
         "runs": [run.name for run in runs],
         "seeds": [run.seed for run in runs],
-        **{name: over([number[name] for number in numbers]) for name in QUANTITIES},
+        **{name: over([n[name] for n in numbers], BOUNDS.get(name, (-1, 1))) for name in QUANTITIES},
         "scored": sum(bool(run.curve(CORRUPTION, weights)) for run in runs),
         "stages": mean_stages(arm, weights),
         "stages_per_run": found,
         "runs_with_stage": sum(map(bool, found)),
-        "dips_per_run": dips,
-        "runs_with_dip": sum(map(bool, dips)),
     }
 
 
@@ -174,19 +175,20 @@ def _sentence(row: dict[str, Any]) -> str:
         mean = row[name]["mean"]
         return "not measured" if mean is None else f"{round(mean, DIGITS[name]) + 0.0:.{DIGITS[name]}f}"
 
-    stage = said("corruption stage", row["stages_per_run"]) if row["scored"] else "no pictures to tell a stage by"
     return (
         f"similarity {value('peak_similarity')} at its peak, {value('final_similarity')} at the end, "
-        f"deepest fall {value('deepest_fall')}, highest noise {value('highest_noise')}; {stage}; "
-        f"{said('fidelity dip', row['dips_per_run'])}."
+        f"deepest fall {value('deepest_fall')}, highest noise {value('highest_noise')}; {stages_in_words(row)}."
     )
 
 
-def said(what: str, per_run: Sequence[Steps]) -> str:
-    """In how many runs there is something, or of a single run where."""
-    found = sum(map(bool, per_run))
-    if len(per_run) == 1 and found:
-        return f"{what} at " + ", ".join(f"steps {first} to {last}" for first, last in per_run[0])
+def stages_in_words(row: dict[str, Any]) -> str:
+    """In how many runs there is a stage; of a single run, where."""
+    found, n = row["runs_with_stage"], row["scored"]
+    if not n:
+        return "no pictures to tell a corruption stage by"
+    if n == 1 and found:
+        spans = next(spans for spans in row["stages_per_run"] if spans)
+        return "corruption stage at " + ", ".join(f"steps {first} to {last}" for first, last in spans)
     if not found:
-        return f"no {what}" + (f" in any of {len(per_run)} seeds" if len(per_run) > 1 else "")
-    return f"{what} in {found} of {len(per_run)} seeds"
+        return "no corruption stage" + (f" in any of {n} seeds" if n > 1 else "")
+    return f"corruption stage in {found} of {n} seeds"

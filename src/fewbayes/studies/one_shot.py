@@ -20,7 +20,7 @@ from fewbayes.metrics.statistics import Estimate, Units, differences, interval, 
 from fewbayes.models import inspect_model
 from fewbayes.page import write_report
 from fewbayes.page.read import Experiment, read_experiment
-from fewbayes.page.summary import DIGITS, QUANTITIES, WEIGHT_NAMES, run_dips, run_numbers, run_stages
+from fewbayes.page.summary import BOUNDS, DIGITS, QUANTITIES, WEIGHT_NAMES, run_numbers, run_stages
 from fewbayes.page.table import Column, Entry, Table, Value, markdown
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig
@@ -209,12 +209,13 @@ def _levels(subject: str, one: Experiment, numbers: Mapping[tuple[str, str], Num
     for arm in one.arms:
         for weights, words in WEIGHT_NAMES.items():
             if arm.has(weights) and (arm.name, weights) in numbers:
-                mine = [_of(subject, units) for units in numbers[arm.name, weights].values()]
-                counts = [sum(bool(of(run, weights)) for run in arm.runs) for of in (run_stages, run_dips)]
-                rows.append(
-                    [arm.label, words, *(f"{count} of {len(arm.runs)}" for count in counts), *map(interval, mine)]
-                )
-    heads = ("arm", "weights", "runs with a corruption stage", "runs with a fidelity dip")
+                mine = [
+                    interval(_of(subject, units), within=BOUNDS.get(name, (-1, 1)))
+                    for name, units in numbers[arm.name, weights].items()
+                ]
+                count = sum(bool(run_stages(run, weights)) for run in arm.runs)
+                rows.append([arm.label, words, f"{count} of {len(arm.runs)}", *mine])
+    heads = ("arm", "weights", "runs with a corruption stage")
     return Table([*map(Column, heads), *COLUMNS], rows)
 
 
