@@ -16,6 +16,7 @@ they are made again. metrics.jsonl is gathered anew each time, and study.json wr
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,11 +27,10 @@ from typing import Any, Literal
 from fewbayes.errors import UserError
 from fewbayes.models import inspect_model
 from fewbayes.page import write_report
-from fewbayes.runs.folder import atomic_folder, atomic_write, environment
+from fewbayes.runs.folder import atomic_folder, atomic_write, environment, file_sha256
 from fewbayes.settings.config import RARE_TOKEN_MARK, USUAL_RARE_TOKEN, TrainConfig
 from fewbayes.studies import study as register
 from fewbayes.studies.grid import Arm, command, experiment, grid, in_parallel
-from fewbayes.studies.memo import content
 from fewbayes.studies.prompts import (
     IMAGES_PER_PROMPT,
     PROMPT_SETS,
@@ -225,9 +225,9 @@ def made_from(cell: Cell) -> dict[str, Any]:
         "rare_token": _token(cell.model),
         "encoders": {key: _identity(encoder) for key, encoder in sorted(_encoders(cell.encoders).items())},
         "metrics": _metrics_code(),
-        "pictures": content(cell.pictures),
-        "references": content(cell.subject.photographs),
-        "base": None if cell.arm == BASE else content(_base(cell)),
+        "pictures": _content(cell.pictures),
+        "references": _content(cell.subject.photographs),
+        "base": None if cell.arm == BASE else _content(_base(cell)),
     }
 
 
@@ -254,7 +254,17 @@ def _metrics_code() -> str:
     """Changes with every edit of a metric: scores of two versions never meet in one table."""
     import fewbayes.metrics
 
-    return content(*map(Path, fewbayes.metrics.__path__), named="*.py")
+    return _digest(file.parent for place in fewbayes.metrics.__path__ for file in Path(place).rglob("__init__.py"))
+
+
+def _content(folder: Path) -> str:
+    """Changes with any file of the folder."""
+    return _digest([folder])
+
+
+def _digest(folders: Iterable[Path]) -> str:
+    files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
+    return hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
 def _read(path: Path) -> Any:
