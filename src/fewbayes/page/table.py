@@ -29,11 +29,11 @@ class Column:
     percent: bool = False
 
     def number(self, value: float | None, sign: bool = False) -> str:
-        """As this column shows it, ABSENT for None. The sign of what rounds to zero stays: an interval from -0.00 on
-        has zero inside."""
+        """As this column shows it, never as a negative zero; ABSENT for None."""
         if value is None:
             return ABSENT
-        return f"{(100 * value if self.percent else value) + 0.0:{'+' if sign else ''}.{self.digits}f}"
+        rounded = round(100 * value if self.percent else value, self.digits) + 0.0
+        return f"{rounded:{'+' if sign else ''}.{self.digits}f}"
 
 
 @dataclass(frozen=True)
