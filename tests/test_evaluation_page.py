@@ -13,15 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewbayes.metrics.features import _Thumbnails, mirrored
-from fewbayes.metrics.statistics import compare
+from fewbayes.metrics.registry import registered
+from fewbayes.metrics.statistics import Comparison, Estimate, compare, coverage
 from fewbayes.page import write_report
-from fewbayes.page.cases import choose, kept
-from fewbayes.page.dots import dot_plots
-from fewbayes.page.evaluation import FIVE, Picture, caption, is_evaluation, make_table, read_evaluation, verdict
-from fewbayes.page.gallery import make_gallery
-from fewbayes.page.nearest import nearest
-from fewbayes.page.score_table import escape, latex, markdown
+from fewbayes.page.evaluation.gallery import choose, kept, make_gallery
+from fewbayes.page.evaluation.page import dot_plots
+from fewbayes.page.evaluation.reading import Arm, Picture, is_evaluation, read_evaluation
+from fewbayes.page.evaluation.scores import Difference, Line, Scores, as_latex, as_markdown, make_scores, verdict
 
 ENCODERS = {
     "clip_t": "fewbayes-clip",
@@ -68,6 +66,8 @@ def write_study(folder: Path, seeds=(0, 1, 2), side: int = 64, subjects=SUBJECTS
                         row = {"file": file, "subject": subject, "arm": arm, "seed": seed, "metric": metric}
                         row |= {"prompt": PROMPTS[n % 2], "prompt_id": n % 2, "sample": n // 2, "mode": "sound"}
                         images.append(row | {"value": float(rng.uniform(0.2, 0.9))})
+                    near = {"metric": "nearest_ncc", "value": 0.5, "reference": f"{n % 3}.png"}
+                    images.append(images[-1] | near)
     rows.append({"metric": "dinov2", "mode": "sound", "encoder": None, "value": None, "reason": "no <weights> given"})
     study = {
         "title": "Methods, plain and Bayesian",
@@ -102,7 +102,7 @@ def rows_of(study: Path) -> list[dict]:
 
 
 def test_the_table_is_the_macro_mean_of_the_rows(study):
-    table = make_table(read_evaluation(study), "sound")
+    table = make_scores(read_evaluation(study), "sound")
     values = [r["value"] for r in rows_of(study) if r.get("arm") == "lora" and r["metric"] == "dino"]
     line = next(line for line in table.lines if line.name == "lora")
     assert line.cells["dino"].mean == pytest.approx(np.mean(values))
@@ -114,7 +114,7 @@ def test_the_table_is_the_macro_mean_of_the_rows(study):
 
 def test_differences_are_paired_and_say_what_was_put_in(study):
     evaluation = read_evaluation(study)
-    table = make_table(evaluation, "sound")
+    table = make_scores(evaluation, "sound")
     assert [(row.treated.name, row.control.name) for row in table.differences] == [
         ("full-bayes", "full"),
         ("lora-bayes", "lora"),
@@ -127,30 +127,31 @@ def test_differences_are_paired_and_say_what_was_put_in(study):
     said = verdict(table)[0]
     assert "interval above zero in Clip-T, Dino, Clip-I, Clip-IQA; interval across zero in Lpips" in said
     assert "this speaks of these 2 subjects, over which no p can fall below 0.5" in said
-    assert "2 of them can give no p below 0.50, whatever the data" in markdown(table)
+    assert "2 of them can give no p below 0.50, whatever the data" in as_markdown(table)
 
 
 def test_per_subject_differences_resample_their_own_seeds(study):
-    row = make_table(read_evaluation(study), "sound").differences[0]
+    row = make_scores(read_evaluation(study), "sound").differences[0]
     assert sorted(row.per_subject["dino"]) == sorted(SUBJECTS)
     assert row.per_subject["dino"]["backpack"].units == 3
 
 
 def test_the_caption_calls_every_encoder_by_its_own_name(study):
     evaluation = read_evaluation(study)
-    said = caption(evaluation, "sound", FIVE)
+    table = make_scores(evaluation, "sound")
+    said = table.caption
     assert "Clip-T, Clip-I, Clip-IQA by fewbayes-clip; Dino, Lpips by fewbayes-dino" in said
     assert "no published table" in said
     assert "2 subjects" in said
-    table = make_table(evaluation, "sound")
-    for text in (markdown(table), latex(table)):
+    assert f"in {coverage(2, 3)[1]} of 100 where a few stand far out" in said
+    for text in (as_markdown(table), as_latex(table)):
         assert "fewbayes-clip" in text
         assert "fewbayes-dino" in text
         assert "openai" not in text
 
 
 def test_the_tables_agree_with_the_page_and_with_one_another(study, page):
-    table = make_table(read_evaluation(study), "sound")
+    table = make_scores(read_evaluation(study), "sound")
     mean = next(line for line in table.lines if line.name == "full-bayes").cells["clip_i"].mean
     assert mean is not None
     assert f"{mean:.3f}" in page
@@ -166,15 +167,59 @@ def test_the_tables_agree_with_the_page_and_with_one_another(study, page):
     assert len(kept_numbers["rows"]) == len(rows)
 
 
-def test_latex_has_its_columns_and_escapes_what_it_must(study):
-    text = latex(make_table(read_evaluation(study), "sound"))
+def test_latex_has_a_column_for_each_metric(study):
+    text = as_latex(make_scores(read_evaluation(study), "sound"))
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.count(" & ") for line in body} == {5}
-    assert escape("100 % of a_b & <c>") == r"100 \% of a\_b \& $<$c$>$"
 
 
 def test_what_is_missing_is_said_with_its_reason(page):
     assert "No value for dinov2: no &lt;weights&gt; given" in page
+
+
+def test_the_kept_table_is_written_as_it_was_from_its_kept_numbers():
+    results = Path(__file__).parents[1] / "docs" / "results"
+    told = json.loads((results / "methods.json").read_text("utf-8"))["tables"]
+    written = (results / "methods.md").read_text("utf-8")
+    shown = [i for i, caption in enumerate(told["captions"]) if caption["mode"] == "sound"]
+    assert len(shown) == 2
+    for i, name in zip(shown, ("paper", "beside"), strict=True):
+        rows = [row for row in told["rows"] if row["mode"] == "sound" and METRICS[row["metric"]].place[0] == name]
+        assert as_markdown(_kept_scores(rows, told["facts"]["arms"], told["captions"][i])) in written
+
+
+METRICS = {metric.name: metric for metric in registered()}
+
+
+def _kept_scores(rows: list[dict], arms: list[dict], caption: dict[str, str]) -> Scores:
+    """The table that rows of a kept table.json are of."""
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    labels = {"base": "Base model", "real": "Real against real"} | {arm["name"]: arm["label"] for arm in arms}
+    cells: dict[tuple[str, str], dict[str, Estimate]] = {}
+    tested: dict[str, dict[str, Comparison]] = {}
+    holm: dict[str, dict[str, float | None]] = {}
+    for row in rows:
+        found = Estimate(*(row[key] for key in ("mean", "low", "high", "subjects", "units", "missing")))
+        if row["kind"] == "difference":
+            cell = Comparison(found, row["win_rate"], row["p"], row["p_over"], None)
+            tested.setdefault(row["line"], {})[row["metric"]] = cell
+            holm.setdefault(row["line"], {})[row["metric"]] = row["p_holm"]
+        else:
+            cells.setdefault((row["line"], row["kind"]), {})[row["metric"]] = found
+    lines = [Line(name, labels[name], kind, its) for (name, kind), its in cells.items()]
+    against = {arm["name"]: arm["against"] for arm in arms}
+    by_name = {name: Arm(name, label) for name, label in labels.items()}
+    differences = [
+        Difference(by_name[name], by_name[against[name]], its, holm[name], {}) for name, its in tested.items()
+    ]
+    return Scores("sound", [METRICS[m] for m in metrics], lines, differences, caption["caption"], caption["test"])
+
+
+def test_rows_that_no_program_of_ours_wrote_are_torn_and_break_nothing(tmp_path):
+    rows = [{"subject": "cat"}, {"seed": "one"}, {"value": "high"}, {"seed": [1]}, {"value": {}}]
+    evaluation = read_evaluation(_evaluation(tmp_path, rows))
+    assert evaluation.notes == ("4 torn rows of metrics.jsonl left out.",)
+    assert evaluation.units["sound"]["dino"]["samples"] == {("cat", 0): 0.5}
 
 
 def test_hostile_prompts_are_escaped(page):
@@ -221,7 +266,7 @@ def test_the_best_case_has_passed_both_filters_and_the_worst_has_not_to():
     scores[19] = (0.1, 0.5, 0.99)  # the best quality, the worst text
     scores[18] = (0.5, 0.1, 0.98)  # the worst subject
     scores[0] = (0.05, 0.05, 0.0)  # the worst of all, which filters would hide
-    cases = {case.name: [p.file.stem for p in case.pictures] for case in choose(_pictures(scores), 2)}
+    cases = {name: [p.file.stem for p in pictures] for name, pictures in choose(_pictures(scores), 2).items()}
     assert cases["best"] == ["17", "16"]
     assert cases["worst"] == ["00", "01"]
     assert cases["average"] == ["10", "09"]
@@ -236,28 +281,14 @@ def test_nine_tenths_are_kept():
 def test_the_random_panel_does_not_look_at_scores():
     first = _pictures([(0.5, 0.5, i / 20) for i in range(20)])
     second = _pictures([(0.5, 0.5, 1 - i / 20) for i in range(20)])
-    chosen = [
-        [p.file for p in choose(pictures, 4, seed=3)[-1].pictures] for pictures in (first, list(reversed(second)))
-    ]
+    chosen = [[p.file for p in choose(pictures, 4, seed=3)["random"]] for pictures in (first, list(reversed(second)))]
     assert chosen[0] == chosen[1]
-    assert chosen[0] != [p.file for p in choose(first, 4, seed=4)[-1].pictures]
+    assert chosen[0] != [p.file for p in choose(first, 4, seed=4)["random"]]
 
 
 def test_without_quality_scores_only_chance_chooses():
     pictures = [Picture(Path(f"{i}.png"), "s", "a", 0, "p", {"dino": 0.5}) for i in range(5)]
-    assert [case.name for case in choose(pictures)] == ["random"]
-
-
-def test_the_nearest_training_image_is_the_one_that_was_copied(tmp_path):
-    for i in range(3):
-        _draw(tmp_path / f"{i}.png", i)
-    with Image.open(tmp_path / "1.png") as original:
-        original.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((48, 48)).save(tmp_path / "copy.png")
-    found = nearest(tmp_path / "copy.png", [tmp_path / f"{i}.png" for i in range(3)])
-    assert found is not None
-    assert found[0].name == "1.png"
-    assert found[1] > 0.98
-    assert nearest(tmp_path / "nowhere.png", [tmp_path / "1.png"]) is None
+    assert list(choose(pictures)) == ["random"]
 
 
 def test_large_pictures_come_with_a_crop_at_their_own_pixels(tmp_path):
@@ -319,7 +350,7 @@ def test_numbers_over_all_pictures_are_a_line_of_their_own_and_no_subject(tmp_pa
     rows += [{"mode": "paper", "subject": None, "average": "micro", "row": row} for row in ("samples", "real")]
     evaluation = read_evaluation(_evaluation(tmp_path, rows))
     assert evaluation.subjects == ("cat", "mug")
-    table = make_table(evaluation, "paper")
+    table = make_scores(evaluation, "paper")
     assert [line.label for line in table.lines] == [
         "Real against real, pooled over 2 subjects",
         "Samples, pooled over 2 subjects",
@@ -330,7 +361,7 @@ def test_numbers_over_all_pictures_are_a_line_of_their_own_and_no_subject(tmp_pa
 
 def test_a_study_in_paper_mode_says_how_it_averages(tmp_path):
     rows = [{"mode": "paper", "subject": name} for name in ("cat", "mug")]
-    said = make_table(read_evaluation(_evaluation(tmp_path, rows)), "paper").caption
+    said = make_scores(read_evaluation(_evaluation(tmp_path, rows)), "paper").caption
     assert "the authors' averaging within each subject, quirks included; macro over subjects" in said
 
 
@@ -356,20 +387,20 @@ def test_pictures_are_found_from_wherever_the_report_is_made(tmp_path, monkeypat
 
 
 def test_the_ceiling_is_one_of_likeness_alone(study):
-    said = make_table(read_evaluation(study), "sound").caption
+    said = make_scores(read_evaluation(study), "sound").caption
     assert "Real against real is a ceiling in Dino, Clip-I, and none in other columns." in said
 
 
 def test_the_caption_sees_our_encoders_among_others(tmp_path):
     rows = [{"subject": "cat", "seed": i, "encoder": name} for i, name in enumerate(("facebook/dino", "fewbayes-dino"))]
-    assert "no published table" in make_table(read_evaluation(_evaluation(tmp_path, rows)), "sound").caption
+    assert "no published table" in make_scores(read_evaluation(_evaluation(tmp_path, rows)), "sound").caption
 
 
 def test_one_pair_of_trainings_has_neither_wins_nor_p(tmp_path):
     rows = [{"subject": "cat", "seed": 0, "arm": arm, "value": v} for arm, v in (("oft", 0.5), ("oft-bayes", 0.501))]
-    table = make_table(read_evaluation(_evaluation(tmp_path, rows)), "sound")
-    assert "wins" not in markdown(table).split("difference")[-1]
-    assert "; p " not in markdown(table)
+    table = make_scores(read_evaluation(_evaluation(tmp_path, rows)), "sound")
+    assert "wins" not in as_markdown(table).split("difference")[-1]
+    assert "; p " not in as_markdown(table)
     figure = dot_plots(table)[0]
     assert "0.010" in figure  # however small the difference, the axis goes that far
 
@@ -379,24 +410,13 @@ def test_so_few_pictures_that_all_cases_are_the_same_is_said(tmp_path):
     assert "all cases show the same ones" in write_report(few).read_text("utf-8")
 
 
-def test_the_nearest_image_is_seen_as_the_metric_sees_it(tmp_path):
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        Image.fromarray(rng.integers(0, 255, (48, 96, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
-    pictures = {name: Image.open(tmp_path / f"{name}.png") for name in ("a", "b")}
-    store = _Thumbnails().images(list(pictures.values()))
-    found = nearest(tmp_path / "a.png", [tmp_path / "b.png"])
-    assert found is not None
-    assert found[1] == pytest.approx(max(store[0] @ store[1], store[0] @ mirrored(store[1:])[0]), abs=1e-6)
-
-
 def test_arms_without_a_study_are_compared_by_their_suffix(tmp_path):
     rows = [
         {"metric": "dino", "mode": "sound", "value": 0.5, "subject": "s", "arm": arm, "seed": 0}
         for arm in ("oft", "oft-bayes", "lora-bayes")
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    table = make_table(read_evaluation(tmp_path), "sound")
+    table = make_scores(read_evaluation(tmp_path), "sound")
     assert [row.treated.name for row in table.differences] == ["oft-bayes"]
 
 

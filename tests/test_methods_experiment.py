@@ -9,22 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewbayes.page.evaluation import make_table, read_evaluation
-from fewbayes.studies.methods import (
-    BASE,
-    Cell,
-    Protocol,
-    StudySubject,
-    dataset_subjects,
-    drawn_subject,
-    gather,
-    listing,
-    photographed_subject,
-    run_methods,
-    sample_cell,
-    score_cell,
-    study_arms,
-)
+from fewbayes.page.evaluation import make_scores, read_evaluation
+from fewbayes.studies.methods import run_methods, study_arms
+from fewbayes.studies.methods.cells import BASE, Cell, Protocol, gather, listing, sample_cell, score_cell
+from fewbayes.studies.subjects import StudySubject, dataset_subjects, drawn_subject, photographed_subject
 from fewbayes.world.scenes import SUBJECTS
 
 FEW = Protocol(images_per_prompt=2, most_prompts=2, steps=2)
@@ -69,7 +57,7 @@ def cell(tmp_path, eps_model, photos):
 def test_all_models_are_sampled_with_the_same_prompts_and_seeds(cell):
     other = replace(cell, arm="lora", seed=3)
     keys = ("file", "prompt", "seed", "sampler", "steps", "guidance", "safety_filter")
-    rows, others = listing(cell, "<v>"), listing(other, "<v>")
+    rows, others = listing(cell), listing(other)
     assert [[row[key] for key in keys] for row in rows] == [[row[key] for key in keys] for row in others]
     assert len({row["seed"] for row in rows}) == len(rows) == 8
     assert [row["prompt"] for row in rows[::2]] == [
@@ -82,7 +70,7 @@ def test_all_models_are_sampled_with_the_same_prompts_and_seeds(cell):
 
 def test_the_whole_protocol_is_25_prompts_of_4_and_the_unrelated_ones(cell):
     whole = replace(cell, arm="lora", seed=3, protocol=Protocol())
-    rows = listing(whole, "<v>")
+    rows = listing(whole)
     assert sum("<v>" in row["prompt"] for row in rows) == 100
     assert 0 < sum("<v>" not in row["prompt"] for row in rows) < 50
 
@@ -112,7 +100,8 @@ def test_gathered_rows_name_their_arm_and_the_ceiling_is_taken_once(cell):
         image = {"file": "00-0.png", "metric": "dino", "value": value, "subject": "things", "arm": one.arm}
         (one.scores / "images.jsonl").write_text(json.dumps({**image, "seed": one.seed}) + "\n")
     arms = [{"name": "lora", "label": "LoRA"}]
-    gather(cell.folder, [cell, tuned], ["things/lora-seed4"], {"arms": arms, "subjects": [{"name": "things"}]})
+    missing = ["things/lora-seed4"]
+    gather(cell.folder, [cell, tuned], {"arms": arms, "subjects": [{"name": "things"}], "missing": missing})
 
     rows = [json.loads(line) for line in (cell.folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["row"], row["arm"], row["value"]) for row in rows] == [
@@ -122,7 +111,7 @@ def test_gathered_rows_name_their_arm_and_the_ceiling_is_taken_once(cell):
     ]
     evaluation = read_evaluation(cell.folder)
     assert "trainings that did not come to their end: things/lora-seed4." in evaluation.notes
-    found = {line.name: line.cells["dino"].mean for line in make_table(evaluation, "sound").lines}
+    found = {line.name: line.cells["dino"].mean for line in make_scores(evaluation, "sound").lines}
     assert found == {"base": 0.3, "lora": 0.6, "real": 0.9}
     assert evaluation.pictures[-1].file == tuned.pictures / "00-0.png"
 
@@ -144,22 +133,22 @@ def test_what_cannot_be_done_is_refused_before_anything_is(wrong, said, tmp_path
 
 def test_a_small_study_ends_in_a_table_and_repeats_nothing(eps_model, photos, tmp_path):
     arguments = ["--model", str(eps_model), "--photographs", f"{photos}:dog", "--methods", "full", "--quick"]
-    arguments += ["--steps", "2", "--prompts", "1", "--encoders", "embedded", "--workers", "1"]
-    arguments += ["--output_dir", str(tmp_path / "study")]
-    folder = run_methods(arguments)
+    arguments += ["--steps", "2", "--prompts", "1", "--workers", "1", "--output_dir", str(tmp_path / "study")]
+    embedded = ["--encoders", "embedded"]
+    folder = run_methods([*arguments, *embedded])
     evaluation = read_evaluation(folder)
-    table = make_table(evaluation, "sound")
+    table = make_scores(evaluation, "sound")
     assert {"base", "full", "full-bayes", "real"} == {line.name for line in table.lines}
     cell = next(line for line in table.lines if line.name == "full-bayes").cells["clip_t"]
     assert cell.mean is not None
     assert np.isfinite(cell.mean)
     dear = ["*.png", "scores/*/evaluation.json"]
     written = {path: path.stat().st_mtime_ns for kind in dear for path in folder.rglob(kind)}
-    run_methods(arguments)
+    run_methods([*arguments, *embedded])
     assert written == {path: path.stat().st_mtime_ns for kind in dear for path in folder.rglob(kind)}
 
     said = (folder / "study.json").read_bytes()
-    for wrong in (["--num_inference_steps", "3", "--guidance_scale", "2"], ["--encoders", str(tmp_path / "nowhere")]):
+    for wrong in (["--guidance_scale", "2", *embedded], ["--encoders", str(tmp_path / "nowhere")]):
         with pytest.raises(ValueError, match=r"samples of other settings|neither 'embedded'"):
             run_methods([*arguments, *wrong])
     assert (folder / "study.json").read_bytes() == said  # a refused call changes nothing
@@ -177,13 +166,8 @@ def _encoders_of_their_own(folder: Path) -> Path:
 
 def test_scores_are_made_again_when_what_they_were_made_from_has_changed(cell):
     sample_cell(cell)
-    listed = cell.pictures / "samples.json"
-    old = [{key: value for key, value in row.items() if key != "kind"} for row in json.loads(listed.read_text())]
-    listed.write_text(json.dumps(old))
-    picture = (cell.pictures / "00-0.png").read_bytes()
-    sample_cell(cell)  # kinds are added, nothing is sampled
-    assert {row["kind"] for row in json.loads(listed.read_text())} == {"subject", "class", "unrelated"}
-    assert (cell.pictures / "00-0.png").read_bytes() == picture
+    listed = json.loads((cell.pictures / "samples.json").read_text())
+    assert {row["kind"] for row in listed} == {"subject", "class", "unrelated"}
 
     def modes() -> set[str]:
         return {json.loads(line)["mode"] for line in (cell.scores / "metrics.jsonl").read_text().splitlines()}
@@ -199,7 +183,7 @@ def test_scores_are_made_again_when_what_they_were_made_from_has_changed(cell):
     assert modes() == {"sound", "paper"}
     score_cell(cell)
     facts = json.loads((cell.scores / "scored_from.json").read_text())
-    (cell.scores / "scored_from.json").write_text(json.dumps(facts | {"encoders": {"clip": "another"}}))
+    (cell.scores / "scored_from.json").write_text(json.dumps(facts | {"made_of": {"clip": "another"}}))
     second = age()
     score_cell(cell)
     assert age() != second

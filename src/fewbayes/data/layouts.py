@@ -4,8 +4,8 @@ Four layouts are told apart by what is there: google/dreambooth (a folder per su
 kohya's (folders named `10_sks dog`), rows of metadata.jsonl that name a subject, and plain folders, one per subject or
 one alone. CelebA-HQ has its own reader, because its identities stand in a file of their own and some have to be drawn.
 
-Nothing is decoded here, but for the alpha channel of a picture asked for its mask: `data.check_folder` looks at the
-images of a folder that is trained on. It does not know models, and fetches nothing.
+Nothing is decoded here: `data.images` looks at the images of a folder that is trained on. It does not know models, and
+fetches nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-
 from fewbayes.data.captions import METADATA
 from fewbayes.data.images import FORMATS, MASK_ENDINGS, DataError
 
@@ -28,27 +24,12 @@ CLASSES_FILE = "prompts_and_classes.txt"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """caption: what the data say of it, if they do. mask: the file of its mask, or itself where its alpha is one."""
-
-    path: Path
-    caption: str | None = None
-    mask: Path | None = None
-
-
-@dataclass(frozen=True)
 class Subject:
-    """class_word: None where the data do not say what it is. token: the rare word that the data give it, if any."""
+    """pictures: their files, by name. class_word: None where the data do not say what it is."""
 
     name: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Path, ...]
     class_word: str | None = None
-    token: str | None = None
-    repeats: int | None = None
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        return tuple(picture.path for picture in self.pictures)
 
 
 def read_subjects(root: str | Path) -> list[Subject]:
@@ -68,23 +49,10 @@ def read_subjects(root: str | Path) -> list[Subject]:
     raise DataError(f"{root} holds neither pictures nor folders of pictures")
 
 
-def mask_of(picture: Picture) -> NDArray[np.bool_] | None:
-    """True where the subject is, (height, width) as the picture is seen; None where no mask is given."""
-    if picture.mask is None:
-        return None
-    with Image.open(picture.mask) as opened:
-        image = ImageOps.exif_transpose(opened)
-        level = image.convert("RGBA").getchannel("A") if picture.mask == picture.path else image.convert("L")
-        return np.asarray(level) >= 128
-
-
 def _from_folder(folder: Path, classes: Mapping[str, str]) -> Subject:
     """A folder of one subject; its name may follow kohya's `repeats_token class`."""
-    pictures = tuple(Picture(path, _caption(path), _mask(path)) for path in _pictures(folder))
-    if named := re.fullmatch(r"(\d+)_(\S+)(?: (.+))?", folder.name):
-        repeats, token, word = named.groups()
-        return Subject(folder.name, pictures, word, token, int(repeats))
-    return Subject(folder.name, pictures, classes.get(folder.name))
+    named = re.fullmatch(r"\d+_\S+(?: (.+))?", folder.name)
+    return Subject(folder.name, tuple(_pictures(folder)), named[1] if named else classes.get(folder.name))
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -96,33 +64,6 @@ def _pictures(folder: Path) -> list[Path]:
     ]
 
 
-def _caption(path: Path) -> str | None:
-    beside = path.with_suffix(".txt")
-    return beside.read_text("utf-8-sig").strip() or None if beside.is_file() else None
-
-
-def _mask(path: Path) -> Path | None:
-    beside = next((file for end in MASK_ENDINGS if (file := path.with_name(f"{path.stem}{end}.png")).is_file()), None)
-    return beside or (path if _has_holes(path) else None)
-
-
-def _has_holes(path: Path) -> bool:
-    """Whether a picture has an alpha channel that hides some of it; unreadable files are for others to complain of."""
-    if path.suffix.lower() not in (".png", ".webp", ".tif", ".tiff"):
-        return False
-    try:
-        with Image.open(path) as image:
-            if "A" not in image.getbands():
-                return False
-            alpha = np.asarray(image.getchannel("A"))
-    except OSError:
-        return False
-    return bool(alpha.min() < 128 <= alpha.max())
-
-
-# google/dreambooth
-
-
 def _classes(root: Path) -> dict[str, str]:
     """Subject to class word, from the `subject_name,class` rows of DreamBooth's file; empty without it."""
     file = root / CLASSES_FILE
@@ -132,20 +73,17 @@ def _classes(root: Path) -> dict[str, str]:
     return {name: word.strip() for name, word in rows if name != "subject_name"}
 
 
-# metadata.jsonl
-
-
 def _from_metadata(root: Path) -> list[Subject]:
-    """Rows of file_name and text, with `subject` and perhaps `class` and `mask`; none where no row names a subject."""
+    """Rows of file_name, with `subject` and perhaps `class`; none where no row names a subject."""
     rows = [_row(root, line, number) for number, line in _lines(root / METADATA)]
-    grouped: dict[str, list[tuple[Picture, str | None]]] = {}
-    for name, picture, word in rows:
+    grouped: dict[str, list[tuple[Path, str | None]]] = {}
+    for name, path, word in rows:
         if name is not None:
-            grouped.setdefault(name, []).append((picture, word))
+            grouped.setdefault(name, []).append((path, word))
     if grouped and len(rows) > sum(map(len, grouped.values())):
         raise DataError(f"{root / METADATA}: some rows name a subject and some do not; name it in all or in none")
     return [
-        Subject(name, tuple(picture for picture, _ in found), _one_word(name, {word for _, word in found}))
+        Subject(name, tuple(path for path, _ in found), _one_word(name, {word for _, word in found}))
         for name, found in sorted(grouped.items())
     ]
 
@@ -154,17 +92,15 @@ def _lines(file: Path) -> Iterable[tuple[int, str]]:
     return ((n, line) for n, line in enumerate(file.read_text("utf-8-sig").split("\n"), start=1) if line.strip())
 
 
-def _row(root: Path, line: str, number: int) -> tuple[str | None, Picture, str | None]:
+def _row(root: Path, line: str, number: int) -> tuple[str | None, Path, str | None]:
     try:
         row = json.loads(line)
-        path, mask = root / row["file_name"], row.get("mask")
+        path = root / row["file_name"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{root / METADATA}, line {number}: not a row with a file_name") from None
-    for file in (path, *([root / mask] if mask else [])):
-        if not file.is_file():
-            raise DataError(f"{root / METADATA}, line {number}: {file} is not there")
-    caption = row.get("text") or row.get("prompt")
-    return row.get("subject"), Picture(path, caption, root / mask if mask else _mask(path)), row.get("class")
+    if not path.is_file():
+        raise DataError(f"{root / METADATA}, line {number}: {path} is not there")
+    return row.get("subject"), path, row.get("class")
 
 
 def _one_word(name: str, words: set[str | None]) -> str | None:
@@ -173,7 +109,7 @@ def _one_word(name: str, words: set[str | None]) -> str | None:
     return next(iter(words))
 
 
-# CelebA-HQ
+# --- CelebA-HQ --------------------------------------------------------------------------------------------------------
 
 
 def draw_identities(
@@ -194,7 +130,7 @@ def draw_identities(
         )
     chosen = sorted(enough, key=lambda name: _rank(seed, name))[:identities]
     subjects = [_person(images, name, listed[name], pictures, seed) for name in sorted(chosen)]
-    missing = [path for subject in subjects for path in subject.paths if not path.is_file()]
+    missing = [path for subject in subjects for path in subject.pictures if not path.is_file()]
     if missing:
         raise DataError(f"{len(missing)} of the drawn pictures are not in {images}, {missing[0].name} for one")
     return subjects
@@ -202,7 +138,7 @@ def draw_identities(
 
 def _person(images: Path, name: str, files: list[str], pictures: int, seed: int) -> Subject:
     drawn = sorted(sorted(set(files)), key=lambda file: _rank(seed, f"{name}/{file}"))[:pictures]
-    return Subject(name, tuple(Picture(images / file) for file in sorted(drawn)), "person")
+    return Subject(name, tuple(images / file for file in sorted(drawn)), "person")
 
 
 def _rank(seed: int, name: str) -> bytes:

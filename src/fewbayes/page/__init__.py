@@ -6,8 +6,7 @@ Reads files only: it knows no model, no trainer, and never imports torch.
 from pathlib import Path
 
 from fewbayes.page.diagnosis_page import is_diagnosis, write_diagnosis_report
-from fewbayes.page.evaluation import is_evaluation
-from fewbayes.page.evaluation_page import write_evaluation_report
+from fewbayes.page.evaluation import is_evaluation, write_evaluation_report
 from fewbayes.page.page import summarise, write_run_report
 
 __all__ = ["summarise", "write_report"]

@@ -107,7 +107,7 @@ def dataset_subjects(
 def _dataset_subject(subject: Subject, folder: Path, resolution: int, world: bool) -> StudySubject:
     word = subject.class_word
     assert word is not None
-    into = _kept(folder / subject.name / "photographs", _squares(subject.paths, resolution))
+    into = _kept(folder / subject.name / "photographs", _squares(subject.pictures, resolution))
     return StudySubject(subject.name, word, set_for(word, world=world), into)
 
 

@@ -37,9 +37,15 @@ DOTS = 120
 
 def figures() -> dict[str, str]:
     """The title of every figure by its name, in the paper's order; read off the files, which are not imported."""
-    files = sorted(Path(__file__).parent.glob("fig*.py"), key=lambda file: int(file.stem.removeprefix("fig")))
-    told = {file.stem: ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "" for file in files}
+    files = [file for place in __path__ for file in Path(place).glob("fig*.py")]
+    told = {
+        file.stem: ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "" for file in sorted(files, key=_number)
+    }
     return {name: text.partition("\n")[0].rstrip(".") for name, text in told.items()}
+
+
+def _number(file: Path) -> int:
+    return int(file.stem.removeprefix("fig"))
 
 
 def run_figure(name: str, arguments: Sequence[str]) -> Path:

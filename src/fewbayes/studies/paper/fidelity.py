@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.metrics.scores import fidelity
-from fewbayes.metrics.statistics import Estimate, interval
+from fewbayes.metrics.statistics import Estimate, interval, reading
 from fewbayes.studies.grid import Arm, Training, experiment, grid, is_done
 from fewbayes.studies.memo import remember
 from fewbayes.studies.paper.denoise import keep
@@ -167,8 +167,10 @@ def strips(figure: Panel, told: Told, folder: Path) -> None:
 
 
 def falls(told: Told) -> list[str]:
-    """Depth and onset of the largest fall of each arm, with their intervals over runs."""
-    return [f"{arm['label']}: {fall(arm['dips'])}, last {bounds(arm['dips']['last'])}" for arm in told["arms"]]
+    """Depth and onset of the largest fall of each arm, with their intervals over runs, and what these can say."""
+    runs = told["arms"][0]["runs"]
+    said = [reading(len({run["subject"] for run in runs}), len(runs))] if len(runs) > 1 else []
+    return [f"{arm['label']}: {fall(arm['dips'])}, last {bounds(arm['dips']['last'])}" for arm in told["arms"]] + said
 
 
 def fall(dips: Told) -> str:

@@ -1,0 +1,234 @@
+"""One model of the study: which pictures it is asked for, and how these are sampled, scored and gathered.
+
+Samples are kept in whole folders, scores as long as all that they were made from is the same. Knows no grid: a cell
+says where its model lies, however it came there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from fewbayes.errors import UserError
+from fewbayes.files.atomic import atomic_folder, atomic_write, file_sha256
+from fewbayes.models import inspect_model
+from fewbayes.settings.config import USUAL_RARE_TOKEN
+from fewbayes.studies.memo import content, digest, recall, remember
+from fewbayes.studies.prompts import IMAGES_PER_PROMPT, class_prompt, drift_prompts, prompts, samples
+from fewbayes.studies.subjects import StudySubject
+
+BASE = "base"
+Mode = Literal["sound", "paper", "both"]
+STUDY, METRICS, IMAGES, LISTING = "study.json", "metrics.jsonl", "images.jsonl", "samples.json"
+FACTS, MADE_FROM, FEATURES = "evaluation.json", "scored_from.json", "features.sqlite"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the pictures that are scored are made. Nothing filters them: no safety checker is ever loaded.
+
+    unrelated: whether prompts without the rare token are sampled too, for what training does to everything else.
+    """
+
+    images_per_prompt: int = IMAGES_PER_PROMPT
+    most_prompts: int | None = None
+    sampler: str = "ddim"
+    steps: int = 25
+    guidance: float = 7.5
+    seed: int = 0
+    unrelated: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model to be sampled and scored. seed: of its training, None for the base model."""
+
+    folder: Path
+    subject: StudySubject
+    arm: str
+    seed: int | None
+    source: str
+    model: str
+    protocol: Protocol
+    encoders: str
+    mode: Mode
+
+    @property
+    def name(self) -> str:
+        return self.arm if self.seed is None else f"{self.arm}-seed{self.seed}"
+
+    @property
+    def pictures(self) -> Path:
+        return self.folder / self.subject.name / "pictures" / self.name
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / self.subject.name / "scores" / self.name
+
+    @property
+    def base(self) -> Path | None:
+        """The pictures of the base model, beside which these are scored; its own have none."""
+        return None if self.arm == BASE else self.pictures.parent / BASE
+
+    @property
+    def token(self) -> str:
+        """The rare word that every arm is trained with and every prompt has."""
+        return inspect_model(self.model).rare_token or USUAL_RARE_TOKEN
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def listing(cell: Cell) -> list[dict[str, Any]]:
+    """The rows of samples.json: what each picture is made from, known before any is. kind: what its prompt asks for,
+    the "subject", its "class" without the rare token, or what is "unrelated" to it."""
+    p, word = cell.protocol, cell.subject.class_word
+    texts = dict.fromkeys(prompts(cell.subject.prompt_set, cell.token, word)[: p.most_prompts], "subject")
+    if p.unrelated:
+        others = drift_prompts(word, world=cell.subject.prompt_set.startswith("world"))
+        kinds = {class_prompt(word): "class"} | dict.fromkeys(others, "unrelated")
+        texts |= dict(list(kinds.items())[: p.most_prompts])
+    how = {"sampler": p.sampler, "steps": p.steps, "guidance": p.guidance, "negative_prompt": ""}
+    how |= {"safety_filter": "off", "source": cell.name}
+    return [
+        {"file": f"{s.prompt_id:02d}-{s.sample}.png", **asdict(s), "kind": texts[s.prompt], **how}
+        for s in samples(texts, p.images_per_prompt, p.seed)
+    ]
+
+
+def check_pictures(cell: Cell) -> bool:
+    """Whether the samples are there; those of other settings are refused."""
+    if not cell.pictures.is_dir():
+        return False
+    if json.loads((cell.pictures / LISTING).read_text("utf-8")) != listing(cell):
+        raise UserError(f"{cell.pictures} holds samples of other settings; give another output_dir")
+    return True
+
+
+def sample_cell(cell: Cell) -> Path:
+    """The pictures of one model; a whole folder of the same settings is kept, one of others is refused."""
+    if check_pictures(cell):
+        return cell.pictures
+    import torch
+
+    from fewbayes.runs.opening import open_model
+    from fewbayes.sample import sample_images
+
+    family, _ = open_model(cell.source)
+    family.to("cuda" if torch.cuda.is_available() else "cpu")
+    p, rows = cell.protocol, listing(cell)
+    words, seeds = [row["prompt"] for row in rows], [row["seed"] for row in rows]
+    pictures = sample_images(family, words, seeds, sampler=p.sampler, steps=p.steps, guidance=p.guidance)
+    with atomic_folder(cell.pictures) as staging:
+        for row, picture in zip(rows, pictures, strict=True):
+            picture.save(staging / row["file"])
+        (staging / LISTING).write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    return cell.pictures
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+
+def score_cell(cell: Cell) -> Path:
+    """The scores of one folder of samples, as `fewbayes evaluate` writes them; kept if made from the same things."""
+    wanted = made_from(cell)
+    if recall(cell.scores / MADE_FROM, wanted):
+        return cell.scores
+    from fewbayes.metrics.evaluate import evaluate_folder
+
+    with atomic_folder(cell.scores) as staging:
+        evaluate_folder(
+            cell.pictures,
+            reference_dir=cell.subject.photographs,
+            mode=cell.mode,
+            encoders=encoders_of(cell.encoders),
+            base_dir=cell.base,
+            rare_token=cell.token,
+            subject=cell.subject.name,
+            arm=cell.arm,
+            seed=cell.seed,
+            output_dir=staging,
+            cache=cell.folder / FEATURES,
+        )
+        remember(staging / MADE_FROM, wanted, lambda: True)
+    return cell.scores
+
+
+def made_from(cell: Cell) -> dict[str, Any]:
+    """All that the scores of a cell depend on: pictures of three kinds, encoders, settings and the metrics' code."""
+    return {
+        "mode": cell.mode,
+        "rare_token": cell.token,
+        "encoders": {key: _identity(encoder) for key, encoder in sorted(encoders_of(cell.encoders).items())},
+        "metrics": _metrics_code(),
+        "pictures": content(cell.pictures),
+        "references": content(cell.subject.photographs),
+        "base": content(cell.base) if cell.base else None,
+    }
+
+
+@cache
+def encoders_of(which: str) -> dict[str, Any]:
+    """Loaded once a process."""
+    from fewbayes.metrics.encoders import load_encoders
+
+    return load_encoders(which)
+
+
+def _identity(encoder: Any) -> str:
+    """Its name and fingerprint; of one that is missing, its name."""
+    identity = getattr(encoder, "identity", None)
+    return f"{identity.name} {identity.fingerprint}" if identity else f"{encoder.name} is missing"
+
+
+@cache
+def _metrics_code() -> str:
+    """Changes with every edit of a metric: scores of two versions never meet in one table."""
+    import fewbayes.metrics
+
+    (place,) = map(Path, fewbayes.metrics.__path__)
+    return digest(f"{file.relative_to(place).as_posix()} {file_sha256(file)}" for file in sorted(place.rglob("*.py")))
+
+
+# --- the study's own files --------------------------------------------------------------------------------------------
+
+
+def gather(folder: Path, cells: Sequence[Cell], described: Mapping[str, Any]) -> None:
+    """metrics.jsonl and images.jsonl of the study from those of its cells, in their order; study.json last, with what
+    was used."""
+    encoders = {
+        json.dumps(json.loads((cell.scores / FACTS).read_text("utf-8"))["encoders"], sort_keys=True) for cell in cells
+    }
+    if len(encoders) > 1:
+        raise UserError(f"{folder} was scored by encoders that changed meanwhile; give the same command again")
+    metrics = [row for cell in cells for row in _metric_rows(cell)]
+    images = [row for cell in cells for row in _image_rows(folder, cell)]
+    for name, rows in ((METRICS, metrics), (IMAGES, images)):
+        atomic_write(folder / name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    counted = {"encoders": json.loads(encoders.pop()), "evaluated": len(cells)}
+    atomic_write(folder / STUDY, json.dumps({**described, **counted}, indent=1, default=str) + "\n")
+
+
+def _metric_rows(cell: Cell) -> Iterable[dict[str, Any]]:
+    """Rows of the samples, those of the base model as a row of their own in the table; the ceiling, which is the
+    subject's whoever's samples it is measured beside, is taken once."""
+    for row in _rows(cell.scores / METRICS):
+        if row["row"] == "samples":
+            yield {**row, "row": BASE if cell.arm == BASE else "samples"}
+        elif cell.arm == BASE and row["row"] != BASE:
+            yield {**row, "arm": None}
+
+
+def _image_rows(folder: Path, cell: Cell) -> Iterable[dict[str, Any]]:
+    """Rows of single samples, their files as seen from the study's folder."""
+    for row in _rows(cell.scores / IMAGES):
+        file = (cell.pictures / row["file"]).relative_to(folder).as_posix()
+        yield {**row, "row": BASE if cell.arm == BASE else "samples", "file": file}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line] if path.is_file() else []
