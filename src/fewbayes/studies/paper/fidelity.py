@@ -6,6 +6,7 @@ keeps; beside it a measure without weights, and the noise of the samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.axes import Axes
 from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.metrics.scores import fidelity
-from fewbayes.metrics.statistics import Estimate, interval, reading
+from fewbayes.metrics.statistics import interval, reading
 from fewbayes.studies.grid import Arm, Training, experiment, grid, is_done
 from fewbayes.studies.memo import remember
 from fewbayes.studies.paper.denoise import keep
@@ -133,11 +134,14 @@ def fidelity_dip(steps: Sequence[int], values: Sequence[float]) -> dict[str, flo
 def dips(runs: Sequence[Mapping[str, Any]], of: str) -> dict[str, Any]:
     """Depth, onset and last value over runs, with 95 % intervals over subjects and seeds."""
     each = [fidelity_dip(run["steps"], run[of]) | {"last": run[of][-1]} for run in runs]
-    return {"of": of} | {key: asdict(_estimate(runs, [one[key] for one in each])) for key in ("depth", "onset", "last")}
 
+    def over_runs(key: str, within: tuple[float, float]) -> dict[str, Any]:
+        units = {(run["subject"], run["seed"]): one[key] for run, one in zip(runs, each, strict=True)}
+        return asdict(interval(units, within=within))
 
-def _estimate(runs: Sequence[Mapping[str, Any]], values: Sequence[float | None]) -> Estimate:
-    return interval({(run["subject"], run["seed"]): value for run, value in zip(runs, values, strict=True)})
+    some, any_number = (0.0, math.inf), (-math.inf, math.inf)
+    kinds = {"depth": some, "onset": some, "last": any_number}
+    return {"of": of} | {key: over_runs(key, within) for key, within in kinds.items()}
 
 
 def fidelity_axes(axes: Axes, told: Told) -> None:
