@@ -75,12 +75,13 @@ def make_step(arm: str, args: argparse.Namespace) -> tuple[Step, int]:
         times = torch.randint(0, 1000, (args.batch_size,))
     network = SimpleNamespace(denoiser=unet, text_encoders={})  # as much of a family as methods ask for
     paths = {"model": "-", "instance_data_dir": "-", "instance_prompt": "<v>", "output_dir": "-"}
-    method = make_method(TrainConfig(**paths, method=args.method))
+    chosen = {"bayes": True, "where": args.where} if arm != "plain" and args.method == "full" else {}
+    method = make_method(TrainConfig(**paths, method=args.method, **chosen))
     method.attach(network)
     method.training(network, True)
     posterior = None
     if arm != "plain":
-        module, where = method.random(network, args.where)
+        module, where = method.random(network)
         posterior = GaussianPosterior(module, where=where, learn=arm, track_prior=False)
     weights = list(method.trainable(network).values())
     parameters = [*weights, *(posterior.std_parameters() if posterior else [])]

@@ -41,7 +41,7 @@ def counted(family: Family, method: str, where: str = "linear", **settings: Any)
     with torch.device("meta"):
         maker.attach(family)
     trained = sum(weight.numel() for weight in maker.trainable(family).values())
-    random = [chosen.parameter.numel() for chosen in select(*maker.random(family, where))]
+    random = [chosen.parameter.numel() for chosen in select(*maker.random(family))]
     maker.detach(family)
     return {
         "model": family.card.model,

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewbayes.methods import COMPARISON_ARMS, METHODS, make_method
+from fewbayes.methods import make_method, registered
 from fewbayes.models import load_family
 from fewbayes.runs.folder import read_metrics
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.train import train
 
-ARMS = [(method, bayes) for method in METHODS for bayes in (False, True) if not (bayes and method in COMPARISON_ARMS)]
+ARMS = [(name, bayes) for name, entry in registered().items() for bayes in (False, True) if entry.random or not bayes]
 MODELS = ("eps_model", "v_model", "sdxl_model")
 
 

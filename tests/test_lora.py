@@ -125,7 +125,7 @@ def test_a_file_without_the_text_encoder_is_refused_where_it_is_trained(family, 
 
 def test_only_the_up_matrices_of_the_denoiser_are_random_and_their_prior_mean_is_zero(family, attached):
     method = attached(bayes=True, train_text_encoder=True)
-    module, where = method.random(family, "linear")
+    module, where = method.random(family)
     posterior = GaussianPosterior(module, where=where, weight_std=0.01)
     assert module is family.denoiser
     assert set(posterior.names) == {f"{name}.lora_B.default.weight" for name in adapter_layers(family.denoiser)}
@@ -138,7 +138,7 @@ def test_a_bayesian_export_has_not_one_number_more(family, attached, tmp_path):
     for bayes in (False, True):
         method = attached(bayes=bayes)
         if bayes:
-            module, where = method.random(family, "linear")
+            module, where = method.random(family)
             with GaussianPosterior(module, where=where).sample(0):
                 prediction(family)
         method.export(family, tmp_path / str(bayes))
@@ -150,7 +150,7 @@ def test_a_bayesian_export_has_not_one_number_more(family, attached, tmp_path):
 
 def test_one_draw_of_the_weights_changes_the_prediction_and_only_inside(family, attached):
     method = attached(bayes=True)
-    module, where = method.random(family, "linear")
+    module, where = method.random(family)
     posterior = GaussianPosterior(module, where=where, weight_std=0.05)
     before = prediction(family)
     with posterior.sample(0):

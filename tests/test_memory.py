@@ -218,7 +218,7 @@ optimizer = torch.optim.AdamW(method.trainable(family).values(), fused=True)
 from fewbayes.posterior.gaussian import GaussianPosterior
 posterior = None
 if bayes:
-    module, where = method.random(family, "linear")
+    module, where = method.random(family)
     posterior = GaussianPosterior(module, where=where, track_prior=False)
 for step in range(2):
     with posterior.sample(step) if posterior else nullcontext():

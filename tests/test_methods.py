@@ -7,9 +7,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from fewbayes.methods import COMPARISON_ARMS, METHODS, make_method
+from fewbayes.methods import make_method, registered
+from fewbayes.methods._tlora_layer import active_ranks
 from fewbayes.methods.adapters import adapter_layers
-from fewbayes.methods.tlora import active_ranks
 from fewbayes.models import load_family
 from fewbayes.posterior.where import select
 from fewbayes.sample import sample_images
@@ -17,6 +17,8 @@ from fewbayes.sample import sample_images
 XT = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([100, 900])
 PROMPTS = ["a photo of <v> dog", "a photo of"]
+METHODS = registered()
+COMPARISON_ARMS = [name for name, entry in METHODS.items() if entry.random is None]
 ADAPTERS = [name for name in METHODS if name != "full"]
 WITH_TEXT_ENCODER = [name for name in METHODS if name != "tlora"]
 
@@ -175,9 +177,9 @@ def test_what_was_exported_is_read_back(request, make, tmp_path, method, model, 
 
 @pytest.mark.parametrize("method", ["full", "lora", "oft"])
 def test_what_may_be_random_is_found_in_the_denoiser(family, make, method):
-    attached = make(method, bayes=True)
+    attached = make(method, bayes=True, **({"where": "norm"} if method == "full" else {}))
     attached.attach(family)
-    module, where = attached.random(family, "norm")
+    module, where = attached.random(family)
     names = [weight.name for weight in select(module, where)]
     expected = {"full": "norm", "lora": "lora_B", "oft": "oft_R"}[method]
     assert module is family.denoiser

@@ -47,7 +47,7 @@ def test_at_the_start_it_is_the_base_model_bit_for_bit(family, attached, train_t
 def test_every_sampled_rotation_is_orthogonal(family, attached, weight_std):
     method = attached(bayes=True)
     trained(method, family)
-    module, where = method.random(family, "linear")
+    module, where = method.random(family)
     posterior = GaussianPosterior(module, where=where, weight_std=weight_std)
     means = rotations(family)
     for step in range(3):
@@ -58,13 +58,13 @@ def test_every_sampled_rotation_is_orthogonal(family, attached, weight_std):
 
 
 def test_a_draw_from_the_start_is_a_rotation_too(family, attached):
-    module, where = attached(bayes=True).random(family, "linear")
+    module, where = attached(bayes=True).random(family)
     with GaussianPosterior(module, where=where, weight_std=0.05).sample(0):
         assert_orthogonal(rotations(family))
 
 
 def test_only_the_rotations_of_the_denoiser_are_random(family, attached):
-    module, where = attached(bayes=True, train_text_encoder=True).random(family, "linear")
+    module, where = attached(bayes=True, train_text_encoder=True).random(family)
     posterior = GaussianPosterior(module, where=where)
     assert module is family.denoiser
     assert set(posterior.names) == {f"{name}.oft_R.default.weight" for name in adapter_layers(family.denoiser)}
@@ -152,7 +152,7 @@ def test_a_bayesian_export_has_not_one_number_more(family, attached, tmp_path):
     for bayes in (False, True):
         method = attached(bayes=bayes)
         if bayes:
-            module, where = method.random(family, "linear")
+            module, where = method.random(family)
             with GaussianPosterior(module, where=where).sample(0):
                 prediction(family)
         method.export(family, tmp_path / str(bayes))

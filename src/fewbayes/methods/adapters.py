@@ -9,27 +9,35 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor, nn
-
 from fewbayes.errors import UserError
+from fewbayes.fields import setting
+from fewbayes.methods.registry import Method, MethodSettings
 from fewbayes.seeds import stream_seed
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from fewbayes.models import Family
-    from fewbayes.settings.config import TrainConfig
 
 ADAPTER = "default"  # PEFT's own name for an only adapter
 DENOISER_FOLDER = "unet"  # what pipelines of the families call their denoiser
+PEFT_FOLDERS = f"{DENOISER_FOLDER}/adapter_config.json"  # the result of methods that PEFT saves itself
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-def trained_parts(family: Family, config: TrainConfig) -> dict[str, nn.Module]:
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings(MethodSettings):
+    adapter_targets: str = setting("attention", patterns=("attention", "attention+ff"))
+    """Layers that get an adapter: attention, attention+ff, or pattern:<regex> over the names of linear layers."""
+
+
+def trained_parts(family: Family, config: MethodSettings) -> dict[str, nn.Module]:
     """The modules with trained weights by the name that begins their parameters' names."""
     return {"denoiser": family.denoiser, **(family.text_encoders if config.train_text_encoder else {})}
 
@@ -53,26 +61,34 @@ def target_layers(part: str, module: nn.Module, targets: str) -> list[str]:
         pattern = re.compile(targets.removeprefix("pattern:"))
     except re.error as error:
         raise UserError(f"adapter_targets {targets!r} is not a regular expression: {error}") from error
-    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and pattern.search(name)]
+    linear = linear_layers(module)
+    names = [name for name in linear if pattern.search(name)]
     if not names:
-        linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-        few = ", ".join(linear[:3])
+        few = ", ".join(list(linear)[:3])
         raise UserError(f"adapter_targets {targets!r} matches none of the {len(linear)} linear layers, as {few}")
     return names
+
+
+def linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
+    from torch import nn
+
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
 
 
 def targeted(module: nn.Module, targets: list[str]) -> dict[str, nn.Linear]:
     """The linear layers with one of these names or endings of names."""
     return {
         name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and any(name == end or name.endswith(f".{end}") for end in targets)
+        for name, layer in linear_layers(module).items()
+        if any(name == end or name.endswith(f".{end}") for end in targets)
     }
 
 
 @contextmanager
 def seeded(seed: int, stream: str, *index: int) -> Iterator[None]:
     """Inside, what draws from torch's global CPU generator draws from a stream of ours; afterwards it is as before."""
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream_seed(seed, stream, *index))
         yield
@@ -92,6 +108,8 @@ def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
 
 def copy_state(target: Mapping[str, Tensor], source: Mapping[str, Tensor], file: Path) -> None:
     """Copy a file's tensors over the live ones; names and shapes must agree."""
+    import torch
+
     different = sorted(target.keys() ^ source.keys())
     if different:
         raise UserError(
@@ -109,13 +127,8 @@ def copy_state(target: Mapping[str, Tensor], source: Mapping[str, Tensor], file:
             tensor.copy_(source[name])
 
 
-class PeftMethod:
+class PeftMethod(Method):
     """The verbs that all methods of PEFT share; a subclass says which layers it wants and how they are saved."""
-
-    random_weights: str | None = None  # pattern of the denoiser's parameters that may be random
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
 
     def tuner(self) -> Callable[..., Any]:
         """PEFT's class that replaces layers."""
@@ -141,16 +154,6 @@ class PeftMethod:
             if parameter.requires_grad
         }
 
-    def random(self, family: Family, where: str) -> tuple[nn.Module, str]:
-        assert self.random_weights, f"{type(self).__name__} has no random weights"
-        return family.denoiser, f"pattern:{self.random_weights}"
-
-    def penalty(self, family: Family) -> Tensor | None:
-        return None
-
-    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
-        pass
-
     def training(self, family: Family, on: bool) -> None:
         for part in trained_parts(family, self.config).values():
             for layer in adapter_layers(part).values():
@@ -174,8 +177,6 @@ class PeftMethod:
 
 class PeftFolders(PeftMethod):
     """Methods whose result is PEFT's own folder for each module: adapter_config.json, adapter_model.safetensors."""
-
-    result = f"{DENOISER_FOLDER}/adapter_config.json"
 
     def export(self, family: Family, folder: Path) -> None:
         from safetensors.torch import save_file

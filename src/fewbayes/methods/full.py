@@ -5,23 +5,31 @@ Which of the denoiser's weights may be random is left to `where` (Table 4 of the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewbayes.fields import setting
 from fewbayes.methods.adapters import DENOISER_FOLDER, copy_state, trained_parts
+from fewbayes.methods.registry import Method, MethodSettings, register
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from fewbayes.models import Family
-    from fewbayes.settings.config import TrainConfig
+
+WHERE_PRESETS = ("linear", "linear-no-time", "linear-up", "linear-cross", "norm", "all")
 
 
-class Full:
-    result = "model_index.json"
+@dataclass(frozen=True, kw_only=True)
+class FullSettings(MethodSettings):
+    where: str = setting("linear", patterns=WHERE_PRESETS, needs="bayes", group="Bayesian weights")
+    """Which weights of the denoiser are random: linear, linear-no-time, linear-up, linear-cross, norm, all, or
+    pattern:<regex>. For method full; adapters know which of theirs are."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+
+class Full(Method):
+    config: FullSettings
 
     def attach(self, family: Family) -> None:
         for part in trained_parts(family, self.config).values():
@@ -34,17 +42,8 @@ class Full:
             for key, parameter in part.named_parameters()
         }
 
-    def random(self, family: Family, where: str) -> tuple[nn.Module, str]:
-        return family.denoiser, where
-
-    def penalty(self, family: Family) -> Tensor | None:
-        return None
-
-    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
-        pass
-
-    def training(self, family: Family, on: bool) -> None:
-        pass
+    def random(self, family: Family) -> tuple[nn.Module, str]:
+        return family.denoiser, self.config.where
 
     def export(self, family: Family, folder: Path) -> None:
         family.save(folder)
@@ -62,3 +61,16 @@ class Full:
     def detach(self, family: Family) -> None:
         for part in (family.denoiser, *family.text_encoders.values()):
             part.requires_grad_(False)
+
+
+register(
+    "full",
+    Full,
+    FullSettings,
+    trains="every weight of the denoiser",
+    learning_rate=5e-6,
+    steps_per_image=200,
+    result="model_index.json",
+    random=".",  # any weight; the setting `where` picks among them
+    has_spread=True,
+)

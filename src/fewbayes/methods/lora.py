@@ -8,25 +8,62 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor, nn
-
+from fewbayes.fields import setting
 from fewbayes.methods.adapters import (
     ADAPTER,
     DENOISER_FOLDER,
+    AdapterSettings,
     PeftMethod,
     copy_state,
     target_layers,
     trained_parts,
 )
-from fewbayes.models import Family
+from fewbayes.methods.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fewbayes.models import Family
+
+RESULT = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankSettings(AdapterSettings):
+    rank: int = setting(4, above=0)
+    """Rank of the low-rank matrices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledSettings(LowRankSettings):
+    lora_alpha: float | None = setting(None, above=0, own_none=True)
+    """Low-rank updates are scaled by lora_alpha / rank. None: the rank, so that they are not scaled at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedSettings(LowRankSettings):
+    lora_dropout: float = setting(0.0, at_least=0, below=1)
+    """Share of the adapters' inputs that is dropped during training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainLoraSettings(ScaledSettings, DroppedSettings):
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(rank) instead (rank-stabilised LoRA)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings(PlainLoraSettings):
+    use_dora: bool = False
+    """Learn the lengths of the weight's rows apart from their directions (DoRA)."""
 
 
 class Lora(PeftMethod):
-    result = "pytorch_lora_weights.safetensors"
-    random_weights = r"\.lora_B\."
+    config: LoraSettings
 
     def tuner(self) -> Any:
         from peft import LoraModel
@@ -91,3 +128,15 @@ def _header(part: nn.Module) -> dict[str, Any]:
 
 def _file_prefix(part: str) -> str:
     return DENOISER_FOLDER if part == "denoiser" else part
+
+
+register(
+    "lora",
+    Lora,
+    LoraSettings,
+    trains="low-rank adapters",
+    learning_rate=1e-4,
+    steps_per_image=400,
+    result=RESULT,
+    random=r"\.lora_B\.",
+)

@@ -8,14 +8,16 @@ never see.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from fewbayes.methods.adapters import ADAPTER, adapter_layers, seeded, trained_parts
-from fewbayes.methods.lora import Lora
-from fewbayes.models import Family
+from fewbayes.methods.lora import RESULT, Lora, PlainLoraSettings
+from fewbayes.methods.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fewbayes.models import Family
 
 
 class MonteClora(Lora):
@@ -32,6 +34,8 @@ class MonteClora(Lora):
 
     def penalty(self, family: Family) -> Tensor | None:
         """Divergence and entropy terms of all layers, their mean as in PEFT; None outside training."""
+        import torch
+
         samplers = [sampler for sampler in self._samplers(family).values() if sampler.training]
         terms = [torch.as_tensor(sum(sampler.get_variational_loss())) for sampler in samplers]
         return torch.stack(terms).mean() if terms else None
@@ -64,3 +68,15 @@ def _draws_by_step(sampler: Any, seed: int, layer: str) -> Any:
 
     with seeded(seed, f"monteclora {layer}"):
         return DrawsByStep(sampler, buffer_size=1, device="cpu")
+
+
+register(
+    "monteclora",
+    MonteClora,
+    PlainLoraSettings,
+    trains="LoRA and a mixture of Gaussians around it, to compare with",
+    learning_rate=1e-4,
+    steps_per_image=400,
+    result=RESULT,
+    random=None,
+)

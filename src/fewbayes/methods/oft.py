@@ -7,16 +7,35 @@ S = (Q - Q^T) / 2 with all entries of Q: at the same weight_std the noise of S i
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fewbayes.errors import UserError
-from fewbayes.methods.adapters import PeftFolders, target_layers, targeted
+from fewbayes.fields import setting
+from fewbayes.methods.adapters import PEFT_FOLDERS, AdapterSettings, PeftFolders, target_layers, targeted
+from fewbayes.methods.registry import register
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OftSettings(AdapterSettings):
+    oft_blocks: int = setting(4, above=0)
+    """Number of orthogonal blocks of each layer."""
+    oft_block_size: int | None = setting(None, above=0, own_none=True)
+    """Side of the orthogonal blocks, in place of their number; it has to divide the width of every layer."""
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        if config.oft_block_size is not None and config.oft_blocks != cls.oft_blocks:
+            raise UserError(
+                f"oft_blocks is {config.oft_blocks} and oft_block_size is {config.oft_block_size}; give one of them"
+            )
 
 
 class Oft(PeftFolders):
-    random_weights = r"\.oft_R\."
+    config: OftSettings
 
     def tuner(self) -> Any:
         from peft import OFTModel
@@ -48,3 +67,15 @@ def _check_division(layers: dict[str, nn.Linear], blocks: int, block_size: int) 
                 f"{name} is {number}, which does not divide the {layer.in_features} inputs of {path}; "
                 f"{', '.join(map(str, fitting))} would do for all layers"
             )
+
+
+register(
+    "oft",
+    Oft,
+    OftSettings,
+    trains="orthogonal adapters",
+    learning_rate=1e-4,
+    steps_per_image=200,
+    result=PEFT_FOLDERS,
+    random=r"\.oft_R\.",
+)

@@ -6,19 +6,22 @@ The layers are PEFT's (arXiv 2512.07703); at inference the learned mean is used.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from fewbayes.methods.adapters import ADAPTER, PeftFolders, adapter_layers, target_layers, trained_parts
-from fewbayes.models import Family
+from fewbayes.methods.adapters import ADAPTER, PEFT_FOLDERS, PeftFolders, adapter_layers, target_layers, trained_parts
+from fewbayes.methods.lora import DroppedSettings
+from fewbayes.methods.registry import register
 from fewbayes.seeds import stream_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fewbayes.models import Family
 
 
 class Pvera(PeftFolders):
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self._pass: tuple[int, int] | None = None
+    config: DroppedSettings
+    _pass: tuple[int, int] | None = None
 
     def tuner(self) -> Any:
         from peft import PveraModel
@@ -63,3 +66,15 @@ class Pvera(PeftFolders):
         first = next(iter(adapter_layers(part).values()))
         projections = {f"base_model.{name}": getattr(first, name)[ADAPTER] for name in ("pvera_A", "pvera_B")}
         return super().file_state(part) | projections
+
+
+register(
+    "pvera",
+    Pvera,
+    DroppedSettings,
+    trains="scales of shared random projections, to compare with",
+    learning_rate=1e-4,
+    steps_per_image=400,
+    result=PEFT_FOLDERS,
+    random=None,
+)

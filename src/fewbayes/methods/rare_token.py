@@ -10,54 +10,51 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, cast
 
 from fewbayes.errors import UserError
 from fewbayes.methods.adapters import copy_state
+from fewbayes.methods.registry import Method, MethodSettings
 
 if TYPE_CHECKING:
-    from fewbayes.methods import Method
+    from torch import Tensor, nn
+
     from fewbayes.models import Family
-    from fewbayes.settings.config import TrainConfig
 
 FILE = "learned_embeds.safetensors"
 SEVERAL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 """Keys of the file of a model with two text encoders, as in diffusers' pivotal tuning scripts."""
 
 
-class RareToken:
-    def __init__(self, method: Method, config: TrainConfig) -> None:
+class RareToken(Method):
+    def __init__(self, method: Method, config: MethodSettings) -> None:
         if config.method == "full" and config.train_text_encoder:
             raise UserError(
                 "train_rare_token has nothing to add to method full with train_text_encoder, which trains every "
                 "embedding; leave out one of them"
             )
         assert config.rare_token, "the rare token is resolved before the method is made"
-        self.method, self.config, self.word = method, config, config.rare_token
+        super().__init__(config)
+        self.method, self.word = method, config.rare_token
         self._rows: dict[str, nn.Parameter] = {}
         self._ids: dict[str, int] = {}
         self._hooks: list[Any] = []
 
-    @property
-    def result(self) -> str:
-        return self.method.result
-
     def attach(self, family: Family) -> None:
+        from torch import nn
+
         self._ids = {name: _token_id(family, name, self.word) for name in family.text_encoders}  # may refuse: first
         self.method.attach(family)
-        for name, encoder in family.text_encoders.items():
-            embedding, token = encoder.get_input_embeddings(), self._ids[name]
+        for name, embedding in _embeddings(family).items():
+            token = self._ids[name]
             self._rows[name] = nn.Parameter(embedding.weight.detach()[[token]].float().clone())
             self._hooks.append(embedding.register_forward_hook(_substitute(token, self._rows[name])))
 
     def trainable(self, family: Family) -> dict[str, nn.Parameter]:
         return self.method.trainable(family) | {f"rare_token.{name}": rows for name, rows in self._rows.items()}
 
-    def random(self, family: Family, where: str) -> tuple[nn.Module, Any]:
-        return self.method.random(family, where)
+    def random(self, family: Family) -> tuple[nn.Module, str]:
+        return self.method.random(family)
 
     def penalty(self, family: Family) -> Tensor | None:
         return self.method.penalty(family)
@@ -84,8 +81,8 @@ class RareToken:
     def load(self, family: Family, folder: Path) -> None:
         self.method.load(family, folder)
         if self.config.method == "full":
-            for name, encoder in family.text_encoders.items():
-                self._rows[name].data.copy_(encoder.get_input_embeddings().weight[[self._ids[name]]])
+            for name, embedding in _embeddings(family).items():
+                self._rows[name].data.copy_(embedding.weight[[self._ids[name]]])
             return
         from safetensors.torch import load_file
 
@@ -100,7 +97,7 @@ class RareToken:
     @contextmanager
     def _baked(self, family: Family) -> Iterator[None]:
         """The trained rows stand in the embedding matrices inside, the old ones outside, bit for bit."""
-        weights = {name: encoder.get_input_embeddings().weight for name, encoder in family.text_encoders.items()}
+        weights = {name: embedding.weight for name, embedding in _embeddings(family).items()}
         before = {name: weight.detach()[[self._ids[name]]].clone() for name, weight in weights.items()}
         try:
             for name, weight in weights.items():
@@ -121,6 +118,10 @@ class RareToken:
         return f"<{self.word.strip('<>')}-learned>" if known else self.word
 
 
+def _embeddings(family: Family) -> dict[str, nn.Embedding]:
+    return {name: cast("Any", encoder).get_input_embeddings() for name, encoder in family.text_encoders.items()}
+
+
 def _token_id(family: Family, encoder: str, word: str) -> int:
     tokenizer = family.tokenizers[encoder.replace("text_encoder", "tokenizer")]
     ids = tokenizer(word, add_special_tokens=False).input_ids
@@ -135,6 +136,8 @@ def _token_id(family: Family, encoder: str, word: str) -> int:
 
 
 def _substitute(token: int, row: nn.Parameter) -> Any:
+    import torch
+
     def hook(embedding: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return torch.where((args[0] == token).unsqueeze(-1), row.to(output), output)
 

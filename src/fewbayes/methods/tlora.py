@@ -13,82 +13,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from fewbayes.diffusion.process import Ddpm
 from fewbayes.errors import UserError
 from fewbayes.methods.adapters import DENOISER_FOLDER, copy_state, replace_layer, target_layers, targeted
+from fewbayes.methods.lora import ScaledSettings
+from fewbayes.methods.registry import Method, register
 from fewbayes.seeds import generator
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fewbayes.methods._tlora_layer import TimestepLora
     from fewbayes.models import Family
-    from fewbayes.settings.config import TrainConfig
 
 FORMAT = "fewbayes.tlora.1"
+RESULT = "tlora_weights.safetensors"
 
 
-# r(t) = floor((r - r_min)(T - t) / T) + r_min of that paper, here with r_min half of r
-def active_ranks(t: Tensor, rank: int, steps: int) -> Tensor:
-    """How many of `rank` ranks are used at the timesteps t (0 is clean, steps - 1 is noise), of the shape of t."""
-    least = -(-rank // 2)
-    return (rank - least) * (steps - t.long()) // steps + least
-
-
-class Clock:
-    """The timesteps of the forward pass that is going on, shared by all layers of a denoiser."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.t: Tensor | None = None
-
-    def listen(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook: denoisers take the timestep second, or by name."""
-        t = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        self.t = torch.as_tensor(t).reshape(-1)
-
-
-class TimestepLora(nn.Module):
-    """A linear layer with an update whose rank depends on the timestep; at first the layer itself, bit for bit."""
-
-    def __init__(self, base: nn.Linear, rank: int, scale: float, clock: Clock, random: torch.Generator) -> None:
-        super().__init__()
-        self.base_layer, self.rank, self.scale, self.clock = base, rank, scale, clock
-        matrix = torch.randn(base.out_features, base.in_features, generator=random) / rank
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        start = {"A": right[-rank:], "s": values[-rank:], "B": left[:, -rank:]}
-        for name, value in start.items():
-            value = value.contiguous().to(base.weight.device)
-            self.register_parameter(f"lora_{name}", nn.Parameter(value.clone()))
-            self.register_buffer(f"start_{name}", value)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        t = self.clock.t
-        assert t is not None, "a layer of the denoiser was called outside of it"
-        active = active_ranks(t.to(x.device), self.rank, self.clock.steps)
-        mask = torch.arange(self.rank, device=x.device) < active.view(-1, *[1] * (x.dim() - 1))
-        learned, start = self._update(x, mask, "lora"), self._update(x, mask, "start")
-        return self.base_layer(x, *args, **kwargs) + self.scale * (learned - start)
-
-    def _update(self, x: Tensor, mask: Tensor, kind: str) -> Tensor:
-        down, values, up = (getattr(self, f"{kind}_{name}") for name in "AsB")
-        return F.linear(F.linear(x, down) * (values * mask), up)
-
-
-class TLora:
-    result = "tlora_weights.safetensors"
-
-    def __init__(self, config: TrainConfig) -> None:
+class TLoraSettings(ScaledSettings):
+    @classmethod
+    def check(cls, config: Any) -> None:
         if config.train_text_encoder:
             raise UserError(
                 "method tlora depends on the timestep, which text encoders never see; leave out train_text_encoder, or "
                 "take method lora"
             )
-        self.config = config
-        self._listening: Any = None
+
+
+class TLora(Method):
+    config: TLoraSettings
+    _listening: Any = None
 
     def attach(self, family: Family) -> None:
+        from fewbayes.diffusion.process import Ddpm
+        from fewbayes.methods._tlora_layer import Clock, TimestepLora
+
         config, denoiser = self.config, family.denoiser
         layers = targeted(denoiser, target_layers("denoiser", denoiser, config.adapter_targets))
         for name, layer in layers.items():
@@ -112,18 +70,6 @@ class TLora:
             for name, layer in _layers(family).items()
             for key, parameter in layer.named_parameters(recurse=False)
         }
-
-    def random(self, family: Family, where: str) -> tuple[nn.Module, str]:
-        raise AssertionError("a comparison arm has no random weights")
-
-    def penalty(self, family: Family) -> Tensor | None:
-        return None
-
-    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
-        pass
-
-    def training(self, family: Family, on: bool) -> None:
-        pass
 
     def export(self, family: Family, folder: Path) -> None:
         """A format of its own: a loader that knows no timestep would apply all ranks to all of them."""
@@ -150,6 +96,8 @@ class TLora:
 
 
 def _layers(family: Family) -> dict[str, TimestepLora]:
+    from fewbayes.methods._tlora_layer import TimestepLora
+
     return {name: layer for name, layer in family.denoiser.named_modules() if isinstance(layer, TimestepLora)}
 
 
@@ -160,3 +108,15 @@ def _file_state(family: Family) -> dict[str, Tensor]:
         for kind in ("lora", "start")
         for key in "AsB"
     }
+
+
+register(
+    "tlora",
+    TLora,
+    TLoraSettings,
+    trains="LoRA whose rank depends on the noise, to compare with",
+    learning_rate=1e-4,
+    steps_per_image=400,
+    result=RESULT,
+    random=None,
+)

@@ -55,7 +55,7 @@ def calibrated(
     def find() -> dict[str, float]:
         log.info("looking for the weight_std that raises the loss by at most %g %%", 100 * tolerance)
         found = calibrate_weight_std(
-            *method.random(family, config.where),
+            *method.random(family),
             probe_loss,
             tolerance,
             seed=stream_seed(config.seed, "weights"),

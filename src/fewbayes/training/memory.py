@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewbayes.diffusion.conditioning import Conditioning
 from fewbayes.errors import UserError
-from fewbayes.methods import COMPARISON_ARMS, Method, make_method
+from fewbayes.methods import Method, make_method, registered
 from fewbayes.models import Family, ModelCard, meta_family
 from fewbayes.posterior.where import select
 from fewbayes.settings.config import TrainConfig, memory_bytes
@@ -160,16 +160,9 @@ def _changes(config: TrainConfig) -> dict[str, Callable[[TrainConfig], TrainConf
 
 _MATTERS = (
     "method",
-    "rank",
-    "lora_alpha",
-    "use_dora",
-    "adapter_targets",
-    "oft_blocks",
-    "oft_block_size",
     "train_text_encoder",
     "train_rare_token",
     "bayes",
-    "where",
     "resolution",
     "with_prior_preservation",
     "class_prompt",
@@ -205,9 +198,9 @@ class _Counts:
 
 def _what_matters(config: TrainConfig) -> TrainConfig:
     """The settings that shapes depend on; the comparison arms are counted as the LoRA of the same rank."""
-    values = {name: getattr(config, name) for name in _MATTERS}
-    if config.method in COMPARISON_ARMS:
-        values["method"] = "lora"
+    method = registered()[config.method]
+    counted = registered()["lora"] if method.random is None else method
+    values = {name: getattr(config, name) for name in (*_MATTERS, *counted.own_settings)} | {"method": counted.name}
     return TrainConfig(model="-", instance_data_dir="-", instance_prompt="<v>", output_dir="-", **values)
 
 
@@ -217,7 +210,7 @@ def _counts(model: _Model, config: TrainConfig) -> _Counts:
     size = _size(family)
     with torch.device("meta"):
         method.attach(family)
-    chosen = select(*method.random(family, config.where)) if config.bayes else []
+    chosen = select(*method.random(family)) if config.bayes else []
     return _Counts(
         model=size,
         added=_size(family) - size,

@@ -123,7 +123,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
         weights = method.trainable(family)
         check_masters(weights)
         if config.bayes:
-            select(*method.random(family, config.where))  # refuses what selects nothing before minutes of work
+            select(*method.random(family))  # refuses what selects nothing before minutes of work
 
         # Class images are drawn by the model as it came, so before a checkpoint is loaded into it.
         instance = pictures_of(config, family, images, INSTANCE)
@@ -132,7 +132,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             class_images = generated_class_images(config, family, drawn, accelerator) if drawn else given_class_images
             sources.append(pictures_of(config, family, class_images, CLASS))
         calibration = calibrated(config, manifest, method, family, instance, accelerator)
-        posterior = make_posterior(config, calibration, *method.random(family, config.where)) if config.bayes else None
+        posterior = make_posterior(config, calibration, *method.random(family)) if config.bayes else None
 
         # The folder is claimed last: whatever was refused until here has left it as it was.
         checkpoint = from_main(accelerator, lambda: claimed(run, config, fingerprint, calibration, accelerator))

@@ -1,0 +1,171 @@
+"""What a method is, and where methods register themselves.
+
+Each is one file of this folder that ends in `register(...)`; nothing else names them. The files are found and imported
+when somebody first asks which methods there are, so they import torch and PEFT inside functions alone: the settings
+and the help of the command need every method's fields. What cannot do without stands in a file beside them whose name
+begins with an underscore. Knows no single method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewbayes.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fewbayes.models import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """What every method sees of a run's settings, as `TrainConfig` explains them; its own class adds its own."""
+
+    method: str
+    train_text_encoder: bool
+    train_rare_token: bool
+    rare_token: str | None
+    bayes: bool
+    seed: int
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """UserError where the settings of a run with this method do not go together."""
+
+
+class Method:
+    """How a family is fine-tuned. Verbs that do nothing here are for methods that have something to do."""
+
+    config: Any
+    """An instance of the method's own settings."""
+
+    def __init__(self, config: MethodSettings) -> None:
+        self.config = config
+
+    @property
+    def result(self) -> str:
+        """The file of an export, relative to its folder, whose presence says that the export is there."""
+        return registered()[self.config.method].result
+
+    def attach(self, family: Family) -> None:
+        """Put in what is to be trained, a function of the seed; freeze all else. The outputs are as before."""
+        raise NotImplementedError
+
+    def trainable(self, family: Family) -> dict[str, nn.Parameter]:
+        """The trained parameters by name: "denoiser.", "text_encoder.", ... and the module's own name."""
+        raise NotImplementedError
+
+    def random(self, family: Family) -> tuple[nn.Module, str]:
+        """The module whose weights a posterior may make random, and the rule that picks among them."""
+        pattern = registered()[self.config.method].random
+        assert pattern, f"method {self.config.method} has no random weights"
+        return family.denoiser, f"pattern:{pattern}"
+
+    def penalty(self, family: Family) -> Tensor | None:
+        """The method's own regulariser after a forward pass, to be added to the loss; None if it has none."""
+        return None
+
+    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
+        """Called before each forward pass of optimizer step `step`, on the images of its batch from `row` on.
+
+        A method's own noise is a function of both: micro-batches and processes draw each their own.
+        """
+
+    def training(self, family: Family, on: bool) -> None:
+        """Switch what belongs to training alone (dropout, noise of its own); off after `attach`."""
+
+    def export(self, family: Family, folder: Path) -> None:
+        """Write the trained model, or what was added to it, as others load it."""
+        raise NotImplementedError
+
+    def load(self, family: Family, folder: Path) -> None:
+        """Read what `export` wrote into a family to which this method, with the same settings, is attached."""
+        raise NotImplementedError
+
+    def detach(self, family: Family) -> None:
+        """Freeze everything and take out what `attach` put in: classes, keys and frozen weights are as before."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One method, as its file registered it."""
+
+    name: str
+    make: type[Method]
+    settings: type[MethodSettings]
+    trains: str
+    """What it trains, in a few words for the help."""
+    learning_rate: float
+    """Of the paper's experiments with it."""
+    steps_per_image: int
+    """Of the paper's experiments with it."""
+    result: str
+    """See `Method.result`."""
+    random: str | None
+    """Pattern of the denoiser's parameters that may be random. None: a method of others with a noise or a cure of its
+    own, which Bayesian weights are compared with and never mixed with."""
+    has_spread: bool = False
+    """Its random weights do not begin at zero, so that weight_std can be relative to their spread."""
+
+    @property
+    def own_settings(self) -> tuple[str, ...]:
+        common = {field.name for field in dataclasses.fields(MethodSettings)}
+        return tuple(field.name for field in dataclasses.fields(self.settings) if field.name not in common)
+
+
+_REGISTERED: dict[str, Registered] = {}
+
+
+def register(
+    name: str,
+    make: type[Method],
+    settings: type[MethodSettings],
+    *,
+    trains: str,
+    learning_rate: float,
+    steps_per_image: int,
+    result: str,
+    random: str | None,
+    has_spread: bool = False,
+) -> None:
+    """Make a method known by its name; the arguments are those of `Registered`."""
+    assert name not in _REGISTERED, f"two methods are called {name}"
+    _REGISTERED[name] = Registered(
+        name, make, settings, trains, learning_rate, steps_per_image, result, random, has_spread
+    )
+
+
+@cache
+def _import_all() -> None:
+    package = import_module("fewbayes.methods")
+    for found in pkgutil.iter_modules(package.__path__):
+        if not found.name.startswith("_"):
+            import_module(f"fewbayes.methods.{found.name}")
+
+
+def registered() -> Mapping[str, Registered]:
+    """All methods by name: those that take Bayesian weights, then those that are compared with them."""
+    _import_all()
+    return {each.name: each for each in sorted(_REGISTERED.values(), key=lambda each: (each.random is None, each.name))}
+
+
+def make_method(config: MethodSettings) -> Method:
+    """The method of a run's settings, with the rare token beside it where the run trains it."""
+    entry = registered().get(config.method)
+    if entry is None:
+        raise UserError(f"method {config.method!r} is not known; choose one of {', '.join(registered())}")
+    method = entry.make(config)
+    if not config.train_rare_token:
+        return method
+    from fewbayes.methods.rare_token import RareToken
+
+    return RareToken(method, config)
