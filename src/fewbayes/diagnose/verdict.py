@@ -42,9 +42,9 @@ BUT = {
     "scale": "But the adapter acts too strongly: at a lower strength it fits the training images better.",
     "rate": "But the training images are predicted worse than by the base model: the weights are damaged.",
     "diverged": "But on the whole the training images are predicted worse than by the base model: training did damage.",
-    "lost": "But what an earlier checkpoint had learned is not to be seen any more.",
+    "lost": "But what an earlier checkpoint had learned is gone.",
 }
-"""Causes that are said whatever the pictures look like; the others explain bad pictures only."""
+"""Causes to report whatever the pictures look like; the others explain bad pictures only."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def learned(cause: str | None, best: int | None) -> list[str]:
     if cause == "diverged":
         return ["the model knows the training images worse than the base model does: training has damaged it"]
     if cause == "lost":
-        return [f"what the good look at step {best} had learned is not to be seen any more"]
+        return [f"what the model had learned at step {best} is gone"]
     return []
 
 
@@ -42,12 +42,12 @@ def _noise(standards: Standards, pictures: SampleStats) -> list[str]:
         (
             standards.excess(pictures),
             NOISIER,
-            "samples {:.2f}x as noisy as base model and training images account for",
+            "samples {:.2f}x as noisy as the base model's and the training images explain",
         ),
         (
             standards.unrest(pictures),
             RESTLESS,
-            "colours {:.2f}x as restless as accounted for, strangeness weighed in",
+            "colours {:.2f}x as restless as the base model's and the training images explain",
         ),
     ]
     known = sorted(phrases, key=lambda part: math.log(part[1]) - median(part[0]))
@@ -91,15 +91,15 @@ def options(stages: set[str], cause: str | None, best: int | None) -> tuple[str,
     if cause == "jitter":
         return ("use the averaged weights (--use_ema --export_weights ema)", "lower the learning rate", keep)
     if cause == "diverged":
-        return (keep, "lower the learning rate", "train with --bayes")
+        return (keep, "lower the learning rate")
     if cause == "lost" and not stages & {"corrupted", "memorised"}:
         return (keep, "lower the learning rate", "stop here")
     if "corrupted" in stages:
         return (
             keep,
-            "train with --bayes",
             "lower the learning rate",
-            "for LoRA, --train_rare_token",
+            "average the weights (--use_ema --export_weights ema)",
+            "train with --bayes and a wide --weight_std (0.3 for a LoRA), or --l2_init_weight 40",
             "go on well beyond this step and expect copies",
         )
     if "memorised" in stages:
