@@ -1,103 +1,113 @@
-"""Adapters made by any trainer, put on a loaded family: LoRA files as diffusers reads them, and folders of PEFT.
+"""Adapters made by any trainer, put on a loaded family: LoRA files of all layouts, and folders of PEFT.
 
 What `fewbayes` trains is loaded by its own methods; this is for what comes without a run. Knows no method.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewbayes.errors import UserError
-from fewbayes.models.folders import quiet
+from fewbayes.models.family import Family, changeable
+from fewbayes.models.lora_reading import attach, read_lora
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fewbayes.models.family import Family
+log = logging.getLogger("fewbayes")
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-PEFT_FILE = "adapter_config.json"
+PEFT_FILE, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."  # of names in PEFT's files
 
 
 def is_adapter(source: Path) -> bool:
     """Whether this looks like what `load_adapter` reads."""
     if source.is_file():
-        return source.suffix == ".safetensors"
-    return (source / LORA_FILE).is_file() or bool(_peft_folders(source))
+        return source.suffix.lower() == ".safetensors"
+    return (source / LORA_FILE).is_file() or bool(_peft_folders(source, ("",)))
 
 
-def load_adapter(family: Family, source: Path) -> None:
+def load_adapter(family: Family, source: Path, *, alpha: float | None = None, spoilt: bool = False) -> None:
     """Put a LoRA file, or a PEFT folder with one adapter or one per part, on the family, to stay there.
 
-    UserError where nothing of it, or not all of it, fits the model.
+    alpha: of a file that does not say its own; spoilt: with numbers that are not finite too. UserError where nothing of
+    it, or not all of it, fits the model.
     """
-    from safetensors import SafetensorError
+    modules = changeable(family)
+    folders = _peft_folders(source, list(modules))
+    if unknown := folders.keys() - modules.keys():
+        raise UserError(f"{source} holds an adapter for a {min(unknown)}, which {family.card.model} has not")
+    for part, folder in folders.items():
+        if _kind(folder) == "LORA":
+            _load_lora(family, {part: modules[part]}, folder / PEFT_WEIGHTS, alpha, spoilt)
+        else:
+            _load_peft(modules[part], folder)
+    if not folders:
+        _load_lora(family, modules, source if source.is_file() else source / LORA_FILE, alpha, spoilt)
 
-    folders = _peft_folders(source)
+
+def _load_lora(family: Family, modules: dict[str, nn.Module], file: Path, alpha: float | None, spoilt: bool) -> None:
+    lora = read_lora(file, modules, _spellings(family), alpha=alpha, spoilt=spoilt)
+    if lora.unsaid:
+        log.warning("%s does not say its alpha; the rank is taken for it (strength 1), --lora_alpha sets another", file)
+    if lora.left_out:
+        log.warning("%s bundles learned words, which are left out: %s", file, ", ".join(lora.left_out))
+    attach(modules, lora)
+
+
+def _spellings(family: Family) -> dict[str, list[str]]:
+    """What trainers put before the names of a part's layers, with "_" for each "."."""
+    prefixes = {part: [f"lora_te{number}_"] for number, part in enumerate(family.text_encoders, start=1)}
+    if "text_encoder" in prefixes:
+        prefixes["text_encoder"].append("lora_te_")
+    return {family.denoiser_part: [f"lora_{family.denoiser_part}_"]} | prefixes
+
+
+def _peft_folders(source: Path, parts: Sequence[str]) -> dict[str, Path]:
+    """Folders with a PEFT adapter by the part they are for; one without a part's name is for the first, the denoiser.
+
+    A file named as PEFT names its weights stands for its folder, where the settings lie.
+    """
+    if source.name == PEFT_WEIGHTS and source.with_name(PEFT_FILE).is_file():
+        source = source.parent
+    found = {inner.parent.name: inner.parent for inner in source.glob(f"*/{PEFT_FILE}")} if source.is_dir() else {}
+    return found or ({parts[0]: source} if (source / PEFT_FILE).is_file() else {})
+
+
+def _kind(folder: Path) -> str:
     try:
-        # transformers says at length on stderr what we say in a line
-        with quiet(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            if folders:
-                for part, folder in folders.items():
-                    _load_peft(_part(family, part), folder)
-            else:
-                file = source if source.is_file() else source / LORA_FILE
-                family.load_lora(file)
-                _check_all_used(family, file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{source} cannot be read, it is damaged or no safetensors file: {error}") from error
-    except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:  # all they raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{source} does not fit {family.card.model}: {' '.join(lines[:2]).strip()}") from error
-    if not any(hasattr(module, "peft_config") for module in (family.denoiser, *family.text_encoders.values())):
-        raise UserError(f"nothing in {source} belongs to the denoiser or a text encoder of {family.card.model}")
-
-
-def _peft_folders(source: Path) -> dict[str, Path]:
-    """Folders with a PEFT adapter by the part they are for; one without a part's name is for the denoiser."""
-    parts = ("unet", "text_encoder", "text_encoder_2")
-    found = {part: source / part for part in parts if (source / part / PEFT_FILE).is_file()}
-    return found or ({"unet": source} if (source / PEFT_FILE).is_file() else {})
-
-
-def _part(family: Family, part: str) -> nn.Module:
-    if part == "unet":
-        return family.denoiser
-    if part not in family.text_encoders:
-        raise UserError(f"it holds an adapter for a {part}, which this model has not")
-    return family.text_encoders[part]
+        told = json.loads((folder / PEFT_FILE).read_text(encoding="utf-8", errors="replace"))
+        return str(told["peft_type"]).upper()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / PEFT_FILE} names no peft_type ({error}); save the adapter again") from None
 
 
 def _load_peft(module: nn.Module, folder: Path) -> None:
+    """Any other kind that PEFT knows, OFT for instance."""
     from peft import PeftConfig, get_peft_model_state_dict
     from peft.functional import inject_adapter_in_model, set_peft_model_state_dict
     from peft.utils import load_peft_weights
+    from safetensors import SafetensorError
 
-    settings = PeftConfig.from_pretrained(str(folder))
-    settings.inference_mode = True
-    inject_adapter_in_model(settings, module)
-    weights = {key.removeprefix(PEFT_PREFIX): weight for key, weight in load_peft_weights(str(folder), "cpu").items()}
+    try:
+        settings = PeftConfig.from_pretrained(str(folder))
+        settings.inference_mode = True
+        inject_adapter_in_model(settings, module)
+        loaded = load_peft_weights(str(folder), "cpu")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be read, it is damaged or no safetensors file: {error}") from error
+    except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:  # all they raise
+        raise UserError(
+            f"{folder} is a {_kind(folder)} adapter that does not fit the model or this version of PEFT "
+            f"({type(error).__name__})"
+        ) from error
+    weights = {key.removeprefix(PEFT_PREFIX): weight for key, weight in loaded.items()}
     live = get_peft_model_state_dict(module, save_embedding_layers=False)
     if different := sorted(live.keys() ^ weights.keys()):
-        raise UserError(f"{len(different)} names of its tensors and of the layers differ, as {different[0]}")
+        raise UserError(f"{folder}: {len(different)} names of its tensors and of the layers differ, as {different[0]}")
     set_peft_model_state_dict(module, weights)
-
-
-def _check_all_used(family: Family, file: Path) -> None:
-    """diffusers passes over layers of a LoRA that the model has not, and half a LoRA is none."""
-    from safetensors.torch import load_file
-
-    # kohya's names and the oldest of diffusers are other than PEFT's, and their alphas are no weights of layers
-    weights = [name for name in load_file(file) if not name.endswith(".alpha")]
-    held = sum(any(mark in name for mark in ("lora_", "lora.", "dora_")) for name in weights)
-    used = sum(
-        ".lora_" in name
-        for module in (family.denoiser, *family.text_encoders.values())
-        for name, _ in module.named_parameters()
-    )
-    if used < held:
-        raise UserError(f"{held - used} of its {held} tensors belong to no layer")

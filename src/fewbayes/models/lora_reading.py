@@ -1,0 +1,323 @@
+"""LoRA files of any trainer: one table of endings, one index of layer names, every layer at its true strength.
+
+A file is read into `Factors` by layer, whatever its layout: diffusers old and new, PEFT, kohya's sd-scripts,
+OneTrainer, with per-layer ranks and alphas, plain or DoRA. alpha / rank (or alpha / sqrt(rank)) is multiplied into the
+up matrix, which is exact, so no reader of patterns has to find the right layer again. What is not a LoRA, does not fit
+or is broken is refused in one line. Knows no family and no pipeline: the caller says which modules there are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewbayes.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+log = logging.getLogger("fewbayes")
+
+ENDINGS = {
+    r"\.lora_(?:A|down)(?:\.\w+)?\.weight": "down",
+    r"\.lora_(?:B|up)(?:\.\w+)?\.weight": "up",
+    r"(?:\.|_)lora(?:_linear_layer)?\.down\.weight": "down",
+    r"(?:\.|_)lora(?:_linear_layer)?\.up\.weight": "up",
+    r"\.alpha": "alpha",
+    r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?": "magnitude",
+    r"\.dora_scale": "magnitude",
+}
+"""How the tensors of one layer end, in all layouts, and what they are."""
+_ENDING = re.compile("|".join(f"(?P<e{i}>{ending})$" for i, ending in enumerate(ENDINGS)))
+
+OTHER_KINDS = {
+    "hada_": "a LoHa (LyCORIS)",
+    "lokr_": "a LoKr (LyCORIS)",
+    "oft_": "an OFT adapter",
+    "ia3": "an IA3 adapter",
+    ".lora_mid.": "a LoCon with Tucker factors (LyCORIS)",
+    ".diff": "a file of whole differences (LyCORIS full)",
+    ".w_norm": "a file of norm layers (LyCORIS)",
+    ".bias": "a LoRA with trained biases",
+    "glora": "a GLoRA (LyCORIS)",
+    "boft": "a BOFT adapter",
+}
+"""Parts of names that tell what else a file is."""
+LEFT_OUT = ("bundle_emb.", "emb_params", "string_to_param")
+"""Learned words that some trainers bundle with a LoRA; they belong to a tokenizer and are not part of it."""
+
+HEADER = "lora_adapter_metadata"
+
+
+@dataclass
+class Factors:
+    """What a file says of one layer. down: (rank, inputs, ...), up: (outputs, rank, ...); alpha: None where unsaid."""
+
+    down: Tensor | None = None
+    up: Tensor | None = None
+    alpha: Tensor | None = None
+    magnitude: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA as it fits a model: `layers` by part and layer, up matrices at full strength (alpha taken in).
+
+    left_out: learned words in the file that are not used. unsaid: whether neither tensors nor header name an alpha, so
+    that strength 1 was assumed.
+    """
+
+    layers: Mapping[str, Mapping[str, Factors]]
+    left_out: tuple[str, ...] = ()
+    unsaid: bool = False
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a header or adapter_config.json says of a part's strength."""
+
+    rank: int | None = None
+    alpha: float | None = None
+    rslora: bool = False
+    alphas: Mapping[str, float] = field(default_factory=dict)
+
+    def alpha_of(self, layer: str) -> float | None:
+        found = [a for ending, a in self.alphas.items() if layer == ending or layer.endswith(f".{ending}")]
+        return found[0] if found else self.alpha
+
+
+def read_lora(
+    file: Path,
+    modules: Mapping[str, nn.Module],
+    spellings: Mapping[str, Iterable[str]],
+    *,
+    alpha: float | None = None,
+    spoilt: bool = False,
+) -> Lora:
+    """The LoRA in a safetensors file, for these modules; `spellings`: see `layer_index`.
+
+    alpha: of a file that does not say its own; None is strength 1. spoilt: read numbers that are not finite too, to
+    look at them. UserError names the layer, the kind or the header that is wrong.
+    """
+    tensors, header = _load(file)
+    index = layer_index(modules, spellings)
+    settings = _settings(file, header)
+    layers: dict[str, dict[str, Factors]] = {}
+    left_out, strange = [], []
+    for name, tensor in tensors.items():
+        if not spoilt and not tensor.isfinite().all():
+            raise UserError(f"{file} is spoilt: {name} holds numbers that are not finite; train or fetch it again")
+        if any(mark in name for mark in LEFT_OUT):
+            left_out.append(name)
+            continue
+        ending = _ENDING.search(name)
+        if ending is None:
+            _refuse_kind(file, name)
+            strange.append(name)
+            continue
+        place = index.get(plain_name(name[: ending.start()]))
+        if place is None:
+            strange.append(name)
+            continue
+        part, layer = place
+        kind = list(ENDINGS.values())[int(ending.lastgroup.removeprefix("e"))]  # pyright: ignore[reportOptionalMemberAccess]
+        setattr(layers.setdefault(part, {}).setdefault(layer, Factors()), kind, tensor)
+    if strange or not layers:
+        _refuse_strange(file, strange, len(tensors))
+    unsaid = [
+        _completed(file, part, layer, factors, modules[part], settings.get(part, settings.get("", _Settings())), alpha)
+        for part, named in layers.items()
+        for layer, factors in named.items()
+    ]
+    return Lora(layers, tuple(left_out), unsaid=any(unsaid) and alpha is None)
+
+
+def attach(modules: Mapping[str, nn.Module], lora: Lora, name: str = "default") -> None:
+    """Put the LoRA into the modules as layers of PEFT, each at strength 1, to stay there."""
+    from peft import LoraConfig
+    from peft.functional import inject_adapter_in_model
+
+    for part, named in lora.layers.items():
+        module = modules[part]
+        dora = {layer for layer, factors in named.items() if factors.magnitude is not None}
+        if dora and len(dora) < len(named):
+            raise UserError(
+                f"{len(dora)} of {len(named)} layers of {part} are DoRA and the others plain; such a mixture is not "
+                "read, convert it to a plain LoRA"
+            )
+        ranks = {layer: _down(factors).shape[0] for layer, factors in named.items()}
+        settings = LoraConfig(
+            r=max(ranks.values()),
+            lora_alpha=max(ranks.values()),
+            target_modules=list(ranks),
+            rank_pattern={f"^{re.escape(layer)}": rank for layer, rank in ranks.items()},
+            alpha_pattern={f"^{re.escape(layer)}": rank for layer, rank in ranks.items()},
+            use_dora=bool(dora),
+            inference_mode=True,
+        )
+        inject_adapter_in_model(settings, module, adapter_name=name)
+        for layer, factors in named.items():
+            _fill(module.get_submodule(layer), factors, name)
+
+
+def layer_index(modules: Mapping[str, nn.Module], spellings: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]:
+    """(part, layer) by every name that a file may have for it.
+
+    modules: by part, the denoiser first: names without any part's prefix are its own. spellings: by part, the prefixes
+    that trainers put before the names, "lora_unet_" for instance, whose names have "_" for each ".".
+    """
+    from torch import nn
+
+    index: dict[str, tuple[str, str]] = {}
+    for number, (part, module) in enumerate(modules.items()):
+        for layer, inner in module.named_modules():
+            if not isinstance(inner, (nn.Linear, nn.Conv2d)):
+                continue
+            for spelled in _spelled(layer):
+                names = [f"{part}.{spelled}", *([spelled] if number == 0 else [])]
+                names += [
+                    f"{prefix}{spelled.replace('.', '_') if prefix.endswith('_') else spelled}"
+                    for prefix in spellings.get(part, ())
+                ]
+                for name in names:
+                    index.setdefault(name, (part, layer))
+    return index
+
+
+def plain_name(name: str) -> str:
+    """A layer's name without what wrappers and old attention processors put into it."""
+    name = name.replace("base_model.model.", "").replace(".processor.", ".")
+    return f"{name}.0" if name.endswith(".to_out") else name
+
+
+def _spelled(layer: str) -> list[str]:
+    """transformers 5.6 dropped "text_model." from the names of CLIP's text encoders; files have either."""
+    bare = layer.removeprefix("text_model.")
+    return [layer, bare, f"text_model.{bare}"] if bare.startswith(("encoder.", "embeddings.")) else [layer]
+
+
+def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read, it is damaged or no safetensors file: {error}") from error
+
+
+def _settings(file: Path, header: Mapping[str, str]) -> dict[str, _Settings]:
+    """By part, from the header that diffusers writes, or from a PEFT folder's adapter_config.json beside the file."""
+    beside = file.with_name("adapter_config.json")
+    if HEADER in header:
+        told, source = _json(header[HEADER], f"the header ({HEADER}) of {file}"), "header"
+    elif file.name == "adapter_model.safetensors" and beside.is_file():
+        told, source = _json(beside.read_text(encoding="utf-8", errors="replace"), str(beside)), "config"
+    else:
+        return {}
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in told.items():
+        part, _, setting = key.rpartition(".") if source == "header" else ("", "", key)
+        parts.setdefault(part, {})[setting] = value
+    _say_unknown(file, {setting for values in parts.values() for setting in values})
+    return {part: _part_settings(values) for part, values in parts.items()}
+
+
+def _say_unknown(file: Path, settings: set[str]) -> None:
+    from peft import LoraConfig
+
+    if unknown := sorted(settings - set(LoraConfig.__dataclass_fields__)):
+        log.warning("%s names settings that the PEFT here does not know, and they are ignored: %s", file, unknown)
+
+
+def _part_settings(told: Mapping[str, Any]) -> _Settings:
+    rank, alpha, alphas = told.get("r"), told.get("lora_alpha"), told.get("alpha_pattern")
+    return _Settings(
+        rank if isinstance(rank, int) else None,
+        float(alpha) if isinstance(alpha, (int, float)) else None,
+        told.get("use_rslora") is True,
+        {str(k): float(v) for k, v in alphas.items()} if isinstance(alphas, dict) else {},
+    )
+
+
+def _json(text: str, what: str) -> dict[str, Any]:
+    try:
+        told = json.loads(text)
+    except ValueError as error:
+        raise UserError(
+            f"{what} is broken ({error}), and the strength of the LoRA is written there; save the file again"
+        ) from None
+    if not isinstance(told, dict):
+        raise UserError(f"{what} is {type(told).__name__} and must be settings by name; save the file again")
+    return told
+
+
+def _completed(
+    file: Path, part: str, layer: str, factors: Factors, module: nn.Module, settings: _Settings, alpha: float | None
+) -> bool:
+    """Check one layer's factors against the model and take alpha into the up matrix; whether its alpha is unsaid."""
+    import torch
+
+    if factors.down is None or factors.up is None:
+        missing = "down (lora_A)" if factors.down is None else "up (lora_B)"
+        raise UserError(f"{file} is incomplete: {part}.{layer} has no {missing} matrix; fetch or save the file again")
+    weight = module.get_submodule(layer).weight
+    wanted = (weight.shape[0], weight.shape[1])
+    found = (factors.up.shape[0], factors.down.shape[1])
+    if found != wanted or factors.up.shape[1] != factors.down.shape[0] or factors.down.shape[2:] != weight.shape[2:]:
+        raise UserError(
+            f"{file} is for another base model: {part}.{layer} takes {wanted[1]} numbers to {wanted[0]} here, and "
+            f"{found[1]} to {found[0]} there"
+        )
+    rank = factors.down.shape[0]
+    said = float(factors.alpha) if factors.alpha is not None else settings.alpha_of(layer)
+    strength = alpha if said is None else said
+    if strength is not None:
+        by = rank**0.5 if settings.rslora and factors.alpha is None else rank
+        factors.up = (factors.up.double() * (strength / by)).to(torch.float32)
+    if factors.magnitude is not None and factors.magnitude.numel() != wanted[0]:
+        raise UserError(
+            f"{file} is a DoRA along the inputs of {part}.{layer} ({factors.magnitude.numel()} lengths for "
+            f"{wanted[0]} outputs), which no library here computes; convert it to a plain LoRA"
+        )
+    return said is None
+
+
+def _down(factors: Factors) -> Tensor:
+    assert factors.down is not None
+    return factors.down
+
+
+def _fill(layer: Any, factors: Factors, name: str) -> None:
+    import torch
+
+    assert factors.up is not None
+    with torch.no_grad():
+        for matrix, tensor in ((layer.lora_A[name], factors.down), (layer.lora_B[name], factors.up)):
+            matrix.weight.copy_(tensor.reshape(matrix.weight.shape))
+        if factors.magnitude is not None:
+            vector = layer.lora_magnitude_vector[name].weight
+            vector.copy_(factors.magnitude.reshape(vector.shape))
+
+
+def _refuse_kind(file: Path, name: str) -> None:
+    kind = next((kind for mark, kind in OTHER_KINDS.items() if mark in name), None)
+    if kind:
+        raise UserError(
+            f"{file} is {kind}, as {name} tells, and not a LoRA; convert it to one (LyCORIS' extract or your trainer's "
+            "merge and extract), or merge it into the model and give the pipeline folder"
+        )
+
+
+def _refuse_strange(file: Path, strange: list[str], count: int) -> None:
+    if not strange:
+        raise UserError(f"{file} holds no layer of a LoRA ({count} tensors)")
+    raise UserError(
+        f"{len(strange)} of the {count} tensors of {file} belong to no layer of this model, as {strange[0]}: it is for "
+        "another base model, or in a layout that is not known here"
+    )
