@@ -164,10 +164,6 @@ class Family(Layout, Protocol):
         """
         ...
 
-    def load_lora(self, file: Path) -> None:
-        """Put a LoRA file on the modules as the family's own pipeline reads it; unknown layers are left out."""
-        ...
-
     def save(self, folder: str | Path) -> None:
         """Write a plain pipeline folder, float32 safetensors, with the scheduler the model came with."""
         ...

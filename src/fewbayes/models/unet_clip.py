@@ -263,9 +263,6 @@ class UnetClip(ABC):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def load_lora(self, file: Path) -> None:
-        self.pipeline().load_lora_weights(file.parent, weight_name=file.name)
-
     def save(self, folder: str | Path) -> None:
         """Write a plain diffusers pipeline folder, float32 safetensors, with the scheduler the model came with."""
         folder = Path(folder)

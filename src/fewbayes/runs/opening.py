@@ -96,19 +96,30 @@ def _config_of(folder: Path) -> TrainConfig | None:
     return load_config(folder / CONFIG, {}) if all((folder / name).is_file() for name in (CONFIG, MANIFEST)) else None
 
 
-def open_model(source: str | Path, weights: str | None = None, *, base: str | None = None) -> tuple[Family, str | None]:
+def open_model(
+    source: str | Path,
+    weights: str | None = None,
+    *,
+    base: str | None = None,
+    lora_alpha: float | None = None,
+    spoilt: bool = False,
+) -> tuple[Family, str | None]:
     """The model that `source` names, on the CPU, and the word that stands for its rare token, None without one.
 
     weights: "raw" or "ema"; None is what a run has exported, and the raw ones of a checkpoint. What a run has not
     exported is taken from its last checkpoint.
     base: the model under `source`, where that is a LoRA file or a PEFT folder of any trainer; a run knows its own.
+    lora_alpha: of a LoRA file that does not say it. spoilt: open it with numbers that are not finite too, to examine
+    it.
     Raises UserError for what is damaged, not there, or not what it claims to be.
     """
     found = find(source)
     if found is None:
-        return _open_foreign(str(source), weights, base)
-    if base is not None:
-        raise UserError(f"{source} belongs to a run, which knows the model under it; leave base out")
+        return _open_foreign(str(source), weights, base, lora_alpha, spoilt)
+    if base is not None or lora_alpha is not None:
+        raise UserError(
+            f"{source} belongs to a run, which knows the model under it and its alpha; leave base and lora_alpha out"
+        )
     if found.kind == "checkpoint":
         return _load_checkpoint(found, verify_checkpoint(found.path), weights or "raw")
     if found.kind == "run":
@@ -121,22 +132,31 @@ def open_model(source: str | Path, weights: str | None = None, *, base: str | No
     return _load_result(found, cure)
 
 
-def _open_foreign(source: str, weights: str | None, base: str | None) -> tuple[Family, str | None]:
+def _open_foreign(
+    source: str, weights: str | None, base: str | None, lora_alpha: float | None, spoilt: bool
+) -> tuple[Family, str | None]:
     if weights:
         raise UserError(f"{source} is no run and no checkpoint of one, which alone hold raw and averaged weights")
     path = Path(source)
+    if lora_alpha is not None and (base is None or lora_alpha <= 0):
+        raise UserError(
+            f"lora_alpha is {lora_alpha:g}; it is the alpha of a LoRA file that does not say its own, is above 0 and "
+            "needs base"
+        )
     if base is None:
         if is_adapter(path):
             raise UserError(f"{source} holds what was added to a model, not the model: say which with base")
         card = inspect_model(source)
         return load_family(card), card.rare_token
     if not is_adapter(path):
+        if not path.exists():
+            raise UserError(f"there is no file or folder {source}; give the LoRA's own path")
         raise UserError(
             f"{source} is no adapter for {base}: give a LoRA in a .safetensors file, or a folder that holds "
             "pytorch_lora_weights.safetensors or a PEFT adapter_config.json"
         )
     family = load_family(base)
-    load_adapter(family, path)
+    load_adapter(family, path, alpha=lora_alpha, spoilt=spoilt)
     return family, family.card.rare_token
 
 
