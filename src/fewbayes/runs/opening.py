@@ -118,7 +118,7 @@ def open_model(
         return _open_foreign(str(source), weights, base, lora_alpha, spoilt)
     if base is not None or lora_alpha is not None:
         raise UserError(
-            f"{source} belongs to a run, which knows the model under it and its alpha; leave base and lora_alpha out"
+            f"{source} belongs to a run, which knows the model under it and its alpha; leave base out, and lora_alpha"
         )
     if found.kind == "checkpoint":
         return _load_checkpoint(found, verify_checkpoint(found.path), weights or "raw")
