@@ -17,6 +17,7 @@ import torch
 
 from fewbayes.data.images import crop, load_images
 from fewbayes.diffusion.objective import diffusion_loss
+from fewbayes.diffusion.process import level_of_step
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.models import load_family
 from fewbayes.sample import sample_images
@@ -25,7 +26,7 @@ from fewbayes.stage.readings import Reading
 from fewbayes.training.batches import Pictures, Share
 from fewbayes.training.ema import WeightAverage
 
-SETTINGS = ProbeSettings(timesteps=(50, 100, 200, 400, 600, 800), examples=2)
+SETTINGS = ProbeSettings(levels=tuple(map(level_of_step, (50, 100, 200, 400, 600, 800))), examples=2)
 SAMPLES = {"sampler": "ddim", "steps": 25, "guidance": 7.5}
 
 

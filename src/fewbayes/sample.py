@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fewbayes.data.images import numbered
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_folder, new_folder
 from fewbayes.models.sampling import sample_images
@@ -48,12 +49,11 @@ def write_samples(
     seeds = [seed + i for _ in prompts for i in range(num_images)]
     how = {"sampler": sampler, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
     pictures = sample_images(family, words, seeds, **how, resolution=resolution, batch_size=batch_size)
-    digits = max(2, len(str(len(pictures) - 1)))
     with atomic_folder(output, new=True) as folder:
         made_of = {"source": source} | ({"base": base} if base else {})
         rows = []
         for i, picture in enumerate(pictures):
-            file = f"{i:0{digits}d}.png"
+            file = numbered(i, len(pictures))
             picture.save(folder / file)
             rows.append({"file": file, **made_of, "prompt": words[i], "seed": seeds[i], **how})
         (folder / "samples.json").write_text(json.dumps(rows, indent=2) + "\n")

@@ -269,3 +269,8 @@ def _flat(lines: NDArray[np.int16]) -> bool:
 
 def _all_one(lines: NDArray[np.int16]) -> bool:
     return bool((np.abs(lines - lines[0, 0]) <= 2).all())
+
+
+def numbered(i: int, count: int) -> str:
+    """00.png, 01.png, ..., with as many digits as it takes for names to sort like numbers."""
+    return f"{i:0{max(2, len(str(count - 1)))}d}.png"

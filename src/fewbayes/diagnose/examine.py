@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from fewbayes.data.images import load_images
+from fewbayes.data.images import load_images, numbered
 from fewbayes.diagnose.ask import Case
 from fewbayes.diagnose.verdict import Diagnosis, Finding
 from fewbayes.models import Family, load_family
@@ -30,7 +30,6 @@ from fewbayes.stage.monitor import Look, corruption
 from fewbayes.stage.probes import PROBES, Probe, Prober, ProbeSettings
 from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats, describe
-from fewbayes.training.validation import numbered
 
 log = logging.getLogger(__name__)
 

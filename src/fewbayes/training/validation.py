@@ -15,6 +15,7 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
+from fewbayes.data.images import numbered
 from fewbayes.files.atomic import atomic_folder
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.models import Family
@@ -110,11 +111,6 @@ def _log_means(run: RunFolder, done: int, told: dict[str, list[dict[str, float]]
     for weights, rows in told.items():
         for name in rows[0]:
             run.log(done, name, float(np.mean([row[name] for row in rows])), weights=weights)
-
-
-def numbered(i: int, count: int) -> str:
-    """00.png, 01.png, ..., with as many digits as it takes for names to sort like numbers."""
-    return f"{i:0{max(2, len(str(count - 1)))}d}.png"
 
 
 def scores(picture: np.ndarray, references: Sequence[np.ndarray]) -> dict[str, float]:
