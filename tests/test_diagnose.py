@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -18,11 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fewbayes.diagnose import lookalikes
-from fewbayes.diagnose.ask import SAMPLERS, Asked, settle
+from fewbayes.diagnose.ask import Asked, settle
 from fewbayes.diagnose.command import diagnose, run_diagnose
 from fewbayes.diagnose.course import judge_last
 from fewbayes.diagnose.examine import RESULT
 from fewbayes.diagnose.verdict import Finding, concluded, explained, which_to_keep
+from fewbayes.fields import settings_of
 from fewbayes.models import inspect_model, load_family
 from fewbayes.models.adapters import load_adapter
 from fewbayes.page import write_report
@@ -317,6 +317,8 @@ def test_only_weights_that_are_not_finite_are_called_broken():
         ({"checkpoints": True}, "leave out --checkpoints"),
         ({"weights": "ema"}, "leave out --weights"),
         ({"seed": -1}, "seed is -1"),
+        ({"weights": "best"}, "weights is 'best'; it must be one of raw, ema"),
+        ({"num_images": 0}, "num_images is 0"),
         ({"base": "nowhere"}, "nowhere"),
     ],
 )
@@ -344,7 +346,9 @@ def test_a_mark_that_stands_for_no_word_is_refused_in_the_prompt_and_in_captions
 
 
 def test_the_samplers_offered_are_those_of_training():
-    assert set(SAMPLERS) == set(get_args(get_type_hints(TrainConfig)["sampler"])) >= {"ddim", "dpm++"}
+    asked, trained = (settings_of(cls)["sampler"].choices for cls in (Asked, TrainConfig))
+    assert asked == trained
+    assert {"ddim", "dpm++"} <= set(asked)
 
 
 def test_an_unknown_source_a_damaged_file_and_a_full_folder_are_refused(lora, asked, run, tmp_path):

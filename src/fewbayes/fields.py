@@ -20,7 +20,7 @@ from dataclasses import MISSING, dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fewbayes.errors import UserError
 
@@ -184,7 +184,7 @@ def settings_of(cls: type) -> dict[str, Setting]:
 
 def _setting(field: dataclasses.Field[Any], hint: Any, doc: str) -> Setting:
     about = field.metadata.get("about", About())
-    members = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kind = next(member for member in members if member is not NoneType)
     many = get_origin(kind) is tuple
     kind = get_args(kind)[0] if many else kind

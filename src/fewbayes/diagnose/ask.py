@@ -10,10 +10,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from fewbayes.data.images import DataReport, check_folder
 from fewbayes.errors import UserError
+from fewbayes.fields import check_fields, setting
 from fewbayes.files.atomic import new_folder
 from fewbayes.models import ModelCard, inspect_model
 from fewbayes.models.adapters import is_adapter
@@ -24,27 +25,39 @@ from fewbayes.settings.config import RARE_TOKEN_MARK, TrainConfig
 
 log = logging.getLogger(__name__)
 
-SAMPLERS: tuple[str, ...] = get_args(get_type_hints(TrainConfig)["sampler"])
-
 
 @dataclass(frozen=True)
 class Asked:
     """The command as given; None is what the run says, else the usual."""
 
-    source: str
-    output_dir: str
-    base: str | None = None
-    instance_data_dir: str | None = None
+    source: str = setting(positional=True)
+    """Run folder, its checkpoint-N, pipeline folder, LoRA file or PEFT folder of any trainer."""
+    output_dir: str = setting()
+    """A new or empty folder."""
+    base: str | None = setting(None, value="MODEL")
+    """The model that a pipeline or adapter came from; a run knows its own."""
+    instance_data_dir: str | None = setting(None, value="DIR")
+    """The training images. None: the run's."""
     instance_prompt: str | None = None
+    """As trained with; <v> is the rare token. None: the run's."""
     rare_token: str | None = None
-    sampler: str | None = None
-    num_inference_steps: int | None = None
+    """The word that <v> stands for. None: the run's or the model's."""
+    sampler: str | None = setting(None, choices=get_args(get_type_hints(TrainConfig)["sampler"]))
+    """The one you use. None: the run's, or ddim."""
+    num_inference_steps: int | None = setting(None, above=0)
+    """None: the run's, or 25."""
     guidance_scale: float | None = None
+    """1 is none. None: the run's, or 7.5."""
     negative_prompt: str | None = None
-    num_images: int = 4
-    seed: int = 0
-    weights: str | None = None
+    """None: the run's, or none."""
+    num_images: int = setting(4, above=0)
+    """Pictures of every model that is looked at."""
+    seed: int = setting(0, must=(lambda seed: 0 <= seed < 2**63, "from 0 to 2**63 - 1"))
+    """Of the first image; image i has seed + i."""
+    weights: Literal["raw", "ema"] | None = None
+    """Of a run or checkpoint. None: what a run exported."""
     checkpoints: bool = False
+    """All checkpoints of a run in order, and which one to keep."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +91,8 @@ class Case:
 
 def settle(asked: Asked) -> Case:
     """Everything that can be refused, refused; UserError says what to give."""
+    check_fields(asked)
     new_folder(asked.output_dir)
-    if not 0 <= asked.seed < 2**63:
-        raise UserError(f"seed is {asked.seed}; it must be from 0 to 2**63 - 1")
     found = find(asked.source)
     if found:
         _check_run(asked, found)
