@@ -19,8 +19,10 @@ from fewbayes.metrics.evaluate import evaluate_folder, summary
 from fewbayes.metrics.layout import METRICS
 from fewbayes.metrics.registry import Metric, in_table, register, registered
 from fewbayes.metrics.scores import Mean, Unavailable
+from fewbayes.page.evaluation.page import write_evaluation_report
 from fewbayes.runs.folder import read_metrics
 from small_encoders import build_embedded, picture
+from test_extending import code_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 BETTER = {"higher": 1, "lower": -1, "": 0}
@@ -99,20 +101,25 @@ def test_only_unavailable_is_a_missing_value_and_a_mistake_keeps_its_traceback(o
         evaluate_folder(**scene)
 
 
-def test_a_metric_is_one_file_as_the_page_on_extending_says(one_more, scene, tmp_path):
-    """Its whole file stands on the page, and its numbers are those of a plain loop."""
-    page = (DOCS / "extending.md").read_text().partition("## Add a metric")[2]
+def test_a_metric_is_one_file_and_stands_in_rows_table_and_page(one_more, scene, tmp_path):
+    """The page on extending holds the whole file; its numbers are those of a plain loop."""
     file = tmp_path / "contrast.py"
-    file.write_text(re.findall(r"```python\n(.+?)```", page, re.S)[0])
+    file.write_text(code_of("Add a metric"))
     spec = importlib.util.spec_from_file_location("fewbayes.metrics.measures.contrast", file)
     assert spec
     assert spec.loader
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    result = evaluate_folder(**scene, output_dir=tmp_path / "out", subject="rex")
+    output = tmp_path / "out"
+    result = evaluate_folder(**scene, output_dir=output, subject="rex")
     for row, folder in (("samples", "source"), ("real", "reference_dir")):
         levels = [np.asarray(Image.open(f).convert("L")).std() for f in sorted(scene[folder].glob("*.png"))]
         assert result.value("contrast", row=row) == pytest.approx(np.mean(levels))
-    written = [row for row in read_metrics(tmp_path / "out" / METRICS) if row["metric"] == "contrast"]
+    written = [row for row in read_metrics(output / METRICS) if row["metric"] == "contrast"]
     assert [(row["row"], row["n"], row["encoder"]) for row in written] == [("samples", 4, None), ("real", 3, None)]
     assert len([row for row in result.images if row.metric == "contrast"]) == 4
     assert any(line.startswith("contrast ") for line in summary(result))
+    page = write_evaluation_report(output).read_text()
+    table = (output / "table.md").read_text()
+    assert "Contrast |" in table
+    assert f"{result.value('contrast'):.1f}" in table
+    assert "spread of the grey levels" in page
