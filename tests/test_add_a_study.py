@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,3 +51,11 @@ def test_what_a_study_has_found_is_not_found_again(toy, tmp_path):
     (memo.parent / "metrics.jsonl").unlink()
     assert main([*wanted, "--subjects", "swirl_fish"]) == 0
     assert memo.stat().st_mtime_ns == stamp
+
+
+def test_listing_the_studies_brings_in_no_torch():
+    code = "import sys; from fewbayes.studies import studies; print(*studies()); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    listed, loaded = (line.split() for line in done.stdout.splitlines())
+    assert {"map", "remedies", "one_shot", "methods", "fig1", "fig12"} <= set(listed)
+    assert not {"torch", "diffusers", "transformers", "accelerate", "peft"} & set(loaded)
