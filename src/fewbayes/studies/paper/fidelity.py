@@ -19,6 +19,7 @@ from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.metrics.scores import fidelity
 from fewbayes.metrics.statistics import interval, reading
+from fewbayes.stage.definition import fidelity_dip
 from fewbayes.studies.grid import Arm, Training, experiment, grid, is_done
 from fewbayes.studies.memo import remember
 from fewbayes.studies.paper.denoise import keep
@@ -111,24 +112,6 @@ def _strip(ask: Ask, arm: str, run: Path) -> list[dict[str, Any]]:
     chosen = sorted({list(samples)[i] for i in np.linspace(0, len(samples) - 1, SHOWN).round().astype(int)})
     first = {step: np.asarray(open_pictures(samples[step])[0]) for step in chosen}
     return [{"step": s, "file": keep(ask.folder, f"{arm}-step-{s}", picture)} for s, picture in first.items()]
-
-
-def fidelity_dip(steps: Sequence[int], values: Sequence[float]) -> dict[str, float | None]:
-    """The largest fall of a curve from an earlier peak, each value first the median of it and its neighbours.
-
-    A measure of the paper's Fig. 1, not another definition of the corruption stage, which is in `fewbayes.stage`.
-    depth: the fall, 0 for a curve that never falls; onset: the first step at which half of it is lost; peak, trough:
-    the steps that it lies between.
-    """
-    kept = np.array([np.median(values[max(0, i - 1) : i + 2]) for i in range(len(values))])
-    highest = np.maximum.accumulate(kept)
-    trough = int(np.argmax(highest - kept))
-    depth = float(highest[trough] - kept[trough])
-    if depth == 0:
-        return {"depth": 0.0, "onset": None, "peak": None, "trough": None}
-    peak = int(np.argmax(kept[: trough + 1]))
-    onset = next(i for i in range(peak, trough + 1) if kept[i] <= kept[peak] - depth / 2)
-    return {"depth": depth, "onset": steps[onset], "peak": steps[peak], "trough": steps[trough]}
 
 
 def dips(runs: Sequence[Mapping[str, Any]], of: str) -> dict[str, Any]:
