@@ -304,7 +304,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         run_remedies(["--output_dir", str(tmp_path)])
     with pytest.raises(ValueError, match="plane is not among the arms"):
         run_remedies(["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--fewer_seeds", "plane=2"])
-    with pytest.raises(ValueError, match="--num_images is 1; it must be 2 or more"):
+    with pytest.raises(ValueError, match="num_images is 1; it must be 2 or more"):
         run_remedies(["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--num_images", "1"])
-    with pytest.raises(ValueError, match="--steps 4"):
+    with pytest.raises(ValueError, match="steps is 4; it must be 8 or more"):
         run_remedies(["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--steps", "4"])

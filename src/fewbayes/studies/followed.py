@@ -18,19 +18,22 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fewbayes.errors import UserError
+from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
 from fewbayes.models import Family, inspect_model
 from fewbayes.runs.folder import RunError
 from fewbayes.runs.layout import CONFIG
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig, load_config
+from fewbayes.studies.flags import StudyFlags
 from fewbayes.studies.grid import Arm, Training, command, grid, run, train, without_path
 from fewbayes.studies.memo import recall, remember, rounded
 from fewbayes.studies.subjects import StudySubject
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fewbayes")
 
 CELL = "cell.json"
+CHECKPOINTS = 8
+"""Samples are drawn at so many, evenly along a training."""
 MEAN_OF = 5
 """Checkpoints in the running mean of the last ones."""
 LOSS_DRAWS = 2
@@ -50,6 +55,24 @@ MORE_STEPS = 4
 """By how much the sampler's steps are multiplied where it is asked whether more of them help."""
 PLACES = ("model", "instance_data_dir", "class_data_dir", "output_dir")
 """Settings that say where something lies, not what is done; the model and the pictures are told by their content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FollowedFlags(StudyFlags):
+    steps: int = setting(400, at_least=CHECKPOINTS)
+    """Of each training."""
+    method: Literal["full", "lora"] = "full"
+    """Of the training that the others are changes of."""
+    encoders: str | None = setting(None, value="embedded|paper|DIR")
+    """Evaluators; without it embedded for the model tiny, else paper."""
+    quick: bool = False
+    """A look: one seed and few steps."""
+    redraw: Path | None = None
+    """A kept file of results, whose tables and pictures are made again; nothing is trained."""
+
+    @property
+    def evaluators(self) -> str:
+        return self.encoders or ("embedded" if self.world else "paper")
 
 
 def trainings(

@@ -7,31 +7,28 @@ picture a strip over the steps.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from fewbayes.errors import UserError
+from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
-from fewbayes.models import inspect_model
 from fewbayes.page.look import save, style
 from fewbayes.page.table import Column, Table, markdown
 from fewbayes.stage.definition import longest
 from fewbayes.studies import study
 from fewbayes.studies.course import corrupted, measures
-from fewbayes.studies.followed import follow, trainings
+from fewbayes.studies.flags import asked
+from fewbayes.studies.followed import CHECKPOINTS, FollowedFlags, follow, trainings
 from fewbayes.studies.grid import Arm
-from fewbayes.studies.subjects import named_subjects
-from fewbayes.world.scenes import SUBJECTS
 
 NAME = "map"
 QUESTION = "Where does the corruption stage appear, and what moves its onset, its depth and its end?"
-CHECKPOINTS = 8
 FEWER_IMAGES = (1, 2)
 CENTRE = Arm("centre", "the regime itself", {})
 IMAGES = "number of images"
@@ -76,72 +73,54 @@ def _arm(label: str, **changes: Any) -> Arm:
     return Arm(name, label, changes)
 
 
+ALL = "There are " + ", ".join((*axes(1, "full"), IMAGES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapFlags(FollowedFlags):
+    output_dir: Path = Path("runs/map")
+    seeds: int = setting(1, at_least=1)
+    steps: int = setting(800, at_least=CHECKPOINTS)
+    axes: tuple[str, ...] = setting((), choices=(*axes(1, "full"), IMAGES), several=True, value="AXIS", more=f"{ALL}.")
+    """What is changed; all without it."""
+
+
 @study("map", "where the corruption stage appears: rate, images, rank, guidance, sampler, optimizer")
 def run_map(arguments: Sequence[str]) -> list[Path]:
     """The file of results, its table and its picture."""
-    asked = _parser().parse_args(arguments)
-    file = asked.redraw or _train(asked)
+    flags = asked(MapFlags, arguments, NAME, __doc__)
+    file = flags.redraw or _train(replace(flags, seeds=1, steps=CHECKPOINTS) if flags.quick else flags)
     return [file, write_table(file), draw(file)]
 
 
-def _train(asked: argparse.Namespace) -> Path:
-    if asked.quick:
-        asked.seeds, asked.steps = 1, CHECKPOINTS
-    if asked.seeds < 1 or asked.steps < CHECKPOINTS:
-        raise UserError(
-            f"--seeds is {asked.seeds} and --steps {asked.steps}; there must be 1 and {CHECKPOINTS} or more"
-        )
-    card = inspect_model(asked.model)
-    world, folder = asked.model == "tiny", asked.output_dir
-    subjects = named_subjects(asked.subjects, asked.photographs, folder, card.resolution, world=world)
+def _train(flags: MapFlags) -> Path:
+    subjects = flags.study_subjects()
     base = {
-        "model": asked.model,
-        "method": asked.method,
-        **({"rank": 16} if asked.method == "lora" else {}),
-        "learning_rate": asked.learning_rate,
+        "model": flags.model,
+        "method": flags.method,
+        **({"rank": 16} if flags.method == "lora" else {}),
+        "learning_rate": flags.learning_rate,
         "center_crop": True,
-        "max_train_steps": asked.steps,
-        "validation_steps": asked.steps // CHECKPOINTS,
+        "max_train_steps": flags.steps,
+        "validation_steps": flags.steps // CHECKPOINTS,
         "checkpointing_steps": 0,
         "num_validation_images": 2,
-        "num_inference_steps": asked.num_inference_steps,
+        "num_inference_steps": flags.num_inference_steps,
     }
-    encoders = asked.encoders or ("embedded" if world else "paper")
-    grid = {axis: arms for axis, arms in axes(asked.learning_rate, asked.method).items() if axis in asked.axes}
+    wanted = flags.axes or (*axes(1, flags.method), IMAGES)
+    grid = {axis: arms for axis, arms in axes(flags.learning_rate, flags.method).items() if axis in wanted}
     everywhere = [CENTRE, *(arm for arms in grid.values() for arm in arms)]
-    cells = trainings(folder, base, subjects, everywhere, range(asked.seeds))
-    if IMAGES in asked.axes:
+    cells = trainings(flags.output_dir, base, subjects, everywhere, range(flags.seeds))
+    if IMAGES in wanted:
         fewer = [s.first(count) for s in subjects for count in FEWER_IMAGES if count < len(s.files)]
-        cells += trainings(folder, base, fewer, [CENTRE], range(asked.seeds))
+        cells += trainings(flags.output_dir, base, fewer, [CENTRE], range(flags.seeds))
     facts = {
         "title": "Where the corruption stage appears",
         "question": QUESTION,
         "settings": base,
         "axes": {axis: [arm.name for arm in arms] for axis, arms in grid.items()},
     }
-    return follow(cells, folder, NAME, facts, encoders, asked.workers)
-
-
-def _parser() -> argparse.ArgumentParser:
-    names = [*axes(1, "full"), IMAGES]
-    parser = argparse.ArgumentParser("fewbayes experiment map", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--output_dir", "--output-dir", type=Path, default=Path("runs/map"))
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(SUBJECTS)}")
-    parser.add_argument("--photographs", nargs="*", default=[], metavar="DIR:CLASS", help="all images of a folder")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--method", choices=("full", "lora"), default="full", help="of the regime itself [full]")
-    parser.add_argument("--learning_rate", "--learning-rate", type=float, default=1e-3, metavar="RATE")
-    parser.add_argument("--num_inference_steps", "--num-inference-steps", type=int, default=25)
-    parser.add_argument("--axes", nargs="+", default=names, choices=names, metavar="AXIS", help=", ".join(names))
-    parser.add_argument("--encoders", metavar="embedded|paper|DIR", help="[embedded for the model tiny, else paper]")
-    parser.add_argument(
-        "--redraw", type=Path, metavar="FILE", help="table and picture of a map.json again; trains nothing"
-    )
-    parser.add_argument("--workers", type=int, help="trainings at a time [one per core]")
-    parser.add_argument("--quick", action="store_true", help=f"a look: 1 seed, {CHECKPOINTS} steps")
-    return parser
+    return follow(cells, flags.output_dir, NAME, facts, flags.evaluators, flags.workers)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

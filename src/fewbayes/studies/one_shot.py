@@ -8,13 +8,14 @@ all of them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewbayes.errors import UserError
+from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.statistics import Estimate, Units, differences, interval, reading
 from fewbayes.models import inspect_model
@@ -24,9 +25,11 @@ from fewbayes.page.summary import BOUNDS, DIGITS, QUANTITIES, WEIGHT_NAMES, run_
 from fewbayes.page.table import Column, Entry, Table, Value, markdown
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig
+from fewbayes.settings.flags import parse_command
 from fewbayes.studies import study
+from fewbayes.studies.flags import StudyFlags, asked
 from fewbayes.studies.grid import Arm, command, experiment, grid
-from fewbayes.studies.subjects import StudySubject, drawn_subject, named_subjects, photographed_subject
+from fewbayes.studies.subjects import StudySubject, drawn_subject, photographed_subject
 from fewbayes.world.scenes import RARE_TOKEN, SUBJECTS
 
 QUESTION = (
@@ -89,68 +92,70 @@ def one_shot(
     return experiment(folder, trainings, title=title, question=QUESTION, facts=facts, workers=workers)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoFlags:
+    output_dir: Path = Path("runs/demo")
+    """Folder of the runs and the page."""
+    image: Path | None = None
+    """A photograph of yours instead of a drawn one; it needs class_word."""
+    class_word: str = ""
+    """What it shows, one of the objects of the embedded world."""
+    subject: str = setting(SUBJECT, choices=tuple(SUBJECTS), value="NAME", more=f"There are {', '.join(SUBJECTS)}.")
+    """The drawn subject."""
+    seeds: int = setting(3, at_least=1)
+    """Runs per arm."""
+    steps: int = setting(STEPS, at_least=1)
+    """Steps per run."""
+    learning_rate: float = setting(RATE, above=0)
+    """Of the plain arm."""
+    weight_std: float = setting(WEIGHT_STD, at_least=0)
+    """Of the Bayesian arm."""
+
+
 def run_demo(arguments: Sequence[str]) -> Path:
     """`fewbayes demo`: the experiment folder, to be made into a page."""
-    asked = _demo_parser().parse_args(arguments)
-    for name in ("seeds", "steps"):
-        if getattr(asked, name) < 1:
-            raise UserError(f"--{name} is {getattr(asked, name)}; it must be 1 or more")
-    if asked.image and not asked.class_word:
+    about = "One photograph, plain and Bayesian fine-tuning and a lower rate, a few seeds, in minutes on two cores."
+    flags = parse_command(DemoFlags, arguments, "demo", about)
+    if flags.image and not flags.class_word:
         raise UserError("--image needs --class_word, the word for what it shows, for instance --class_word backpack")
-    resolution, folder = inspect_model("tiny").resolution, asked.output_dir
-    if asked.image:
-        subject = photographed_subject(f"{asked.image}:{asked.class_word}", folder, resolution, world=True)
+    resolution, folder = inspect_model("tiny").resolution, flags.output_dir
+    if flags.image:
+        subject = photographed_subject(f"{flags.image}:{flags.class_word}", folder, resolution, world=True)
     else:
-        subject = drawn_subject(asked.subject, folder, resolution)
-    known, first = arms(asked.learning_rate, asked.weight_std), subject.first(1)
-    common = settings(first, "tiny", asked.steps, min(SAMPLE_EVERY, asked.steps))
-    return one_shot(folder, first, common, [known[name] for name in ("plain", "bayes", "slow")], range(asked.seeds))
+        subject = drawn_subject(flags.subject, folder, resolution)
+    known, first = arms(flags.learning_rate, flags.weight_std), subject.first(1)
+    common = settings(first, "tiny", flags.steps, min(SAMPLE_EVERY, flags.steps))
+    return one_shot(folder, first, common, [known[name] for name in ("plain", "bayes", "slow")], range(flags.seeds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneShotFlags(StudyFlags):
+    steps: int = setting(STEPS, at_least=1)
+    """Of each training."""
+    sample_every: int = setting(SAMPLE_EVERY, at_least=1)
+    """Steps from one checkpoint with samples to the next."""
+    learning_rate: float = setting(RATE, above=0)
+    weight_std: float = setting(WEIGHT_STD, at_least=0)
+    """Of the Bayesian arm."""
+    arms: tuple[str, ...] = setting(tuple(arms(1, 1)), choices=tuple(arms(1, 1)), several=True)
+    """The first is what the others are compared with."""
+    sampler: str = "ddim"
+    """Of the samples."""
 
 
 @study("one_shot", "plain, Bayesian and a lower rate on one photograph each of several subjects")
 def run_one_shot(arguments: Sequence[str]) -> list[Path]:
     """A page for each subject, and the table of all."""
-    asked = _parser().parse_args(arguments)
-    card, out = inspect_model(asked.model), asked.output_dir
-    world = asked.model == "tiny"
-    subjects = named_subjects(asked.subjects, asked.photographs, out, card.resolution, world=world)
-    known = arms(asked.learning_rate, asked.weight_std)
-    folders = []
-    for subject in (subject.first(1) for subject in subjects):
-        common = settings(subject, asked.model, asked.steps, asked.sample_every, asked.sampler)
-        chosen = [known[name] for name in asked.arms]
-        folders.append(one_shot(out / subject.name, subject, common, chosen, range(asked.seeds)))
-    return [*map(write_report, folders), write_comparison(folders, out / "one_shot")]
-
-
-def _demo_parser() -> argparse.ArgumentParser:
-    about = "One photograph, plain and Bayesian fine-tuning and a lower rate, a few seeds, in minutes on two cores."
-    parser = argparse.ArgumentParser("fewbayes demo", description=about)
-    parser.add_argument("--output_dir", "--output-dir", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--image", type=Path, help="a photograph of yours instead of a drawn one")
-    parser.add_argument("--class_word", "--class-word", help="what it shows, one of the objects of the embedded world")
-    parser.add_argument("--subject", default=SUBJECT, choices=list(SUBJECTS), metavar="NAME", help=", ".join(SUBJECTS))
-    parser.add_argument("--seeds", type=int, default=3, help="runs per arm [3]")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps per run [{STEPS}]")
-    parser.add_argument("--learning_rate", "--learning-rate", type=float, default=RATE, help=f"[{RATE:g}]")
-    parser.add_argument("--weight_std", "--weight-std", type=float, default=WEIGHT_STD, help=f"[{WEIGHT_STD:g}]")
-    return parser
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("fewbayes experiment one_shot", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--output_dir", "--output-dir", type=Path, required=True)
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(SUBJECTS)}")
-    parser.add_argument("--photographs", nargs="*", default=[], metavar="PATH:CLASS", help="first image of a folder")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--sample_every", "--sample-every", type=int, default=SAMPLE_EVERY)
-    parser.add_argument("--learning_rate", "--learning-rate", type=float, default=RATE, metavar="RATE")
-    parser.add_argument("--weight_std", "--weight-std", type=float, default=WEIGHT_STD)
-    parser.add_argument("--arms", nargs="+", default=list(arms(1, 1)), choices=list(arms(1, 1)))
-    parser.add_argument("--sampler", default="ddim")
-    return parser
+    flags = asked(OneShotFlags, arguments, "one_shot", __doc__)
+    known, folders = arms(flags.learning_rate, flags.weight_std), []
+    for subject in (subject.first(1) for subject in flags.study_subjects()):
+        common = settings(subject, flags.model, flags.steps, flags.sample_every, flags.sampler)
+        common = replace(common, num_inference_steps=flags.num_inference_steps)
+        chosen = [known[name] for name in flags.arms]
+        folders.append(
+            one_shot(flags.output_dir / subject.name, subject, common, chosen, range(flags.seeds), flags.workers)
+        )
+    return [*map(write_report, folders), write_comparison(folders, flags.output_dir / "one_shot")]
 
 
 # --- the table of all subjects ----------------------------------------------------------------------------------------

@@ -1,0 +1,51 @@
+"""What every study can be asked: subjects, model, seeds. A study adds what it alone has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from fewbayes.fields import setting
+from fewbayes.models import inspect_model
+from fewbayes.settings.flags import parse_command
+from fewbayes.studies.subjects import StudySubject, named_subjects
+from fewbayes.world.scenes import SUBJECTS
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFlags:
+    output_dir: Path
+    """Folder of the study; the same command continues what is there."""
+    model: str = "tiny"
+    """tiny, a pipeline folder or an id on the hub."""
+    subjects: tuple[str, ...] = setting((), several=True, value="NAME", more=f"There are {', '.join(SUBJECTS)}.")
+    """Subjects that the embedded world draws."""
+    photographs: tuple[str, ...] = setting((), several=True, value="PATH:CLASS")
+    """Folders of photographs, or single ones, each with the word for what it shows."""
+    seeds: int = setting(5, at_least=1)
+    """Trainings of each arm and subject."""
+    learning_rate: float = setting(1e-3, above=0)
+    """Of the plain arm."""
+    num_inference_steps: int = setting(25, at_least=1)
+    """Steps of the sampler."""
+    workers: int | None = setting(None, at_least=1)
+    """Trainings at a time; without it one per core."""
+
+    @property
+    def world(self) -> bool:
+        """Whether the model is the embedded one, which knows the embedded world's words alone."""
+        return self.model == "tiny"
+
+    def study_subjects(self) -> list[StudySubject]:
+        """The subjects with their images under `output_dir`. UserError without any."""
+        resolution = inspect_model(self.model).resolution
+        return named_subjects(self.subjects, self.photographs, self.output_dir, resolution, world=self.world)
+
+
+def asked(flags: type[T], arguments: Sequence[str], name: str, about: str | None) -> T:
+    """What a study is asked, as its dataclass of flags. about: its module's docstring, whose first part is the help."""
+    return parse_command(flags, arguments, f"experiment {name}", (about or "").split("\n\n")[0].replace("\n", " "))
