@@ -32,8 +32,19 @@ def toy(tmp_path, monkeypatch):
 def test_a_study_of_one_file_runs_from_its_name_to_a_table_and_a_picture(toy, tmp_path, capsys):
     assert main(["experiment", "--help"]) == 0
     assert "does a lower rate fit less closely?" in capsys.readouterr().out
-    wanted = ["experiment", "toy", "--output_dir", str(tmp_path / "out"), "--steps", "2", "--seeds", "1"]
-    assert main(wanted) == 0
+    wanted = [
+        "experiment",
+        "toy",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--workers",
+        "1",
+    ]
+    assert main([*wanted, "--subjects", "swirl_fish", "ringed_cat"]) == 0
     table, picture = (tmp_path / "out" / name for name in ("toy.md", "toy.png"))
     assert capsys.readouterr().out.splitlines() == [str(table), str(picture)]
     lines = table.read_text().splitlines()
@@ -44,7 +55,18 @@ def test_a_study_of_one_file_runs_from_its_name_to_a_table_and_a_picture(toy, tm
 
 
 def test_what_a_study_has_found_is_not_found_again(toy, tmp_path):
-    wanted = ["experiment", "toy", "--output_dir", str(tmp_path / "out"), "--steps", "2", "--seeds", "1"]
+    wanted = [
+        "experiment",
+        "toy",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--workers",
+        "1",
+    ]
     assert main([*wanted, "--subjects", "swirl_fish"]) == 0
     memo = tmp_path / "out" / "swirl_fish" / "plain-seed0" / "toy.json"
     stamp = memo.stat().st_mtime_ns
