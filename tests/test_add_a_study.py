@@ -14,6 +14,8 @@ from fewbayes.cli import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 
+SMALL = ["experiment", "toy", "--steps", "2", "--seeds", "1", "--workers", "1"]
+
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
@@ -32,18 +34,7 @@ def toy(tmp_path, monkeypatch):
 def test_a_study_of_one_file_runs_from_its_name_to_a_table_and_a_picture(toy, tmp_path, capsys):
     assert main(["experiment", "--help"]) == 0
     assert "does a lower rate fit less closely?" in capsys.readouterr().out
-    wanted = [
-        "experiment",
-        "toy",
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--steps",
-        "2",
-        "--seeds",
-        "1",
-        "--workers",
-        "1",
-    ]
+    wanted = [*SMALL, "--output_dir", str(tmp_path / "out")]
     assert main([*wanted, "--subjects", "swirl_fish", "ringed_cat"]) == 0
     table, picture = (tmp_path / "out" / name for name in ("toy.md", "toy.png"))
     assert capsys.readouterr().out.splitlines() == [str(table), str(picture)]
@@ -55,18 +46,7 @@ def test_a_study_of_one_file_runs_from_its_name_to_a_table_and_a_picture(toy, tm
 
 
 def test_what_a_study_has_found_is_not_found_again(toy, tmp_path):
-    wanted = [
-        "experiment",
-        "toy",
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--steps",
-        "2",
-        "--seeds",
-        "1",
-        "--workers",
-        "1",
-    ]
+    wanted = [*SMALL, "--output_dir", str(tmp_path / "out")]
     assert main([*wanted, "--subjects", "swirl_fish"]) == 0
     memo = tmp_path / "out" / "swirl_fish" / "plain-seed0" / "toy.json"
     stamp = memo.stat().st_mtime_ns
