@@ -115,7 +115,7 @@ def _strip(ask: Ask, arm: str, run: Path) -> list[dict[str, Any]]:
 
 
 def dips(runs: Sequence[Mapping[str, Any]], of: str) -> dict[str, Any]:
-    """Depth, onset and last value over runs, with 95 % intervals over subjects and seeds."""
+    """Depth and onset of the fidelity dip, and the last value, over runs, with their intervals."""
     each = [fidelity_dip(run["steps"], run[of]) | {"last": run[of][-1]} for run in runs]
 
     def over_runs(key: str, within: tuple[float, float]) -> dict[str, Any]:
