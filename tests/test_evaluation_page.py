@@ -17,7 +17,7 @@ from fewbayes.metrics.registry import registered
 from fewbayes.metrics.statistics import Comparison, Estimate, compare, coverage
 from fewbayes.page import write_report
 from fewbayes.page.evaluation.gallery import choose, kept, make_gallery
-from fewbayes.page.evaluation.page import dot_plots
+from fewbayes.page.evaluation.page import dot_plots, render_evaluation
 from fewbayes.page.evaluation.reading import Arm, Picture, is_evaluation, read_evaluation
 from fewbayes.page.evaluation.scores import Difference, Line, Scores, as_latex, as_markdown, make_scores, verdict
 
@@ -220,6 +220,19 @@ def test_rows_that_no_program_of_ours_wrote_are_torn_and_break_nothing(tmp_path)
     evaluation = read_evaluation(_evaluation(tmp_path, rows))
     assert evaluation.notes == ("4 torn rows of metrics.jsonl left out.",)
     assert evaluation.units["sound"]["dino"]["samples"] == {("cat", 0): 0.5}
+
+
+@pytest.mark.parametrize(
+    "junk", [None, 3, "text", [], [3], [{}], [{"name": 3}], {"black": "x"}, {"a": {"b": [1]}}, "\0"]
+)
+@pytest.mark.parametrize("key", ["title", "question", "arms", "subjects", "counts", "missing", "notes", "pictures"])
+def test_whatever_an_evaluation_says_of_itself_is_read(key, junk, tmp_path):
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    images = [{"subject": "cat", "file": "0.png", "prompt": "a cat"}]
+    folder = _evaluation(tmp_path / "scores", [{"subject": "cat"}], images, **{key: junk})
+    evaluation = read_evaluation(folder)
+    assert evaluation.units["sound"]["dino"]["samples"] == {("cat", 0): 0.5}
+    assert "0.500" in render_evaluation(evaluation)
 
 
 def test_hostile_prompts_are_escaped(page):

@@ -62,6 +62,7 @@ def render_evaluation(evaluation: Evaluation) -> str:
         compared=first.differences if first else [],
         gallery=gallery,
         rule=RULE,
+        own=in_table("paper"),
         definitions=list(dict.fromkeys(m for m, _, _ in titled)),
         encoders=_grouped((evaluation.encoder(t.mode, m.name) or "none needed", title) for m, title, t in titled),
         absent=_grouped((reason, metric) for metric, reason in evaluation.absent.items()),

@@ -273,22 +273,41 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def _said(facts: Mapping[str, Any]) -> list[str]:
     """What the evaluation or the study says that one should know."""
-    counts, missing = facts.get("counts") or {}, facts.get("missing") or []
-    bad = {name: n for name, n in counts.items() if name.startswith(("black", "unreadable")) and n}
+    counts = facts.get("counts")
+    bad = {
+        name: n
+        for name, n in (counts.items() if isinstance(counts, dict) else ())
+        if name.startswith(("black", "unreadable")) and n
+    }
+    missing = _listed(facts, "missing")
     return [
-        *map(str, facts.get("notes") or []),
+        *map(str, _listed(facts, "notes")),
         *(f"{name}: {n}, counted and not scored." for name, n in bad.items()),
-        *([f"trainings that did not come to their end: {', '.join(missing)}."] if missing else []),
+        *([f"trainings that did not come to their end: {', '.join(map(str, missing))}."] if missing else []),
     ]
+
+
+def _listed(facts: Mapping[str, Any], key: str) -> list[Any]:
+    found = facts.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _named_tables(facts: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """The arms or subjects that study.json lists; what has no name is left out."""
+    return [each for each in _listed(facts, key) if isinstance(each, dict) and isinstance(each.get("name"), str)]
 
 
 def _arms(rows: Iterable[_Row], facts: Mapping[str, Any]) -> tuple[Arm, ...]:
     """As study.json lists them; else by name, each `x-bayes` against its `x`."""
-    listed = facts.get("arms")
-    if isinstance(listed, list):
+    if listed := _named_tables(facts, "arms"):
         return tuple(
-            Arm(str(arm["name"]), str(arm.get("label") or arm["name"]), arm.get("against"), str(arm.get("note") or ""))
-            for arm in listed
+            Arm(
+                a["name"],
+                str(a.get("label") or a["name"]),
+                str(a.get("against") or "") or None,
+                str(a.get("note") or ""),
+            )
+            for a in listed
         )
     names = list(dict.fromkeys(row.line for row in rows if row.arm))
     plain = {name: name.removesuffix(BAYES_SUFFIX) for name in names if name.endswith(BAYES_SUFFIX)}
@@ -312,9 +331,9 @@ def _pictures(root: Path, rows: Iterable[_Row]) -> Iterable[Picture]:
 
 def _references(folder: Path, facts: Mapping[str, Any], subjects: Sequence[str]) -> dict[str, tuple[Path, ...]]:
     """The training images of each subject, where study.json or the evaluation says that they lie."""
-    listed, where = facts.get("subjects"), facts.get("reference_dir")
-    if isinstance(listed, list):
-        return {str(s["name"]): _images(folder, str(s["references"])) for s in listed if s.get("references")}
+    listed, where = _named_tables(facts, "subjects"), facts.get("reference_dir")
+    if listed:
+        return {s["name"]: _images(folder, str(s["references"])) for s in listed if s.get("references")}
     if not isinstance(where, str):
         return {}
     return {name: _images(folder, f"{where}/{name}") or _images(folder, where) for name in subjects}
