@@ -28,6 +28,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from fewbayes.methods import make_method
+from fewbayes.models.unet_clip import StableDiffusion
 from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.settings.config import TrainConfig
 
@@ -73,7 +74,10 @@ def make_step(arm: str, args: argparse.Namespace) -> tuple[Step, int]:
         latents, target = torch.randn(shape), torch.randn(shape)
         prompt = torch.randn(args.batch_size, TOKENS, config["cross_attention_dim"])
         times = torch.randint(0, 1000, (args.batch_size,))
-    network = SimpleNamespace(denoiser=unet, text_encoders={})  # as much of a family as methods ask for
+    kind = StableDiffusion  # as much of a family as methods ask for
+    network = SimpleNamespace(
+        denoiser=unet, text_encoders={}, layer_groups=kind.layer_groups, adapter_targets=kind.adapter_targets
+    )
     paths = {"model": "-", "instance_data_dir": "-", "instance_prompt": "<v>", "output_dir": "-"}
     chosen = {"bayes": True, "where": args.where} if arm != "plain" and args.method == "full" else {}
     method = make_method(TrainConfig(**paths, method=args.method, **chosen))

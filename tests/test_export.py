@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewbayes.export import FORMATS, ROUTES, foreign, route_of, write_export
 from fewbayes.export.metadata import NO_HASH, write_safetensors
-from fewbayes.export.original import UNET, VAE, clip_name, open_clip_weights, single_file, unet_name
 from fewbayes.export.svd import ELSEWHERE, as_lora, decompose, product, relative_residual, residual_rows
 from fewbayes.export.trained import LowRank, RunFacts, Trained, lora_layers, merge_adapters, weight_changes
-from fewbayes.export.verify import read_record
+from fewbayes.export.verify import foreign_job, read_record
 from fewbayes.export.write import write
 from fewbayes.methods import make_method
 from fewbayes.models import inspect_model, load_family
+from fewbayes.models.unet_clip_keys import UNET, VAE, clip_name, open_clip_weights, single_file, unet_name
 from fewbayes.sample import sample_images
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.train import train
@@ -81,12 +81,10 @@ def ours(family) -> np.ndarray:
 
 def theirs(folder, base, *, word: str = "<v>") -> np.ndarray:
     """A picture by the program that `verify` runs in another process."""
-    record = read_record(folder)
-    scheduler = json.loads((base / "scheduler/scheduler_config.json").read_text())
-    job = {**record, **HOW, "export": str(folder), "base": str(base), "scheduler": scheduler, "device": "cpu"}
     output = folder.with_name(f"{folder.name}-pictures")
     output.mkdir(exist_ok=True)
-    foreign.sample({**job, "prompts": [PROMPT.replace("<v>", word)], "seeds": [0], "output": str(output)})
+    job = foreign_job(folder, read_record(folder), base, PROMPT, [0], HOW, output)
+    foreign.sample(job | {"prompts": [PROMPT.replace("<v>", word)], "device": "cpu"})
     from PIL import Image
 
     return np.asarray(Image.open(output / "0.png")).astype(int)
@@ -233,7 +231,7 @@ def test_a_bayesian_export_costs_what_a_plain_one_does(method, settings, eps_mod
     for bayes in (False, True):
         run = train(settings(f"run-{bayes}", method=method, bayes=bayes, max_train_steps=1)).folder
         folder = write_export(run, "diffusers", tmp_path / f"export-{bayes}")
-        job = {**read_record(folder), "export": str(folder), "base": str(eps_model)}
+        job = foreign_job(folder, read_record(folder), eps_model, PROMPT, [0], HOW, tmp_path)
         costs.append(_cost(foreign.load(job).unet, 16))
         files = sorted(folder.rglob("*.safetensors"))
         shapes.append([(file.name, {name: w.shape for name, w in load_file(file).items()}) for file in files])
@@ -361,7 +359,7 @@ def test_the_text_encoder_of_sd2_is_written_as_open_clip_and_comes_back(v_model)
 def test_attention_of_the_autoencoder_is_of_convolutions_in_the_original(eps_model):
     family = load_family(str(eps_model))
     parts = {"unet": family.denoiser, "vae": family.vae, **family.text_encoders}
-    tensors = single_file(parts, "sd")
+    tensors = single_file(parts)
     assert tensors[f"{VAE}decoder.mid.attn_1.q.weight"].shape == (8, 8, 1, 1)
     assert len(tensors) == sum(len(part.state_dict()) for part in parts.values())
 

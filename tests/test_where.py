@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from fewbayes.posterior.where import PRESETS, select
+from fewbayes.models.unet_clip import LAYER_GROUPS
+from fewbayes.posterior.where import PRESETS, Rule, select
 
 
 class Block(nn.Module):
@@ -24,7 +25,8 @@ class Net(nn.Module):
 
 
 def names(where, module=None) -> list[str]:
-    return [selected.name for selected in select(module or Net(), where)]
+    rule = Rule(where, LAYER_GROUPS) if isinstance(where, str) else where
+    return [selected.name for selected in select(module or Net(), rule)]
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +61,13 @@ def stable_diffusion_unet() -> nn.Module:
     ],
 )
 def test_presets_count_the_weights_of_stable_diffusion(stable_diffusion_unet, where, weights):
-    assert sum(selected.parameter.numel() for selected in select(stable_diffusion_unet, where)) == weights
+    chosen = select(stable_diffusion_unet, Rule(where, LAYER_GROUPS))
+    assert sum(selected.parameter.numel() for selected in chosen) == weights
 
 
 def test_the_authors_script_converts_144_tensors(stable_diffusion_unet):
-    assert len(select(stable_diffusion_unet, "linear-no-time")) == 144
-    assert len(select(stable_diffusion_unet, "linear")) == 192
+    assert len(select(stable_diffusion_unet, Rule("linear-no-time", LAYER_GROUPS))) == 144
+    assert len(select(stable_diffusion_unet, Rule("linear", LAYER_GROUPS))) == 192
 
 
 def test_linear_leaves_out_cross_attention_and_keeps_biases():
@@ -128,6 +131,17 @@ def test_a_frozen_module_has_nothing_to_select():
 def test_unknown_names_are_answered_with_the_known():
     with pytest.raises(ValueError, match=", ".join(PRESETS)):
         select(Net(), "liner")
+
+
+def test_without_groups_a_preset_chooses_by_kind_of_layer_alone():
+    assert {selected.name for selected in select(Net(), "linear")} == set(names("linear-cross"))
+
+
+def test_a_preset_of_layers_that_a_model_has_not_is_refused_and_one_that_leaves_them_out_is_not():
+    groups = {"self-attention": "attn1"}
+    with pytest.raises(ValueError, match="where='linear-up' is of layers called up, which"):
+        Rule("linear-up", groups)
+    assert select(Net(), Rule("linear", groups))
 
 
 def test_a_broken_pattern_is_named():

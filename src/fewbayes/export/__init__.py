@@ -12,9 +12,12 @@ import json
 from pathlib import Path
 
 from fewbayes.errors import UserError
+from fewbayes.models.registry import family_of
 from fewbayes.runs.folder import new_folder
 
 FORMATS = ("diffusers", "peft", "kohya", "comfyui", "merged", "svd-lora", "original")
+OF_OTHERS = ("kohya", "comfyui", "original")
+"""Formats with layers under other programs' names, which a family has or has not (`Family.formats`)."""
 DTYPES = ("fp32", "fp16", "bf16")
 DEFAULT_RANK = 16
 
@@ -73,6 +76,12 @@ def write_export(
 
     facts = read_run(run)
     route = route_of(facts.config, facts.kind, format)
+    family = family_of(facts.config["model"])
+    if format in OF_OTHERS and format not in family.formats:
+        able = [name for name in FORMATS if name not in OF_OTHERS or name in family.formats]
+        raise UserError(
+            f"{format} is not written of {family.described}, whose layers have no names there; take {', '.join(able)}"
+        )
     if rank is not None and route != "svd":
         raise UserError(f"rank means nothing for {format} of this run: it is of LoRAs that are made by SVD")
     from fewbayes.export.trained import load_trained

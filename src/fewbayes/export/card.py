@@ -73,7 +73,7 @@ def write_card(folder: Path, trained: Trained, facts: CardFacts) -> None:
     """README.md, and samples/ with pictures of the run, where there are any."""
     run, prompt = trained.facts, with_rare_token(trained.facts.config["instance_prompt"], trained.rare_token)
     pictures = copy_pictures(run, trained.weights, folder)
-    front = _front_matter(run.config, trained.base.model, trained.base.family, prompt, pictures, facts.loader)
+    front = _front_matter(trained, prompt, pictures, facts.loader)
     about = f"`{prompt}` means the subject. Fine-tuned from `{trained.base.model}` on {_images(run)} with fewbayes"
     bayes = ", Bayesian; this is the mean of the weights, with no cost at sampling" if run.config.get("bayes") else ""
     parts = [
@@ -92,13 +92,11 @@ def write_card(folder: Path, trained: Trained, facts: CardFacts) -> None:
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _front_matter(
-    config: Mapping[str, Any], base: str, family: str, prompt: str, pictures: list[dict], loader: str
-) -> dict[str, Any]:
+def _front_matter(trained: Trained, prompt: str, pictures: list[dict], loader: str) -> dict[str, Any]:
     tags = ["text-to-image", "diffusers", "dreambooth"]
     tags += ["lora", "template:sd-lora"] if loader == "lora" else []
-    tags += ["stable-diffusion-xl" if family == "sdxl" else "stable-diffusion"]
-    front: dict[str, Any] = {"base_model": base, "instance_prompt": prompt, "tags": tags}
+    tags += [trained.family.tag]
+    front: dict[str, Any] = {"base_model": trained.base.model, "instance_prompt": prompt, "tags": tags}
     if pictures:
         front["widget"] = [{"text": row["prompt"], "output": {"url": row["file"]}} for row in pictures]
     return front
@@ -106,13 +104,13 @@ def _front_matter(
 
 def _loading(folder: Path, facts: CardFacts, trained: Trained) -> str:
     """Code that loads all of what stands in the folder."""
-    pipeline = "StableDiffusionXLPipeline" if trained.base.family == "sdxl" else "StableDiffusionPipeline"
+    pipeline, several = trained.family.pipeline_class, len(trained.family.text_encoders) > 1
     parts = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
     lines = [f'PeftModel.from_pretrained(pipeline.{part}, f"{{folder}}/{part}")' for part in parts]
     code = LOADING[facts.loader].format(file=facts.file, pipeline=pipeline, parts="\n".join(lines))
     if facts.word:
-        code += "\n" + (WORDS if trained.base.family == "sdxl" else WORD).format(word=facts.word)
-        if trained.base.family == "sdxl":
+        code += "\n" + (WORDS if several else WORD).format(word=facts.word)
+        if several:
             code = code.replace("\n\n", "\nfrom safetensors.torch import load_file\n\n", 1)
     given = ['folder = "."']
     if facts.loader != "pipeline":

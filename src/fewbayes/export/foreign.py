@@ -16,13 +16,12 @@ def load(job):
     """The pipeline with the export in it."""
     diffusers = import_module("diffusers")
     folder, file = Path(job["export"]), job["file"]
-    kind = diffusers.StableDiffusionXLPipeline if job["family"] == "sdxl" else diffusers.StableDiffusionPipeline
+    kind = getattr(diffusers, job["pipeline"])
     if job["loader"] == "pipeline":
         return diffusers.DiffusionPipeline.from_pretrained(folder)
     if job["loader"] == "original":
         return kind.from_single_file(str(folder / file), config=job["base"], local_files_only=True)
-    without = {} if job["family"] == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = kind.from_pretrained(job["base"], use_safetensors=True, **without)
+    pipeline = kind.from_pretrained(job["base"], use_safetensors=True, **job["arguments"])
     if job["loader"] == "lora":
         pipeline.load_lora_weights(str(folder), weight_name=file)
     else:
@@ -58,7 +57,7 @@ def sample(job):
 
     pipeline = load(job).to(job["device"], torch.float32)
     settings = {**job["scheduler"], "clip_sample": False}
-    pipeline.scheduler = import_module("diffusers").DDIMScheduler.from_config(settings)
+    pipeline.scheduler = getattr(import_module("diffusers"), job["sampler"]).from_config(settings)
     pipeline.set_progress_bar_config(disable=True)
     for i, (prompt, seed) in enumerate(zip(job["prompts"], job["seeds"], strict=True)):
         picture = pipeline(

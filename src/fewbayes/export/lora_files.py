@@ -14,22 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewbayes.export.original import clip_name, unet_name
 from fewbayes.export.trained import Layers, LowRank
-
-KOHYA_PREFIX = {
-    "sd": {"unet": "lora_unet", "text_encoder": "lora_te"},
-    "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
-}
+from fewbayes.models import Family
 
 
-def diffusers_keys(layers: Layers) -> dict[str, Tensor]:
-    """For `load_lora_weights`: `unet.<layer>.lora_A.weight`, text encoders with `text_model.` in their names.
-
-    Newer loaders strip that part and older ones want it.
-    """
+def diffusers_keys(layers: Layers, family: Family) -> dict[str, Tensor]:
+    """For `load_lora_weights`: `<part>.<layer>.lora_A.weight`, layers by the names that all programs know."""
     return {
-        f"{part}.{_spelled(part, name)}.{end}{_full(part, end)}": weight
+        f"{part}.{family.lora_name(part, name)}.{end}{_full(part, end, family)}": weight
         for part, named in layers.items()
         for name, layer in named.items()
         for end, weight in _ends(layer).items()
@@ -58,22 +50,13 @@ def write_peft_config(folder: Path, named: Mapping[str, LowRank], base: str) -> 
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def kohya_keys(layers: Layers, family: str, unet_config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """`lora_unet_...`, `lora_te_text_model_...`, each with its `.alpha`.
-
-    Names inside the U-Net are those of the network that kohya trains: diffusers' for SD 1.x and 2.x, the original
-    ones (`input_blocks_4_1_...`) for SDXL. family: "sd" or "sdxl".
-    """
-
-    def spelled(name: str) -> str:
-        return unet_name(name, unet_config) if family == "sdxl" else name
-
+def kohya_keys(layers: Layers, family: Family) -> dict[str, Tensor]:
+    """Two matrices a layer under the name of the network that kohya trains, each with its `.alpha`."""
     out: dict[str, Tensor] = {}
     for part, named in layers.items():
         for name, layer in named.items():
             assert layer.magnitude is None, "kohya's networks.lora has no DoRA"
-            full = spelled(name) if part == "unet" else clip_name(name)
-            stem = f"{KOHYA_PREFIX[family][part]}_{full.replace('.', '_')}"
+            stem = family.kohya_name(part, name)
             out[f"{stem}.lora_down.weight"], out[f"{stem}.lora_up.weight"] = layer.down, layer.up
             out[f"{stem}.alpha"] = torch.tensor(float(layer.rank))
     return out
@@ -84,13 +67,9 @@ def _ends(layer: LowRank) -> dict[str, Tensor]:
     return ends if layer.magnitude is None else ends | {"lora_magnitude_vector": layer.magnitude}
 
 
-def _full(part: str, end: str) -> str:
+def _full(part: str, end: str, family: Family) -> str:
     """Of DoRA's vector the loader of text encoders knows only the full name, where PEFT leaves the end away."""
-    return ".weight" if part != "unet" and end.endswith("magnitude_vector") else ""
-
-
-def _spelled(part: str, name: str) -> str:
-    return name if part == "unet" else clip_name(name)
+    return ".weight" if part in family.text_encoders and end.endswith("magnitude_vector") else ""
 
 
 def _lora_settings(named: Mapping[str, LowRank]) -> dict[str, Any]:

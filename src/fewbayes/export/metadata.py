@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,21 +20,12 @@ from torch import Tensor
 from fewbayes.export.trained import Trained
 
 NO_HASH = "0x" + "0" * 64
-# width of the text that the U-Net reads: (ModelSpec's architecture, by prediction type; kohya's base version)
-ARCHITECTURES = {
-    ("sd", 768): ("stable-diffusion-v1", "stable-diffusion-v1", "sd_v1"),
-    ("sd", 1024): ("stable-diffusion-v2-512", "stable-diffusion-v2-768-v", "sd_v2"),
-    ("sdxl", 2048): ("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
-}
-# an architecture that the specification has no id for, as is that of every small test model
-UNLISTED = ("stable-diffusion-unlisted", "stable-diffusion-unlisted", "sd_unlisted")
 
 
 def model_spec(trained: Trained, *, lora: bool) -> dict[str, str]:
     """ModelSpec 1.0.1. The hash is filled in by `write_safetensors`, which sees the bytes."""
     config, card = trained.facts.config, trained.base
-    predicts_v = card.prediction_type == "v_prediction"
-    architecture = _architecture(trained)[1 if predicts_v else 0]
+    architecture, _ = trained.family.published_as()
     side = config.get("resolution") or card.resolution
     prompt = with_rare_token(config["instance_prompt"], trained.rare_token)
     fields = {
@@ -47,7 +37,7 @@ def model_spec(trained: Trained, *, lora: bool) -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hash_sha256": NO_HASH,
         "resolution": f"{side}x{side}",
-        "prediction_type": "v" if predicts_v else "epsilon",
+        "prediction_type": {"v_prediction": "v"}.get(card.prediction_type, card.prediction_type),
         "trigger_phrase": prompt,
         "tags": "dreambooth, " + ("bayesian" if config.get("bayes") else "few-shot"),
     }
@@ -57,7 +47,7 @@ def model_spec(trained: Trained, *, lora: bool) -> dict[str, str]:
 def kohya_header(trained: Trained, rank: int) -> dict[str, str]:
     """The `ss_*` keys that kohya's trainer writes and that have a meaning for a run of ours; all values are text."""
     config, card = trained.facts.config, trained.base
-    version_name = _architecture(trained)[2]
+    _, version_name = trained.family.published_as()
     side = config.get("resolution") or card.resolution
     images = len(trained.facts.manifest.get("images", [])) or None
     prompt = with_rare_token(config["instance_prompt"], trained.rare_token)
@@ -88,11 +78,6 @@ def kohya_header(trained: Trained, rank: int) -> dict[str, str]:
 
 def with_rare_token(prompt: str, rare_token: str | None) -> str:
     return prompt.replace("<v>", rare_token or "<v>")
-
-
-def _architecture(trained: Trained) -> tuple[str, str, str]:
-    width: Any = getattr(trained.family.denoiser, "config", {}).get("cross_attention_dim")
-    return ARCHITECTURES.get((trained.base.family, width), UNLISTED)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ biases, embeddings) is measured like the rest and counted as lost. Knows nothing
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -84,17 +85,20 @@ def as_lora(
 def _places(part: str, module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     """The layers that LoRA loaders look for: in a text encoder only those of its attention and its MLPs."""
     for name, layer in module.named_modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)) and (part == "unet" or ".layers." in f".{name}"):
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and (not _is_text(part) or ".layers." in f".{name}"):
             yield name, layer
 
 
+def _is_text(part: str) -> bool:
+    return part.startswith("text_encoder")
+
+
 def _group(part: str, layer: str) -> str:
-    head, _, rest = layer.partition(".")
-    if part != "unet":
+    """Text encoders whole; a denoiser by its blocks, `part blocks.3`, and the rest."""
+    if _is_text(part):
         return part
-    if head in ("down_blocks", "up_blocks"):
-        return f"unet {head}.{rest.partition('.')[0]}"
-    return f"unet {head}" if head == "mid_block" else "unet other"
+    block = re.match(r"\w*block\w*(\.\d+)?", layer)
+    return f"{part} {block[0] if block else 'other'}"
 
 
 def relative_residual(losses: Iterable[Loss]) -> float:

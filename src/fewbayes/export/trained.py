@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fewbayes.errors import UserError
 from fewbayes.models import Family, ModelCard, inspect_model, load_family
+from fewbayes.models.family import changeable
 from fewbayes.runs.folder import CONFIG, MANIFEST, read_manifest
 
 
@@ -52,7 +53,7 @@ class Trained:
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        return parts_of(self.family)
+        return changeable(self.family)
 
     def merge(self) -> None:
         """The adapters become part of the weights, and the modules are of their plain classes again."""
@@ -118,11 +119,6 @@ def load_trained(facts: RunFacts, weights: str | None = None) -> Trained:
     return Trained(facts, family, base, rare_token, weights or facts.manifest.get("exported") or "raw")
 
 
-def parts_of(family: Family) -> dict[str, nn.Module]:
-    """The modules that a run may have changed, by the name that a pipeline gives them."""
-    return {"unet": family.denoiser, **family.text_encoders}
-
-
 @torch.no_grad()
 def merge_adapters(module: nn.Module) -> None:
     """Replaces every PEFT layer by its base layer with the adapter's change added to the weights."""
@@ -144,7 +140,7 @@ def weight_changes(trained: Trained) -> dict[str, dict[str, Tensor]]:
     The learned embedding of the rare token is left out: `Trained.rare_rows` has it.
     """
     trained.merge()
-    before = parts_of(load_family(trained.base))
+    before = changeable(load_family(trained.base))
     changes: dict[str, dict[str, Tensor]] = {}
     for part, module in trained.parts.items():
         old = before[part].state_dict()

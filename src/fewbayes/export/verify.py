@@ -22,6 +22,7 @@ from PIL import Image
 
 from fewbayes.errors import UserError
 from fewbayes.models import Family
+from fewbayes.models.registry import family_named
 from fewbayes.runs.folder import atomic_write
 
 FOREIGN = Path(__file__).with_name("foreign.py")
@@ -147,12 +148,15 @@ def foreign_job(
     output: Path,
 ) -> dict[str, Any]:
     """What `foreign.py` has to know to sample an export into an empty folder of its own."""
+    family = family_named(record["family"])
     return {
         **how,
         "export": str(export.resolve()),
         "loader": record["loader"],
         "file": record["file"],
-        "family": record["family"],
+        "pipeline": family.pipeline_class,
+        "arguments": dict(family.foreign_arguments),
+        "sampler": next(iter(family.samplers.values())),
         "base": str(base.resolve()),
         "scheduler": json.loads((base / "scheduler/scheduler_config.json").read_text()),
         "prompts": [_worded(prompt, _word(export, record))] * len(seeds),
@@ -200,7 +204,7 @@ def _sample(family: Family, prompts: list[str], seeds: list[int], how: dict[str,
     from fewbayes.sample import sample_images
 
     family.to(_device())
-    return [np.asarray(picture) for picture in sample_images(family, prompts, seeds, sampler="ddim", **how)]
+    return [np.asarray(picture) for picture in sample_images(family, prompts, seeds, **how)]
 
 
 def _worded(prompt: str, rare_token: str | None) -> str:

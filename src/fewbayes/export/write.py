@@ -21,7 +21,6 @@ from fewbayes.errors import UserError
 from fewbayes.export.card import CardFacts, write_card
 from fewbayes.export.lora_files import diffusers_header, diffusers_keys, kohya_keys, peft_keys, write_peft_config
 from fewbayes.export.metadata import kohya_header, model_spec, write_safetensors
-from fewbayes.export.original import single_file
 from fewbayes.export.svd import as_lora, residual_rows
 from fewbayes.export.trained import Layers, Trained, lora_layers, weight_changes
 from fewbayes.models.folders import quiet
@@ -107,7 +106,7 @@ def _pipeline(trained: Trained, asked: Asked, folder: Path) -> Written:
 def _original(trained: Trained, asked: Asked, folder: Path) -> Written:
     """One file in the layout of the original releases, adapters merged."""
     trained.merge()
-    tensors = single_file(trained.family.modules, trained.base.family)
+    tensors = trained.family.original_weights()
     tensors = {
         name: weight.to(asked.dtype) if weight.is_floating_point() else weight for name, weight in tensors.items()
     }
@@ -118,7 +117,7 @@ def _original(trained: Trained, asked: Asked, folder: Path) -> Written:
 
 
 def _peft(trained: Trained, asked: Asked, folder: Path) -> Written:
-    """PEFT folders, one a module: unet/, and text_encoder/ where it was trained."""
+    """PEFT folders, one a module: the denoiser's, and text_encoder/ where it was trained."""
     if trained.facts.config["method"] in ("lora", "monteclora"):
         for part, named in lora_layers(trained).items():
             (folder / part).mkdir()
@@ -206,11 +205,10 @@ def _lora_file(trained: Trained, asked: Asked, folder: Path, layers: Layers) -> 
     header = kohya_header(trained, rank) | model_spec(trained, lora=True)
     if asked.format in ("kohya", "comfyui"):
         file = f"{trained.facts.name}.safetensors"
-        config = getattr(trained.family.denoiser, "config")  # noqa: B009
-        tensors = kohya_keys(layers, trained.base.family, config)
+        tensors = kohya_keys(layers, trained.family)
     else:
         file = DIFFUSERS_FILE
-        tensors, header = diffusers_keys(layers), header | diffusers_header(layers)
+        tensors, header = diffusers_keys(layers, trained.family), header | diffusers_header(layers)
     write_safetensors(folder / file, {name: weight.contiguous() for name, weight in tensors.items()}, header)
     return Written("lora", file)
 

@@ -1,7 +1,7 @@
 """Adapters in linear layers: which layers, put in reproducibly, switched, and taken out without a trace.
 
-What methods that train adapters have in common; the layers themselves are PEFT's. Knows no single method, no loss, and
-of diffusers only the names that it gives to layers and folders.
+What methods that train adapters have in common; the layers themselves are PEFT's, and which ones attention is made of
+is told by the model's family. Knows no single method and no loss.
 """
 
 from __future__ import annotations
@@ -24,11 +24,7 @@ if TYPE_CHECKING:
     from fewbayes.models import Family
 
 ADAPTER = "default"  # PEFT's own name for an only adapter
-DENOISER_FOLDER = "unet"  # what pipelines of the families call their denoiser
-PEFT_FOLDERS = f"{DENOISER_FOLDER}/adapter_config.json"  # the result of methods that PEFT saves itself
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+PEFT_FOLDERS = "{denoiser}/adapter_config.json"  # the result of methods that PEFT saves itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +38,21 @@ def trained_parts(family: Family, config: MethodSettings) -> dict[str, nn.Module
     return {"denoiser": family.denoiser, **(family.text_encoders if config.train_text_encoder else {})}
 
 
-def target_layers(part: str, module: nn.Module, targets: str) -> list[str]:
+def folder_of(family: Family, part: str) -> str:
+    """What a pipeline calls one of `trained_parts`: its folder there, and the prefix of its layers in files."""
+    return family.denoiser_part if part == "denoiser" else part
+
+
+def target_layers(family: Family, part: str, module: nn.Module, targets: str) -> list[str]:
     """What PEFT is to find: endings of layer names, or whole names where `targets` is a pattern.
 
     Text encoders are adapted in their attention layers whatever the denoiser's targets are.
     """
     if part != "denoiser":
-        return list(TEXT_ATTENTION)
-    if targets == "attention":
-        return list(ATTENTION)
-    if targets == "attention+ff":
-        return [*ATTENTION, *FEED_FORWARD]
+        return list(family.text_targets)
+    named = targets.split("+")
+    if all(name in family.adapter_targets for name in named):
+        return [end for name in named for end in family.adapter_targets[name]]
     if not targets.startswith("pattern:"):
         raise UserError(
             f"adapter_targets is {targets!r}; take attention, attention+ff or pattern:<regular expression of names>"
@@ -134,13 +134,14 @@ class PeftMethod(Method):
         """PEFT's class that replaces layers."""
         raise NotImplementedError
 
-    def peft_config(self, part: str, module: nn.Module) -> Any:
-        """PEFT's settings for one module; UserError where they do not fit its layers."""
+    def peft_config(self, part: str, module: nn.Module, targets: list[str]) -> Any:
+        """PEFT's settings for one module; UserError where they do not fit its layers. targets: names or their ends."""
         raise NotImplementedError
 
     def attach(self, family: Family) -> None:
         parts = trained_parts(family, self.config)
-        configs = {name: self.peft_config(name, part) for name, part in parts.items()}  # all refusals come first
+        targets = {name: target_layers(family, name, it, self.config.adapter_targets) for name, it in parts.items()}
+        configs = {name: self.peft_config(name, it, targets[name]) for name, it in parts.items()}  # refusals come first
         for name, part in parts.items():
             with seeded(self.config.seed, f"adapter {name}"):
                 self.tuner()(part, configs[name], ADAPTER)
@@ -182,7 +183,7 @@ class PeftFolders(PeftMethod):
         from safetensors.torch import save_file
 
         for name, part in trained_parts(family, self.config).items():
-            into = folder / (DENOISER_FOLDER if name == "denoiser" else name)
+            into = folder / folder_of(family, name)
             into.mkdir(parents=True, exist_ok=True)
             state = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in self.file_state(part).items()}
             save_file(state, into / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -192,7 +193,7 @@ class PeftFolders(PeftMethod):
         from safetensors.torch import load_file
 
         for name, part in trained_parts(family, self.config).items():
-            file = folder / (DENOISER_FOLDER if name == "denoiser" else name) / "adapter_model.safetensors"
+            file = folder / folder_of(family, name) / "adapter_model.safetensors"
             copy_state(self.file_state(part), load_file(file), file)
 
     def file_state(self, part: nn.Module) -> dict[str, Tensor]:

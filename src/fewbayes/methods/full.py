@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewbayes.fields import setting
-from fewbayes.methods.adapters import DENOISER_FOLDER, copy_state, trained_parts
+from fewbayes.methods.adapters import copy_state, trained_parts
 from fewbayes.methods.registry import Method, MethodSettings, register
+from fewbayes.models.family import changeable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,8 +43,10 @@ class Full(Method):
             for key, parameter in part.named_parameters()
         }
 
-    def random(self, family: Family) -> tuple[nn.Module, str]:
-        return family.denoiser, self.config.where
+    def random(self, family: Family) -> tuple[nn.Module, Any]:
+        from fewbayes.posterior.where import Rule
+
+        return family.denoiser, Rule(self.config.where, family.layer_groups)
 
     def export(self, family: Family, folder: Path) -> None:
         family.save(folder)
@@ -52,7 +55,7 @@ class Full(Method):
         """Read a pipeline folder's denoiser and text encoders, trained or not."""
         from safetensors.torch import load_file
 
-        for name, part in {DENOISER_FOLDER: family.denoiser, **family.text_encoders}.items():
+        for name, part in changeable(family).items():
             shards = [load_file(file) for file in sorted((folder / name).glob("*.safetensors"))]
             copy_state(
                 part.state_dict(), {key: value for shard in shards for key, value in shard.items()}, folder / name

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 from fewbayes.fields import setting
 from fewbayes.methods.adapters import (
     ADAPTER,
-    DENOISER_FOLDER,
     AdapterSettings,
     PeftMethod,
     copy_state,
-    target_layers,
+    folder_of,
     trained_parts,
 )
 from fewbayes.methods.registry import register
@@ -70,7 +69,7 @@ class Lora(PeftMethod):
 
         return LoraModel
 
-    def peft_config(self, part: str, module: nn.Module, **more: Any) -> Any:
+    def peft_config(self, part: str, module: nn.Module, targets: list[str], **more: Any) -> Any:
         from peft import LoraConfig
 
         config = self.config
@@ -81,7 +80,7 @@ class Lora(PeftMethod):
             use_dora=config.use_dora,
             use_rslora=config.use_rslora,
             init_lora_weights="gaussian",  # A ~ N(0, 1 / rank^2), B = 0, as in diffusers' scripts and the authors'
-            target_modules=target_layers(part, module, config.adapter_targets),
+            target_modules=targets,
             **more,
         )
 
@@ -92,8 +91,9 @@ class Lora(PeftMethod):
         state: dict[str, Tensor] = {}
         header: dict[str, Any] = {}
         for name, part in trained_parts(family, self.config).items():
-            state |= {key: tensor.detach().cpu().contiguous() for key, tensor in self.file_state(name, part).items()}
-            header |= {f"{_file_prefix(name)}.{key}": value for key, value in _header(part).items()}
+            live = self.file_state(family, name, part)
+            state |= {key: tensor.detach().cpu().contiguous() for key, tensor in live.items()}
+            header |= {f"{folder_of(family, name)}.{key}": value for key, value in _header(part).items()}
         folder.mkdir(parents=True, exist_ok=True)
         told = json.dumps(header, indent=2, sort_keys=True)  # where and how diffusers' own writer puts it
         save_file(state, folder / self.result, metadata={"format": "pt", "lora_adapter_metadata": told})
@@ -103,31 +103,23 @@ class Lora(PeftMethod):
 
         target: dict[str, Tensor] = {}
         for name, part in trained_parts(family, self.config).items():
-            target |= self.file_state(name, part)
+            target |= self.file_state(family, name, part)
         copy_state(target, load_file(folder / self.result), folder / self.result)
 
-    def file_state(self, name: str, part: nn.Module) -> dict[str, Tensor]:
-        """Live tensors by their names in the file.
-
-        Text encoders' keys are written as "text_model.encoder...", which every program knows, whether or not the
-        module in memory (flattened since transformers 5.6) still has that level.
-        """
+    def file_state(self, family: Family, name: str, part: nn.Module) -> dict[str, Tensor]:
+        """Live tensors by their names in the file, which every program knows."""
         state = {key: tensor for key, tensor in self.state(part).items() if re.search(r"\.lora_(A|B|magnitude)", key)}
         if name != "denoiser":
-            level = "" if hasattr(part, "text_model") else "text_model."
             # of DoRA's vector transformers knows only the full name, where PEFT leaves the end away
-            state = {level + key + ".weight" * key.endswith("magnitude_vector"): value for key, value in state.items()}
-        return {f"{_file_prefix(name)}.{key}": tensor for key, tensor in state.items()}
+            state = {key + ".weight" * key.endswith("magnitude_vector"): tensor for key, tensor in state.items()}
+        folder = folder_of(family, name)
+        return {f"{folder}.{family.lora_name(folder, key)}": tensor for key, tensor in state.items()}
 
 
 def _header(part: nn.Module) -> dict[str, Any]:
     """The settings that a loader needs to give the adapter the strength it was trained with: those of a plain LoRA."""
     settings = cast("Any", part).peft_config[ADAPTER].to_dict() | {"monteclora_config": None}
     return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-
-
-def _file_prefix(part: str) -> str:
-    return DENOISER_FOLDER if part == "denoiser" else part
 
 
 register(

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class MonteClora(Lora):
-    def peft_config(self, part: str, module: nn.Module, **more: Any) -> Any:
+    def peft_config(self, part: str, module: nn.Module, targets: list[str], **more: Any) -> Any:
         from peft import MontecloraConfig
 
-        # PEFT's default buffer of 150 draws for each layer would be tens of gigabytes on a U-Net
-        return super().peft_config(part, module, monteclora_config=MontecloraConfig(buffer_size=1), **more)
+        # PEFT's default buffer of 150 draws for each layer would be tens of gigabytes on a large network
+        return super().peft_config(part, module, targets, monteclora_config=MontecloraConfig(buffer_size=1), **more)
 
     def attach(self, family: Family) -> None:
         super().attach(family)

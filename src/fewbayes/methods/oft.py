@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewbayes.errors import UserError
 from fewbayes.fields import setting
-from fewbayes.methods.adapters import PEFT_FOLDERS, AdapterSettings, PeftFolders, target_layers, targeted
+from fewbayes.methods.adapters import PEFT_FOLDERS, AdapterSettings, PeftFolders, targeted
 from fewbayes.methods.registry import register
 
 if TYPE_CHECKING:
@@ -42,11 +42,10 @@ class Oft(PeftFolders):
 
         return OFTModel
 
-    def peft_config(self, part: str, module: nn.Module) -> Any:
+    def peft_config(self, part: str, module: nn.Module, targets: list[str]) -> Any:
         from peft import OFTConfig
 
-        config, targets = self.config, target_layers(part, module, self.config.adapter_targets)
-        block_size = config.oft_block_size or 0
+        config, block_size = self.config, self.config.oft_block_size or 0
         _check_division(targeted(module, targets), config.oft_blocks, block_size)
         return OFTConfig(
             r=0 if block_size else config.oft_blocks,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fewbayes.methods.adapters import ADAPTER, PEFT_FOLDERS, PeftFolders, adapter_layers, target_layers, trained_parts
+from fewbayes.methods.adapters import ADAPTER, PEFT_FOLDERS, PeftFolders, adapter_layers, trained_parts
 from fewbayes.methods.lora import DroppedSettings
 from fewbayes.methods.registry import register
 from fewbayes.seeds import stream_seed
@@ -28,7 +28,7 @@ class Pvera(PeftFolders):
 
         return PveraModel
 
-    def peft_config(self, part: str, module: nn.Module) -> Any:
+    def peft_config(self, part: str, module: nn.Module, targets: list[str]) -> Any:
         from peft import PveraConfig
 
         return PveraConfig(
@@ -36,7 +36,7 @@ class Pvera(PeftFolders):
             pvera_dropout=self.config.lora_dropout,
             projection_prng_key=stream_seed(self.config.seed, f"pvera projection {part}"),
             generator_seed=0,  # each forward pass seeds its own, see _seed_noise
-            target_modules=target_layers(part, module, self.config.adapter_targets),
+            target_modules=targets,
         )
 
     def attach(self, family: Family) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbayes.errors import UserError
+from fewbayes.models.registry import family_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 class MethodSettings:
     """What every method sees of a run's settings, as `TrainConfig` explains them; its own class adds its own."""
 
+    model: str
     method: str
     train_text_encoder: bool
     train_rare_token: bool
@@ -53,7 +55,8 @@ class Method:
     @property
     def result(self) -> str:
         """The file of an export, relative to its folder, whose presence says that the export is there."""
-        return registered()[self.config.method].result
+        result = registered()[self.config.method].result
+        return result.format(denoiser=family_of(self.config.model).denoiser_part) if "{denoiser}" in result else result
 
     def attach(self, family: Family) -> None:
         """Put in what is to be trained, a function of the seed; freeze all else. The outputs are as before."""
@@ -63,7 +66,7 @@ class Method:
         """The trained parameters by name: "denoiser.", "text_encoder.", ... and the module's own name."""
         raise NotImplementedError
 
-    def random(self, family: Family) -> tuple[nn.Module, str]:
+    def random(self, family: Family) -> tuple[nn.Module, Any]:
         """The module whose weights a posterior may make random, and the rule that picks among them."""
         pattern = registered()[self.config.method].random
         assert pattern, f"method {self.config.method} has no random weights"
@@ -109,7 +112,7 @@ class Registered:
     steps_per_image: int
     """Of the paper's experiments with it."""
     result: str
-    """See `Method.result`."""
+    """See `Method.result`; "{denoiser}" in it stands for the folder of a pipeline's denoiser."""
     random: str | None
     """Pattern of the denoiser's parameters that may be random. None: a method of others with a noise or a cure of its
     own, which Bayesian weights are compared with and never mixed with."""

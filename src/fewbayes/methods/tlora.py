@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbayes.errors import UserError
-from fewbayes.methods.adapters import DENOISER_FOLDER, copy_state, replace_layer, target_layers, targeted
+from fewbayes.methods.adapters import copy_state, replace_layer, target_layers, targeted
 from fewbayes.methods.lora import ScaledSettings
 from fewbayes.methods.registry import Method, register
 from fewbayes.seeds import generator
@@ -48,7 +48,7 @@ class TLora(Method):
         from fewbayes.methods._tlora_layer import Clock, TimestepLora
 
         config, denoiser = self.config, family.denoiser
-        layers = targeted(denoiser, target_layers("denoiser", denoiser, config.adapter_targets))
+        layers = targeted(denoiser, target_layers(family, "denoiser", denoiser, config.adapter_targets))
         for name, layer in layers.items():
             if config.rank > min(layer.in_features, layer.out_features):
                 raise UserError(
@@ -103,7 +103,7 @@ def _layers(family: Family) -> dict[str, TimestepLora]:
 
 def _file_state(family: Family) -> dict[str, Tensor]:
     return {
-        f"{DENOISER_FOLDER}.{name}.{kind}_{key}": getattr(layer, f"{kind}_{key}")
+        f"{family.denoiser_part}.{name}.{kind}_{key}": getattr(layer, f"{kind}_{key}")
         for name, layer in _layers(family).items()
         for kind in ("lora", "start")
         for key in "AsB"

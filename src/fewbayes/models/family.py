@@ -65,7 +65,15 @@ class Layout(Protocol):
     """What a family's pipeline folders hold; known of the class, before any model is loaded.
 
     name: in the registry; pipeline_class: the one that model_index.json names; described: the models in words; parts:
-    by folder, `denoiser_part` among them; tokenizer_parts: folders without weights.
+    by folder, `denoiser_part` among them; tokenizer_parts: folders without weights; samplers: scheduler classes of
+    diffusers by the names that users give, the usual one first.
+    layer_groups: of the denoiser, by which `where` speaks: "self-attention", "cross-attention", "feed-forward", "time",
+    "time-embedding" (common to all blocks), "up", ... and a regular expression of module paths each; a group that the
+    network has not is left out. adapter_targets: "attention" and "ff", endings of the names of linear layers that get
+    adapters; text_targets: the same in text encoders.
+    formats: of those that need names of other programs ("kohya", "comfyui", "original") the ones it has names for;
+    foreign_arguments: what others have to say to `from_pretrained` of the pipeline's class; tag: of its models on the
+    hub.
     """
 
     name: str
@@ -74,6 +82,13 @@ class Layout(Protocol):
     parts: Mapping[str, Part]
     denoiser_part: str
     tokenizer_parts: Sequence[str]
+    samplers: Mapping[str, str]
+    layer_groups: Mapping[str, str]
+    adapter_targets: Mapping[str, Sequence[str]]
+    text_targets: Sequence[str]
+    formats: Sequence[str]
+    foreign_arguments: Mapping[str, Any]
+    tag: str
 
     @classmethod
     def inspect(cls, model: str, folder: Path) -> ModelCard:
@@ -84,11 +99,9 @@ class Layout(Protocol):
 class Family(Layout, Protocol):
     """A loaded model. Networks compute in float32 unless said otherwise.
 
-    samplers: by the names that users give, the usual one first. denoiser: what is fine-tuned; text_encoders and
-    tokenizers: by their folders' names, "text_encoder" and "tokenizer", "text_encoder_2" and "tokenizer_2", ...
+    denoiser: what is fine-tuned; text_encoders and tokenizers: by their folders' names, "text_encoder" and "tokenizer",
+    "text_encoder_2" and "tokenizer_2", ...
     """
-
-    samplers: Sequence[str]
 
     card: ModelCard
 
@@ -164,8 +177,31 @@ class Family(Layout, Protocol):
         """
         ...
 
+    def example_batch(self, count: int, resolution: int, *, encode: bool) -> tuple[Tensor, Tensor, Conditioning]:
+        """x_t, t and prompts of the shapes of training, for an estimate of memory; the numbers mean nothing.
+
+        encode: through the text encoders, as where gradients pass them; no tokenizer is asked.
+        """
+        ...
+
     def save(self, folder: str | Path) -> None:
         """Write a plain pipeline folder, float32 safetensors, with the scheduler the model came with."""
+        ...
+
+    def lora_name(self, part: str, layer: str) -> str:
+        """The name of a layer of a changeable part in LoRA files for the pipeline, without the part's own."""
+        ...
+
+    def kohya_name(self, part: str, layer: str) -> str:
+        """What the names of a layer's tensors begin with in kohya's files, "lora_unet_..."; for format kohya."""
+        ...
+
+    def original_weights(self) -> dict[str, Tensor]:
+        """All weights under the names of the original release, one file of them; for format original."""
+        ...
+
+    def published_as(self) -> tuple[str, str]:
+        """The architecture's id in Stability's ModelSpec, and kohya's base version: what file headers say."""
         ...
 
 

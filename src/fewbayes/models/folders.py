@@ -70,7 +70,8 @@ def meta_part(folder: Path, name: str, part: Part) -> nn.Module:
     with quiet(), torch.device("meta"):
         kind = part_class(part)
         config = read_json(folder / name / "config.json")
-        return kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(config))
+        made = kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(config))
+        return made.to(getattr(torch, part.dtype))
 
 
 def locate(model: str) -> Path:

@@ -44,19 +44,26 @@ def family_named(name: str) -> type[Family]:
     return families()[name]
 
 
+def family_of(model: str) -> type[Family]:
+    """The family of a model by its pipeline's class; UserError where there is no such model or family."""
+    from fewbayes.models.folders import INDEX, locate, read_json, what_it_is
+
+    kind = str(read_json(locate(model) / INDEX).get("_class_name"))
+    for family in families().values():
+        if family.pipeline_class == kind:
+            return family
+    known = ", ".join(f"{family.pipeline_class} ({family.described})" for family in families().values())
+    raise UserError(f"{model} is a {kind}{what_it_is(kind)}; this program fine-tunes {known}")
+
+
 def inspect_model(model: str) -> ModelCard:
     """Look at a model without loading it: `tiny`, a pipeline folder, or an id on the Hugging Face hub.
 
     Raises UserError naming the missing part, the pickled weights or the unsupported class.
     """
-    from fewbayes.models.folders import INDEX, check_layout, locate, read_json, what_it_is
+    from fewbayes.models.folders import check_layout, locate
 
-    folder = locate(model)
-    kind = str(read_json(folder / INDEX).get("_class_name"))
-    family = next((family for family in families().values() if family.pipeline_class == kind), None)
-    if family is None:
-        known = ", ".join(f"{family.pipeline_class} ({family.described})" for family in families().values())
-        raise UserError(f"{model} is a {kind}{what_it_is(kind)}; this program fine-tunes {known}")
+    family, folder = family_of(model), locate(model)
     check_layout(folder, family)
     return family.inspect(model, folder)
 

@@ -16,7 +16,7 @@ def sample_images(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
-    sampler: str = "ddim",
+    sampler: str | None = None,
     steps: int = 25,
     guidance: float = 7.5,
     negative_prompt: str = "",
@@ -27,13 +27,14 @@ def sample_images(
 
     seeds: one per prompt, as in `torch.Generator().manual_seed(seed)`, so plain diffusers draws the same picture from
     the same seed. A picture is the same alone and in any batch, to float rounding.
-    resolution: side in pixels, None for the model's own.
+    sampler: None for the usual one of the model's family; resolution: side in pixels, None for the model's own.
     guidance: 1 or less is none. The text encoder, if it needs gradients, gets none from here.
     """
     if len(prompts) != len(seeds):
         raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt")
     if steps < 1:
         raise UserError(f"num_inference_steps is {steps}; it must be at least 1")
+    sampler = sampler or next(iter(family.samplers))
     pictures: list[Image.Image] = []
     with torch.no_grad():
         different = list(dict.fromkeys(prompts))

@@ -30,6 +30,7 @@ from fewbayes.models.folders import (
 )
 from fewbayes.models.registry import register
 from fewbayes.models.tokens import prompt_length, token_ids, word_length, write_slow_tokenizer
+from fewbayes.models.unet_clip_keys import clip_name, kohya_name, published_as, single_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fewbayes")
 
+LAYER_GROUPS = {
+    "self-attention": r"(^|\.)attn1(\.|$)",
+    "cross-attention": r"(^|\.)attn2(\.|$)",
+    "feed-forward": r"(^|\.)ff(\.|$)",
+    "time": r"(^|\.)(time_embedding|time_emb_proj|add_embedding)(\.|$)",
+    "time-embedding": r"^time_embedding(\.|$)",
+    "down": r"^down_blocks\.",
+    "middle": r"^mid_block\.",
+    "up": r"^up_blocks\.",
+}
 SAMPLERS = {
     "ddim": "DDIMScheduler",
     "pndm": "PNDMScheduler",
@@ -65,7 +76,16 @@ class UnetClip(ABC):
     parts: Mapping[str, Part]
     denoiser_part = "unet"
     tokenizer_parts: Sequence[str]
-    samplers: Sequence[str] = tuple(SAMPLERS)
+    samplers: Mapping[str, str] = SAMPLERS
+    layer_groups: Mapping[str, str] = LAYER_GROUPS
+    adapter_targets: Mapping[str, Sequence[str]] = {
+        "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+        "ff": ("ff.net.0.proj", "ff.net.2"),
+    }
+    text_targets: Sequence[str] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    formats: Sequence[str] = ("kohya", "comfyui", "original")
+    foreign_arguments: Mapping[str, Any]
+    tag: str
 
     def __init__(
         self,
@@ -120,7 +140,6 @@ class UnetClip(ABC):
 
     @classmethod
     def without_weights(cls, card: ModelCard) -> Self:
-        """All parts on the meta device, of the shapes that their config.json says; no tokenizers."""
         modules = {name: meta_part(card.folder, name, part) for name, part in cls.parts.items()}
         return cls(card, modules, {}, read_json(card.folder / SCHEDULER))
 
@@ -147,7 +166,6 @@ class UnetClip(ABC):
         return self
 
     def checkpoint_gradients(self, on: bool) -> None:
-        """Recompute activations in the backward pass: less memory, more time, the same numbers."""
         verb = "enable" if on else "disable"
         getattr(self.denoiser, f"{verb}_gradient_checkpointing")()
         for text_encoder in self.text_encoders.values():
@@ -195,7 +213,6 @@ class UnetClip(ABC):
         return 2 ** (len(cast("Any", self.vae.config).block_out_channels) - 1)
 
     def count_tokens(self, word: str) -> int:
-        """How many tokens the word is split into, by the tokenizer that splits most; 0 if a part is unknown to one."""
         counts = [word_length(tokenizer, word) for tokenizer in self.tokenizers.values()]
         return max(counts) if all(counts) else 0
 
@@ -210,9 +227,26 @@ class UnetClip(ABC):
         self._measured.update(prompts)
         return token_ids(mine, prompts).to(self.device)
 
-    @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Gradients flow if the text encoders' parameters ask for them."""
+        return self._encoded([self._token_ids(tokenizer, prompts) for tokenizer in self.tokenizer_parts])
+
+    @abstractmethod
+    def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
+        """Of (batch, tokens) ids for each text encoder."""
+
+    def example_batch(self, count: int, resolution: int, *, encode: bool) -> tuple[Tensor, Tensor, Conditioning]:
+        import torch
+
+        encoders = list(self.text_encoders.values())
+        ids = [torch.zeros(count, it.config.max_position_embeddings, dtype=torch.long) for it in encoders]
+        cond = self._encoded(ids) if encode else self._shaped(count, ids[0].shape[1])
+        side = resolution // self._pixels_per_latent
+        xt = torch.empty(count, cast("Any", self.denoiser).config.in_channels, side, side)
+        return xt, torch.zeros(count, dtype=torch.long), cond
+
+    @abstractmethod
+    def _shaped(self, count: int, tokens: int) -> Conditioning:
+        """Numbers that mean nothing in the shapes of encoded prompts."""
 
     @abstractmethod
     def encode_negative(self, prompt: str) -> Conditioning:
@@ -263,8 +297,21 @@ class UnetClip(ABC):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
+    def lora_name(self, part: str, layer: str) -> str:
+        """transformers 5.6 dropped `text_model.`: newer loaders strip that part and older ones want it."""
+        return layer if part == self.denoiser_part else clip_name(layer)
+
+    def kohya_name(self, part: str, layer: str) -> str:
+        return kohya_name(self.name, part, layer, cast("Any", self.denoiser).config)
+
+    def original_weights(self) -> dict[str, Tensor]:
+        return single_file(self.modules)
+
+    def published_as(self) -> tuple[str, str]:
+        width = cast("Any", self.denoiser).config.cross_attention_dim
+        return published_as(self.name, width, predicts_v=self.process.prediction == "v_prediction")
+
     def save(self, folder: str | Path) -> None:
-        """Write a plain diffusers pipeline folder, float32 safetensors, with the scheduler the model came with."""
         folder = Path(folder)
         pipeline = self._pipeline(_original_scheduler(self.scheduler_config))
         with quiet():
@@ -284,6 +331,12 @@ def _check_finite(folder: Path, vae: nn.Module) -> None:
         )
 
 
+def _named(**tensors: Tensor) -> Conditioning:
+    from fewbayes.diffusion.conditioning import Conditioning
+
+    return Conditioning(**tensors)
+
+
 @register
 class StableDiffusion(UnetClip):
     """1.x and 2.x: one text encoder, whose last hidden states are the whole conditioning."""
@@ -293,11 +346,16 @@ class StableDiffusion(UnetClip):
     described = "SD 1.4, 1.5, 2.0, 2.1"
     parts: Mapping[str, Part] = {"vae": VAE, "unet": UNET, "text_encoder": CLIP}
     tokenizer_parts: Sequence[str] = ("tokenizer",)
+    foreign_arguments: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+    tag = "stable-diffusion"
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        from fewbayes.diffusion.conditioning import Conditioning
+    def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
+        return _named(tokens=self.text_encoders["text_encoder"](ids[0])[0])
 
-        return Conditioning(tokens=self.text_encoders["text_encoder"](self._token_ids("tokenizer", prompts))[0])
+    def _shaped(self, count: int, tokens: int) -> Conditioning:
+        import torch
+
+        return _named(tokens=torch.empty(count, tokens, self.text_encoders["text_encoder"].config.hidden_size))
 
     def encode_negative(self, prompt: str) -> Conditioning:
         return self.encode_prompts([prompt])
@@ -326,6 +384,8 @@ class StableDiffusionXL(UnetClip):
     described = "SDXL"
     parts: Mapping[str, Part] = {"vae": VAE, "unet": UNET, "text_encoder": CLIP, "text_encoder_2": POOLED_CLIP}
     tokenizer_parts: Sequence[str] = ("tokenizer", "tokenizer_2")
+    foreign_arguments: Mapping[str, Any] = {}
+    tag = "stable-diffusion-xl"
 
     @classmethod
     def inspect(cls, model: str, folder: Path) -> ModelCard:
@@ -333,29 +393,30 @@ class StableDiffusionXL(UnetClip):
         _check_time_ids(folder, read_json(folder / "unet/config.json"))
         return card
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
         """Penultimate hidden states of both text encoders side by side; pooled is the second one's projection."""
         import torch
 
-        from fewbayes.diffusion.conditioning import Conditioning
-
-        outputs = [
-            encoder(self._token_ids(name.replace("text_encoder", "tokenizer"), prompts), output_hidden_states=True)
-            for name, encoder in self.text_encoders.items()
-        ]
+        encoders = self.text_encoders.values()
+        outputs = [encoder(its, output_hidden_states=True) for encoder, its in zip(encoders, ids, strict=True)]
         tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        return Conditioning(tokens=tokens, pooled=outputs[1].text_embeds)
+        return _named(tokens=tokens, pooled=outputs[1].text_embeds)
+
+    def _shaped(self, count: int, tokens: int) -> Conditioning:
+        import torch
+
+        first, second = (encoder.config for encoder in self.text_encoders.values())
+        wide = torch.empty(count, tokens, first.hidden_size + second.hidden_size)
+        return _named(tokens=wide, pooled=torch.empty(count, second.projection_dim))
 
     def encode_negative(self, prompt: str) -> Conditioning:
         """Zeros for "" where the model was made so, which SDXL's own base is."""
         import torch
 
-        from fewbayes.diffusion.conditioning import Conditioning
-
         encoded = self.encode_prompts([prompt])
         if prompt or not self._zeros_for_no_prompt:
             return encoded
-        return Conditioning(**{name: torch.zeros_like(tensor) for name, tensor in encoded.items()})
+        return _named(**{name: torch.zeros_like(tensor) for name, tensor in encoded.items()})
 
     def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         added = {"text_embeds": cond["pooled"], "time_ids": self.time_ids(xt)}

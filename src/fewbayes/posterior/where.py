@@ -1,13 +1,14 @@
 """Naming which weights are random: the rows of the paper's table, patterns of names, or any predicate.
 
-Knows parameter paths and classes of modules, nothing of diffusers: the presets speak the names that U-Nets have there
-(`attn1`, `attn2`, `ff`, `time_embedding`, `time_emb_proj`, `up_blocks`) and mean what they say on any other module.
-Biases are selected with their weights, as in the authors' code. Frozen parameters are never selected.
+The presets speak of groups of layers ("cross-attention", "time", "up"), which a model family names by patterns of
+module paths; without groups they choose by kind of layer alone. Biases are selected with their weights, as in the
+authors' code. Frozen parameters are never selected. Knows paths and classes of modules, nothing of models.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,9 @@ from fewbayes.errors import UserError
 # (path of the module, the module, name of its parameter) -> is it random?
 Predicate = Callable[[str, nn.Module, str], bool]
 
-_CROSS_ATTENTION = {"attn2"}
-_TIME = {"time_embedding", "time_emb_proj", "add_embedding"}
+Groups = Mapping[str, str]
+"""Groups of layers: a name, and the regular expression that is searched in the paths of modules."""
+
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -30,59 +32,80 @@ class Selected:
     parameter: nn.Parameter
 
 
+@dataclass(frozen=True)
+class Preset:
+    """Layers of one kind: within one of some groups, the first of which a model has to have, and outside of others."""
+
+    kind: Callable[[nn.Module], bool]
+    within: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+
+    def rule(self, groups: Groups) -> Predicate:
+        """Groups that a model has not leave nothing out, and nothing is within them."""
+        within, outside = ([groups[name] for name in names if name in groups] for names in (self.within, self.outside))
+
+        def chosen(name: str, module: nn.Module, parameter_name: str) -> bool:
+            inside = not self.within or any(re.search(pattern, name) for pattern in within)
+            return inside and self.kind(module) and not any(re.search(pattern, name) for pattern in outside)
+
+        return chosen
+
+
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
 
-def linear_with_cross_attention(name: str, module: nn.Module, parameter_name: str) -> bool:
-    """Every linear layer. SD 1.5: 270,209,280 weights, 31.4 %."""
-    return _is_linear(module)
-
-
-def linear(name: str, module: nn.Module, parameter_name: str) -> bool:
-    """Linear layers except cross-attention, as the paper's text says. SD 1.5: 226,246,720 weights, 26.3 %."""
-    return _is_linear(module) and not _CROSS_ATTENTION.intersection(name.split("."))
-
-
-def linear_no_time(name: str, module: nn.Module, parameter_name: str) -> bool:
-    """The same without the layers of the time step, as in the authors' script. SD 1.5: 198,371,200, 23.1 %."""
-    return linear(name, module, parameter_name) and not _TIME.intersection(name.split("."))
-
-
-def linear_up(name: str, module: nn.Module, parameter_name: str) -> bool:
-    """`linear` in the up-blocks and the common time embedding. SD 1.5: 118,864,320, 13.8 % as the paper counts."""
-    return linear(name, module, parameter_name) and name.split(".")[0] in {"up_blocks", "time_embedding"}
-
-
-def norm(name: str, module: nn.Module, parameter_name: str) -> bool:
-    """Scales and shifts of layer and group norms. SD 1.5: 200,320 weights, 0.02 %."""
+def _is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__
 
 
-def everything(name: str, module: nn.Module, parameter_name: str) -> bool:
-    """Every trainable parameter."""
-    return True
-
-
-PRESETS: dict[str, Predicate] = {
-    "linear": linear,
-    "linear-no-time": linear_no_time,
-    "linear-up": linear_up,
-    "linear-cross": linear_with_cross_attention,
-    "norm": norm,
-    "all": everything,
+# With the weights that each selects of SD 1.5's denoiser (Table 3).
+PRESETS = {
+    # all but cross-attention, as the paper's text says: 226,246,720, 26.3 %
+    "linear": Preset(_is_linear, outside=("cross-attention",)),
+    # the same without the layers of the time step, as in the authors' script: 198,371,200, 23.1 %
+    "linear-no-time": Preset(_is_linear, outside=("cross-attention", "time")),
+    # `linear` in the up-blocks and the common time embedding, as the paper counts: 118,864,320, 13.8 %
+    "linear-up": Preset(_is_linear, within=("up", "time-embedding"), outside=("cross-attention",)),
+    # every linear layer: 270,209,280, 31.4 %
+    "linear-cross": Preset(_is_linear),
+    # scales and shifts of layer and group norms: 200,320, 0.02 %
+    "norm": Preset(_is_norm),
+    # every trainable parameter
+    "all": Preset(lambda module: True),
 }
 
 
-def predicate(where: str | Predicate) -> Predicate:
-    """The predicate of a preset's name or of `pattern:<regex>` (searched in the whole parameter name)."""
-    if callable(where):
-        return where
-    if where in PRESETS:
-        return PRESETS[where]
-    if where.startswith("pattern:"):
-        return _pattern(where.removeprefix("pattern:"))
-    raise UserError(f"where={where!r} is unknown: use one of {', '.join(PRESETS)}, or pattern:<regular expression>")
+@dataclass(frozen=True)
+class Rule:
+    """A preset's name or `pattern:<regex>` (searched in the whole parameter name), as a predicate."""
+
+    where: str
+    groups: Groups = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _ = self._chosen  # what is unknown is refused here
+
+    @cached_property
+    def _chosen(self) -> Predicate:
+        if self.where.startswith("pattern:"):
+            return _pattern(self.where.removeprefix("pattern:"))
+        if self.where not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise UserError(f"where={self!r} is unknown: use one of {known}, or pattern:<regular expression>")
+        preset = PRESETS[self.where]
+        if self.groups and preset.within and preset.within[0] not in self.groups:
+            raise UserError(
+                f"where={self!r} is of layers called {preset.within[0]}, which this model has not: use another preset, "
+                "or pattern:<regular expression>"
+            )
+        return preset.rule(self.groups)
+
+    def __call__(self, name: str, module: nn.Module, parameter_name: str) -> bool:
+        return self._chosen(name, module, parameter_name)
+
+    def __repr__(self) -> str:
+        return repr(self.where)
 
 
 def _pattern(regex: str) -> Predicate:
@@ -94,8 +117,11 @@ def _pattern(regex: str) -> Predicate:
 
 
 def select(module: nn.Module, where: str | Predicate) -> list[Selected]:
-    """The random weights in the order of the module tree, each tensor once however often it is tied."""
-    chosen = predicate(where)
+    """The random weights in the order of the module tree, each tensor once however often it is tied.
+
+    where: a preset or a pattern, or any predicate; a `Rule` is a preset with a model's groups of layers.
+    """
+    chosen = Rule(where) if isinstance(where, str) else where
     found: dict[int, Selected] = {}
     for path, owner, key, parameter in _parameters(module):
         if parameter.requires_grad and id(parameter) not in found and chosen(path, owner, key):
@@ -137,7 +163,8 @@ def _nothing_selected(module: nn.Module, where: str | Predicate) -> str:
     for path, owner, key in trainable:
         by_class.setdefault(type(owner).__name__, []).append(_join(path, key))
     lines = [f"  {kind}: {len(names)} parameters, e.g. {names[0]}" for kind, names in sorted(by_class.items())]
-    presets = [name for name, chosen in PRESETS.items() if any(chosen(*place) for place in trainable)]
+    rules = {name: preset.rule(getattr(where, "groups", {})) for name, preset in PRESETS.items()}
+    presets = [name for name, rule in rules.items() if any(rule(*place) for place in trainable)]
     choices = ", ".join([*presets, "pattern:<regular expression>"])
     head = f"where={where!r} selects nothing in {type(module).__name__}. It could select from"
     return "\n".join([head, *lines, f"by {choices}"])

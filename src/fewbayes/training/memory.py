@@ -30,9 +30,8 @@ from fewbayes.settings.config import TrainConfig, memory_bytes
 
 log = logging.getLogger("fewbayes")
 
-FLOAT = 4
+TRAINED = 4  # bytes of a trained number: `train` refuses other than float32
 SHARE_OF_FREE = 0.8  # of the memory that is free now: the rest is for what the estimate leaves out, see below
-TOKENS = 77
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,20 @@ def estimate(card: ModelCard, config: TrainConfig, *, loaded: bool = False) -> M
     model, config_of_shapes = _Model(card.folder, card.family, card.resolution), _what_matters(config)
     counts = _counts(model, config_of_shapes)
     passing = _passing(model, dataclasses.replace(config_of_shapes, bayes=False, where="linear"))
-    remembered = 2 if config.use_8bit_adam else 2 * FLOAT
+    remembered = 2 if config.use_8bit_adam else 2 * TRAINED
     deviations = {"elementwise": counts.random, "row": counts.random_rows, "fixed": 0}[config.weight_std_learn]
     deviations = deviations if config.bayes else 0
-    gradients = FLOAT * (counts.trained + deviations)
+    gradients = TRAINED * (counts.trained + deviations)
     parts = {
-        "model": 0 if loaded else FLOAT * counts.model,
-        "adapters": FLOAT * counts.added,
+        "model": 0 if loaded else counts.model,
+        "adapters": counts.added,
         "gradients": gradients,
         "optimizer": remembered * (counts.trained + deviations),
-        "deviations": FLOAT * deviations,
-        "a draw of the weights and its noise": 2 * FLOAT * counts.random if config.bayes else 0,
-        "the prior's means": FLOAT * counts.random if config.bayes and config.kl_weight > 0 else 0,
-        "averages": FLOAT * counts.trained if config.use_ema else 0,
-        "initial weights": FLOAT * counts.trained if config.l2_init_weight > 0 else 0,
+        "deviations": TRAINED * deviations,
+        "a draw of the weights and its noise": 2 * TRAINED * counts.random if config.bayes else 0,
+        "the prior's means": TRAINED * counts.random if config.bayes and config.kl_weight > 0 else 0,
+        "averages": TRAINED * counts.trained if config.use_ema else 0,
+        "initial weights": TRAINED * counts.trained if config.l2_init_weight > 0 else 0,
         "activations": max(0, passing - gradients),
     }
     return MemoryEstimate(parts)
@@ -187,7 +186,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Numbers of parameters: of the model as it comes, put in by the method, trained, random."""
+    """Bytes of the model as it comes and of what the method puts in; numbers of trained and of random parameters."""
 
     model: int
     added: int
@@ -230,7 +229,7 @@ def _modules(family: Family) -> list[nn.Module]:
 
 
 def _size(family: Family) -> int:
-    return sum(parameter.numel() for module in _modules(family) for parameter in module.parameters())
+    return sum(weight.numel() * weight.element_size() for module in _modules(family) for weight in module.parameters())
 
 
 class _Live(TorchDispatchMode):
@@ -294,24 +293,9 @@ def _passing(model: _Model, config: TrainConfig) -> int:
 
 def _inputs(family: Family, config: TrainConfig) -> tuple[Tensor, Tensor, Conditioning]:
     """One micro-batch for `predict`; class images double it. Text encoders that gradients pass run here too."""
-    settings: Any = family.denoiser.config
-    side = (config.resolution or family.card.resolution) * settings.sample_size // family.card.resolution
     count = config.train_batch_size * (2 if config.with_prior_preservation else 1)
-    encoders: list[Any] = list(family.text_encoders.values())
-    widths = [encoder.config.hidden_size for encoder in encoders]
-    ids = torch.zeros(count, min(TOKENS, encoders[0].config.max_position_embeddings), dtype=torch.long)
-    tokens = torch.empty(*ids.shape, sum(widths))
     if config.train_rare_token:
-        for encoder in encoders:
+        for encoder in family.text_encoders.values():
             encoder.get_input_embeddings().register_forward_hook(lambda *passed: passed[-1].detach().requires_grad_())
-    if config.train_text_encoder or config.train_rare_token:
-        tokens = torch.cat([_hidden(encoder, ids) for encoder in encoders], -1)
-    named = {"tokens": tokens}
-    if len(encoders) > 1:
-        named["pooled"] = torch.empty(count, encoders[-1].config.projection_dim)
-    xt = torch.empty(count, settings.in_channels, side, side)
-    return xt, torch.zeros(count, dtype=torch.long), Conditioning(**named)
-
-
-def _hidden(encoder: Any, ids: Tensor) -> Tensor:
-    return encoder(ids, output_hidden_states=True).hidden_states[-1]
+    encode = config.train_text_encoder or config.train_rare_token
+    return family.example_batch(count, config.resolution or family.card.resolution, encode=encode)

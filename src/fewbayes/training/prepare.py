@@ -21,7 +21,8 @@ from torch import nn
 from fewbayes.data.images import TrainImage, load_images
 from fewbayes.errors import UserError
 from fewbayes.methods import Method
-from fewbayes.models import Family
+from fewbayes.models import Family, ModelCard
+from fewbayes.models.registry import family_named
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.batches import CLASS, Pictures
 from fewbayes.training.class_images import ClassImageSettings, ensure_class_images, present
@@ -36,6 +37,20 @@ def check_packages(config: TrainConfig) -> None:
             "use_8bit_adam needs the package bitsandbytes, which is not installed: pip install bitsandbytes, or leave "
             "it out and save memory by gradient_checkpointing"
         )
+
+
+def check_sampler(card: ModelCard, config: TrainConfig) -> None:
+    """Of a run that draws pictures: one that suits the model's family."""
+    samplers = family_named(card.family).samplers
+    draws = config.validation_steps or (config.with_prior_preservation and config.num_class_images)
+    if draws and config.sampler not in samplers:
+        raise UserError(f"sampler {config.sampler!r} is not known; choose one of {', '.join(samplers)}")
+
+
+def check_loss(family: Family, config: TrainConfig) -> None:
+    """Weights of the loss that the model's process is not meant for are refused."""
+    if config.snr_gamma is not None:
+        family.process.min_snr_weight(family.process.times([family.process.time_of(1.0)]), config.snr_gamma)
 
 
 @contextmanager

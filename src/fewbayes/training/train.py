@@ -39,9 +39,11 @@ from fewbayes.training.mode import Mode, dropout_draws, dropout_layers
 from fewbayes.training.optimize import Pull, make_optimizer, new_rate, rate_now, set_rates
 from fewbayes.training.prepare import (
     attached,
+    check_loss,
     check_masters,
     check_packages,
     check_rare_token,
+    check_sampler,
     class_settings,
     generated_class_images,
     own_class_images,
@@ -94,6 +96,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     assert config.resolution is not None
     assert config.learning_rate is not None
     assert config.max_train_steps is not None
+    check_sampler(card, config)
     images = load_images(report.folder, resolution=config.resolution, center_crop=config.center_crop, report=report)
     given_class_images = own_class_images(config)
     model_hash = card.fingerprint()
@@ -117,6 +120,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
         # The model, what of it is trained, and what of that is random.
         given, family = family, family or load_family(card)
         check_rare_token(family, config.rare_token)
+        check_loss(family, config)
         family.to(accelerator.device)
         own_dropout = dropout_layers(family.denoiser)  # before a method brings more
         stack.enter_context(attached(method, family, restore=given is not None))

@@ -1,24 +1,37 @@
-"""Names and shapes of the original Stable Diffusion releases: one file with `model.diffusion_model.`, ... keys.
+"""What other programs call the weights of Stable Diffusion 1.x, 2.x and XL: the original releases, and kohya's trainer.
 
-Every map here goes from the diffusers layout to the original one. SD 1.x carries OpenAI's text encoder under
-`cond_stage_model.transformer`, SD 2.x OpenCLIP's under `cond_stage_model.model`, SDXL both under `conditioner`. Knows
-nothing of files.
+Every map goes from the diffusers layout to the other one. SD 1.x carries OpenAI's text encoder under
+`cond_stage_model.transformer`, SD 2.x OpenCLIP's under `cond_stage_model.model`, SDXL both under `conditioner`; their
+weights lie under `model.diffusion_model.` and `first_stage_model.`. Knows nothing of files.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fewbayes.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_SD1, OPEN_CLIP_SD2 = "cond_stage_model.transformer.", "cond_stage_model.model."
 CLIP_SDXL, OPEN_CLIP_SDXL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+
+KOHYA_PREFIX = {
+    "sd": {"unet": "lora_unet", "text_encoder": "lora_te"},
+    "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+}
+# width of the text that the U-Net reads: (ModelSpec's architecture, by prediction type; kohya's base version)
+ARCHITECTURES = {
+    ("sd", 768): ("stable-diffusion-v1", "stable-diffusion-v1", "sd_v1"),
+    ("sd", 1024): ("stable-diffusion-v2-512", "stable-diffusion-v2-768-v", "sd_v2"),
+    ("sdxl", 2048): ("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+}
+# an architecture that the specification has no id for, as is that of every small test model
+UNLISTED = ("stable-diffusion-unlisted", "stable-diffusion-unlisted", "sd_unlisted")
 
 UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
@@ -74,6 +87,24 @@ def unet_name(name: str, config: Mapping[str, Any]) -> str:
     return _start(name, UNET_ENDS)
 
 
+def kohya_name(family: str, part: str, layer: str, config: Mapping[str, Any]) -> str:
+    """`lora_unet_...`, `lora_te_text_model_...`: of the network that kohya trains.
+
+    That is diffusers' for SD 1.x and 2.x and the original one (`input_blocks_4_1_...`) for SDXL. config: of the U-Net.
+    """
+    if part != "unet":
+        layer = clip_name(layer)
+    elif family == "sdxl":
+        layer = unet_name(layer, config)
+    return f"{KOHYA_PREFIX[family][part]}_{layer.replace('.', '_')}"
+
+
+def published_as(family: str, text_width: int, *, predicts_v: bool) -> tuple[str, str]:
+    """ModelSpec's architecture and kohya's base version."""
+    eps, v, version = ARCHITECTURES.get((family, text_width), UNLISTED)
+    return v if predicts_v else eps, version
+
+
 def vae_name(name: str, config: Mapping[str, Any]) -> str:
     """The original name of an autoencoder's weight; the decoder's blocks are counted from the other end there."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
@@ -105,6 +136,8 @@ def clip_name(name: str) -> str:
 
 def open_clip_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """OpenCLIP keeps query, key and value in one matrix and multiplies by its projection from the other side."""
+    import torch
+
     named = {clip_name(name): weight for name, weight in weights.items() if not name.endswith("position_ids")}
     out: dict[str, Tensor] = {}
     for name, weight in named.items():
@@ -130,15 +163,15 @@ _OPEN_CLIP_ENDS = {
 }
 
 
-def single_file(parts: Mapping[str, Any], family: str) -> dict[str, Tensor]:
+def single_file(parts: Mapping[str, Any]) -> dict[str, Tensor]:
     """All weights of a pipeline under their original names.
 
-    parts: the modules "unet", "vae", "text_encoder" and, for SDXL, "text_encoder_2"; family: "sd" or "sdxl".
+    parts: the modules "unet", "vae", "text_encoder" and, for SDXL, "text_encoder_2".
     """
     unet, vae, text = parts["unet"], parts["vae"], parts["text_encoder"]
     out = {UNET + unet_name(name, unet.config): weight for name, weight in unet.state_dict().items()}
     out |= {VAE + name: weight for name, weight in vae_weights(vae.state_dict(), vae.config).items()}
-    if family == "sdxl":
+    if "text_encoder_2" in parts:
         out |= {CLIP_SDXL + name: weight for name, weight in _clip_weights(text).items()}
         second = open_clip_weights(parts["text_encoder_2"].state_dict())
         out |= {OPEN_CLIP_SDXL + name: weight for name, weight in second.items()}
