@@ -547,9 +547,7 @@ def test_the_command_scores_a_folder_and_says_what_is_missing(samples, reference
 
 
 def test_the_command_lists_weights_and_refuses_half_a_question(capsys):
-    with pytest.raises(SystemExit) as end:
-        run_evaluate(["--list-weights"])
-    assert end.value.code == 0
+    assert run_evaluate(["--list-weights"]) == 0
     assert "clip-vit-large-patch14/model.safetensors" in capsys.readouterr().out
     for arguments, message in (
         (["pictures"], "--output_dir"),

@@ -7,16 +7,16 @@ lies, the others are whole. Statistics over subjects and seeds, tables and pages
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from fewbayes.errors import UserError
+from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.cases import Material, visible
 from fewbayes.metrics.encoders import Encoder, Encoders, Missing, encoder_keys, load_encoders
@@ -35,9 +35,11 @@ from fewbayes.metrics.rows import about, macro_rows, paper_rows, picture_rows, s
 from fewbayes.metrics.weights import fetch_weights, list_weights
 from fewbayes.runs.layout import CONFIG
 from fewbayes.runs.provenance import environment
+from fewbayes.settings.flags import parse_command
 
 Modes = Literal["sound", "paper", "both"]
 RARE_TOKEN = "<v>"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewbayes" / "features.sqlite"
 
 
 @dataclass(frozen=True)
@@ -224,48 +226,54 @@ def _cut_off(encoders: Mapping[str, Any], pictures: Pictures) -> list[str]:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-class _Listed(argparse.Action):
-    """Prints the weight files and ends, whatever else is asked."""
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What the command can be asked; all but the weights goes to `evaluate_folder`."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(list_weights())
-        parser.exit()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "fewbayes evaluate", description="Scores of generated pictures against references and prompts."
-    )
-    parser.add_argument("source", nargs="?", help="run folder, or any folder of pictures")
-    parser.add_argument(
-        "--output_dir", "--output-dir", metavar="OUT", help="metrics.jsonl, images.jsonl, evaluation.json"
-    )
-    parser.add_argument("--reference_dir", "--reference-dir", metavar="REF", help="real pictures [those of the run]")
-    parser.add_argument("--prompt", metavar="P", help="of pictures that no samples.json gives one")
-    parser.add_argument("--metadata", metavar="FILE", help="prompts by folder, in the JSON of the authors' evaluator")
-    parser.add_argument("--mode", choices=("sound", "paper", "both"), default="sound", help="[sound]")
-    parser.add_argument("--encoders", metavar="embedded|paper|DIR", help="[embedded for the model tiny, else paper]")
-    parser.add_argument(
-        "--base_dir", "--base-dir", metavar="DIR", help="the base model's pictures, same prompts and seeds"
-    )
-    parser.add_argument("--samples", metavar="SUB", help="folder of pictures inside the source [a run's last samples]")
-    parser.add_argument("--rare_token", "--rare-token", metavar="TOKEN", help="[the run's, else <v>]")
-    parser.add_argument("--subject", metavar="NAME", help="written into the rows")
-    parser.add_argument("--arm", metavar="A", help="written into the rows")
-    parser.add_argument("--seed", type=int, metavar="S", help="written into the rows [the run's]")
-    parser.add_argument("--offline", action="store_true", help="never touch the network")
-    parser.add_argument(
-        "--cache", metavar="FILE", default=str(_cache()), help=f"features of pictures [{_cache()}]; '' none"
-    )
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=64, metavar="N", help="[64]")
-    parser.add_argument("--list-weights", "--list_weights", action=_Listed, nargs=0, help="files of the encoders")
-    parser.add_argument("--fetch-weights", "--fetch_weights", metavar="DIR", help="download them into DIR")
-    return parser
+    source: str | None = setting(None, positional=True, value="FOLDER")
+    """Run folder, or any folder of pictures."""
+    output_dir: str | None = setting(None, value="OUT")
+    """Where metrics.jsonl, images.jsonl and evaluation.json go."""
+    reference_dir: str | None = setting(None, value="REF")
+    """Real pictures [those of the run]."""
+    prompt: str | None = setting(None, value="P")
+    """Of pictures that no samples.json gives one."""
+    metadata: str | None = setting(None, value="FILE")
+    """Prompts by folder, in the JSON of the authors' evaluator."""
+    mode: Modes = "sound"
+    """All pairs, nothing dropped; or as the authors average."""
+    encoders: str | None = setting(None, value="embedded|paper|DIR")
+    """[embedded for the model tiny, else paper]"""
+    base_dir: str | None = setting(None, value="DIR")
+    """The base model's pictures, same prompts and seeds."""
+    samples: str | None = setting(None, value="SUB")
+    """Folder of pictures inside the source [a run's last samples]."""
+    rare_token: str | None = setting(None, value="TOKEN")
+    """[the run's, else <v>]"""
+    subject: str | None = setting(None, value="NAME")
+    """Written into the rows."""
+    arm: str | None = setting(None, value="A")
+    """Written into the rows."""
+    seed: int | None = setting(None, value="S")
+    """Written into the rows [the run's]."""
+    offline: bool = False
+    """Never touch the network."""
+    cache: str = setting(str(CACHE), value="FILE")
+    """Features of pictures; '' none."""
+    batch_size: int = setting(64, above=0, value="N")
+    """Pictures at a time."""
+    list_weights: bool = False
+    """Print the files of the encoders."""
+    fetch_weights: str | None = setting(None, value="DIR")
+    """Download them into this folder."""
 
 
 def run_evaluate(arguments: list[str]) -> int:
     """The command; returns its exit code."""
-    asked = _parser().parse_args(arguments)
+    asked = parse_command(Ask, arguments, "evaluate", "Scores generated pictures against references and prompts.")
+    if asked.list_weights:
+        print(list_weights())
+        return 0
     if asked.fetch_weights:
         if asked.offline:
             raise UserError("--fetch-weights downloads, and --offline forbids it; leave one of them out")
@@ -273,10 +281,9 @@ def run_evaluate(arguments: list[str]) -> int:
         return 0
     if not asked.source or not asked.output_dir:
         raise UserError("give the folder to score and --output_dir (fewbayes evaluate --help says more)")
-    if asked.batch_size < 1:
-        raise UserError(f"batch_size is {asked.batch_size}; it must be at least 1")
-    settings = {name: value for name, value in vars(asked).items() if name not in ("fetch_weights", "list_weights")}
-    result = evaluate_folder(**cast("Any", settings | {"cache": asked.cache or None}))
+    settings: dict[str, Any] = vars(asked) | {"cache": asked.cache or None}
+    del settings["fetch_weights"], settings["list_weights"]
+    result = evaluate_folder(**settings)
     print("\n".join(summary(result)))
     print(f"done: {asked.output_dir}")
     return 0
@@ -308,7 +315,3 @@ def summary(result: Evaluation) -> list[str]:
     for what in ("unreadable", "unreadable_references", "unreadable_base"):
         lines += [f"{what.replace('_', ' ')}: {file}: {reason}" for file, reason in result.facts[what].items()]
     return lines
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewbayes" / "features.sqlite"
