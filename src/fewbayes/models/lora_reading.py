@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fewbayes.errors import UserError
 
@@ -55,8 +55,8 @@ HEADER = "lora_adapter_metadata"
 
 
 @dataclass
-class Factors:
-    """What a file says of one layer. down: (rank, inputs, ...), up: (outputs, rank, ...); alpha: None where unsaid."""
+class Found:
+    """What a file says of one layer; None for what it leaves out."""
 
     down: Tensor | None = None
     up: Tensor | None = None
@@ -65,8 +65,24 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """The change of one layer, up @ down. down: (rank, inputs, ...); up: (outputs, rank, ...), float32, alpha taken in.
+
+    magnitude: lengths of the rows of a DoRA, one for each output; None for a plain LoRA.
+    """
+
+    down: Tensor
+    up: Tensor
+    magnitude: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True)
 class Lora:
-    """A LoRA as it fits a model: `layers` by part and layer, up matrices at full strength (alpha taken in).
+    """A LoRA as it fits a model: `layers` by part and layer.
 
     left_out: learned words in the file that are not used. unsaid: whether neither tensors nor header name an alpha, so
     that strength 1 was assumed.
@@ -81,7 +97,6 @@ class Lora:
 class _Settings:
     """What a header or adapter_config.json says of a part's strength."""
 
-    rank: int | None = None
     alpha: float | None = None
     rslora: bool = False
     alphas: Mapping[str, float] = field(default_factory=dict)
@@ -107,7 +122,7 @@ def read_lora(
     tensors, header = _load(file)
     index = layer_index(modules, spellings)
     settings = _settings(file, header)
-    layers: dict[str, dict[str, Factors]] = {}
+    found: dict[tuple[str, str], Found] = {}
     left_out, strange = [], []
     for name, tensor in tensors.items():
         if not spoilt and not tensor.isfinite().all():
@@ -124,17 +139,19 @@ def read_lora(
         if place is None:
             strange.append(name)
             continue
-        part, layer = place
-        kind = list(ENDINGS.values())[int(ending.lastgroup.removeprefix("e"))]  # pyright: ignore[reportOptionalMemberAccess]
-        setattr(layers.setdefault(part, {}).setdefault(layer, Factors()), kind, tensor)
-    if strange or not layers:
+        kind = list(ENDINGS.values())[int((ending.lastgroup or "e0")[1:])]
+        setattr(found.setdefault(place, Found()), kind, tensor)
+    if strange or not found:
         _refuse_strange(file, strange, len(tensors))
-    unsaid = [
-        _completed(file, part, layer, factors, modules[part], settings.get(part, settings.get("", _Settings())), alpha)
-        for part, named in layers.items()
-        for layer, factors in named.items()
-    ]
-    return Lora(layers, tuple(left_out), unsaid=any(unsaid) and alpha is None)
+    layers: dict[str, dict[str, Factors]] = {}
+    unsaid = False
+    for (part, layer), told in found.items():
+        said = _alpha(layer, told, settings.get(part, settings.get("", _Settings())))
+        unsaid = unsaid or (said is None and alpha is None)
+        weight = modules[part].get_submodule(layer).weight
+        strength = alpha if said is None else said
+        layers.setdefault(part, {})[layer] = _completed(file, f"{part}.{layer}", told, cast("Tensor", weight), strength)
+    return Lora(layers, tuple(left_out), unsaid)
 
 
 def attach(modules: Mapping[str, nn.Module], lora: Lora, name: str = "default") -> None:
@@ -150,7 +167,7 @@ def attach(modules: Mapping[str, nn.Module], lora: Lora, name: str = "default") 
                 f"{len(dora)} of {len(named)} layers of {part} are DoRA and the others plain; such a mixture is not "
                 "read, convert it to a plain LoRA"
             )
-        ranks = {layer: _down(factors).shape[0] for layer, factors in named.items()}
+        ranks = {layer: factors.rank for layer, factors in named.items()}
         settings = LoraConfig(
             r=max(ranks.values()),
             lora_alpha=max(ranks.values()),
@@ -236,9 +253,8 @@ def _say_unknown(file: Path, settings: set[str]) -> None:
 
 
 def _part_settings(told: Mapping[str, Any]) -> _Settings:
-    rank, alpha, alphas = told.get("r"), told.get("lora_alpha"), told.get("alpha_pattern")
+    alpha, alphas = told.get("lora_alpha"), told.get("alpha_pattern")
     return _Settings(
-        rank if isinstance(rank, int) else None,
         float(alpha) if isinstance(alpha, (int, float)) else None,
         told.get("use_rslora") is True,
         {str(k): float(v) for k, v in alphas.items()} if isinstance(alphas, dict) else {},
@@ -257,46 +273,41 @@ def _json(text: str, what: str) -> dict[str, Any]:
     return told
 
 
-def _completed(
-    file: Path, part: str, layer: str, factors: Factors, module: nn.Module, settings: _Settings, alpha: float | None
-) -> bool:
-    """Check one layer's factors against the model and take alpha into the up matrix; whether its alpha is unsaid."""
-    import torch
+def _alpha(layer: str, found: Found, settings: _Settings) -> float | None:
+    """By which the product is multiplied once it is divided by the rank; None where nothing says it."""
+    if found.alpha is not None:
+        return float(found.alpha)
+    said = settings.alpha_of(layer)
+    if said is not None and settings.rslora and found.down is not None:
+        return said * len(found.down) ** 0.5  # alpha / sqrt(rank)
+    return said
 
-    if factors.down is None or factors.up is None:
-        missing = "down (lora_A)" if factors.down is None else "up (lora_B)"
-        raise UserError(f"{file} is incomplete: {part}.{layer} has no {missing} matrix; fetch or save the file again")
-    weight = module.get_submodule(layer).weight
-    wanted = (weight.shape[0], weight.shape[1])
-    found = (factors.up.shape[0], factors.down.shape[1])
-    if found != wanted or factors.up.shape[1] != factors.down.shape[0] or factors.down.shape[2:] != weight.shape[2:]:
+
+def _completed(file: Path, name: str, found: Found, weight: Tensor, alpha: float | None) -> Factors:
+    """One layer's factors, checked against the model's weight, at full strength."""
+    if found.down is None or found.up is None:
+        missing = "down (lora_A)" if found.down is None else "up (lora_B)"
+        raise UserError(f"{file} is incomplete: {name} has no {missing} matrix; fetch or save the file again")
+    outputs, inputs = weight.shape[:2]
+    theirs = (found.up.shape[0], found.down.shape[1])
+    fits = found.up.shape[1] == found.down.shape[0] and found.down.shape[2:] == weight.shape[2:]
+    if theirs != (outputs, inputs) or not fits:
         raise UserError(
-            f"{file} is for another base model: {part}.{layer} takes {wanted[1]} numbers to {wanted[0]} here, and "
-            f"{found[1]} to {found[0]} there"
+            f"{file} is for another base model: {name} takes {inputs} numbers to {outputs} here, and {theirs[1]} to "
+            f"{theirs[0]} there"
         )
-    rank = factors.down.shape[0]
-    said = float(factors.alpha) if factors.alpha is not None else settings.alpha_of(layer)
-    strength = alpha if said is None else said
-    if strength is not None:
-        by = rank**0.5 if settings.rslora and factors.alpha is None else rank
-        factors.up = (factors.up.double() * (strength / by)).to(torch.float32)
-    if factors.magnitude is not None and factors.magnitude.numel() != wanted[0]:
+    if found.magnitude is not None and found.magnitude.numel() != outputs:
         raise UserError(
-            f"{file} is a DoRA along the inputs of {part}.{layer} ({factors.magnitude.numel()} lengths for "
-            f"{wanted[0]} outputs), which no library here computes; convert it to a plain LoRA"
+            f"{file} is a DoRA along the inputs of {name} ({found.magnitude.numel()} lengths for {outputs} outputs), "
+            "which no library here computes; convert it to a plain LoRA"
         )
-    return said is None
-
-
-def _down(factors: Factors) -> Tensor:
-    assert factors.down is not None
-    return factors.down
+    scale = 1.0 if alpha is None else alpha / len(found.down)
+    return Factors(found.down, (found.up.double() * scale).float(), found.magnitude)
 
 
 def _fill(layer: Any, factors: Factors, name: str) -> None:
     import torch
 
-    assert factors.up is not None
     with torch.no_grad():
         for matrix, tensor in ((layer.lora_A[name], factors.down), (layer.lora_B[name], factors.up)):
             matrix.weight.copy_(tensor.reshape(matrix.weight.shape))
