@@ -411,7 +411,14 @@ def test_strengths_are_undone_bit_for_bit_whatever_happens_inside(lora, eps_mode
 def sampler_finding(source: float, more_steps: float, other_sampler: float) -> Finding:
     how = {"sampler": "ddim", "steps": 5, "guidance": 7.5, "negative_prompt": ""}
     scores = {"source": source, "more_steps": more_steps, "other_sampler": other_sampler}
-    return lookalikes.sampler_too_short(scores, dict.fromkeys(("base", *scores), (3.0, 4.0)), how)
+    others = lookalikes.other_samplers("ddim", 5, ["ddim", "dpm++"])
+    return lookalikes.sampler_too_short(scores, dict.fromkeys(("base", *scores), (3.0, 4.0)), how, others)
+
+
+def test_a_second_sampler_is_one_that_suits_the_model_where_there_is_one():
+    others = {name: lookalikes.other_samplers(name, 5, ["ddim", "pndm", "dpm++"]) for name in ("ddim", "dpm++")}
+    assert [found["other_sampler"]["sampler"] for found in others.values()] == ["dpm++", "ddim"]
+    assert lookalikes.other_samplers("euler", 5, ["euler"]) == {"more_steps": {"steps": 20}}
 
 
 def test_clean_pictures_of_any_other_setting_acquit_the_weights():
@@ -458,9 +465,9 @@ def test_half_precision_is_tried_on_a_copy_and_an_overflow_is_seen(family, photo
     pixels = np.stack([np.asarray(Image.open(photos / "0.png"))])
     latents = family.encode_images(pixels)[0]
     before = {name: weight.clone() for name, weight in family.modules["vae"].state_dict().items()}
-    assert lookalikes.half_precision_vae(family.modules["vae"], latents).cause is None
+    assert lookalikes.half_precision_vae(family, latents).cause is None
     assert all(torch.equal(weight, before[name]) for name, weight in family.modules["vae"].state_dict().items())
-    finding = lookalikes.half_precision_vae(family.modules["vae"], 1e8 * latents)
+    finding = lookalikes.half_precision_vae(family, 1e8 * latents)
     if finding.numbers["dtype"] == "bfloat16" and not convolves_in_float16():
         pytest.skip("no float16 convolutions here, and bfloat16 overflows nowhere")
     assert finding.numbers["dtype"] == "float16"

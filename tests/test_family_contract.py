@@ -113,6 +113,18 @@ def test_pictures_become_latents_and_latents_pictures(family):
     np.testing.assert_array_equal(decoded, family.decode_latents(mean))
 
 
+def test_decoding_may_be_tried_in_another_precision_on_a_copy(family):
+    mean, _ = family.encode_images(PICTURES)
+    before = kept(family)
+    whole, half = (family.decoded(mean, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert whole.shape == half.shape == (2, 3, 32, 32)
+    assert whole.dtype == half.dtype == torch.float32
+    assert not torch.equal(whole, half)
+    shades = (whole.permute(0, 2, 3, 1).clamp(-1, 1) * 127.5 + 127.5).numpy()
+    assert np.abs(shades - family.decode_latents(mean)).max() <= 0.501
+    is_as_it_was(family, before)
+
+
 @torch.no_grad()
 def test_prompts_are_rows_of_named_tensors(family):
     encoded, again = (family.encode_prompts(PROMPTS) for _ in range(2))

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from fewbayes.diagnose.ask import Asked
+from fewbayes.diagnose.command import diagnose
 from fewbayes.export import write_export
 from fewbayes.models import load_family
 from fewbayes.models.adapters import load_adapter
@@ -79,6 +81,14 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(family
     assert resumed.resumed_from == 2
     one, other = (a_prediction(open_model(str(folder))[0]) for folder in (whole, resumed.folder))
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("settings_of_run", [{"method": "lora", "rank": 2}, {"bayes": True, "weight_std": 0.01}])
+def test_it_is_diagnosed(settings_of_run, family, of_toy, tmp_path):
+    run = train(of_toy(max_train_steps=2, **settings_of_run), family=family, progress=False).folder
+    found = diagnose(Asked(str(run), str(tmp_path / "diagnosis"), num_images=2, num_inference_steps=2))
+    assert found.stage is not None
+    assert (tmp_path / "diagnosis/diagnosis.json").is_file()
 
 
 def test_pictures_are_drawn_from_a_run(family, of_toy, tmp_path):

@@ -192,9 +192,13 @@ class ToyFamily:
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> np.ndarray:
-        mixed = torch.einsum("oc,bohw->bchw", self.modules["vae"].mix, latents.to(self.device))
-        shades = F.pixel_shuffle(mixed, PATCH).permute(0, 2, 3, 1).clamp(-1, 1) * 127.5 + 127.5
+        shades = self.decoded(latents, torch.float32).permute(0, 2, 3, 1).clamp(-1, 1) * 127.5 + 127.5
         return shades.round().byte().cpu().numpy()
+
+    @torch.no_grad()
+    def decoded(self, latents: Tensor, dtype: torch.dtype) -> Tensor:
+        mixed = torch.einsum("oc,bohw->bchw", self.modules["vae"].mix.to(dtype), latents.to(self.device, dtype))
+        return F.pixel_shuffle(mixed, PATCH).float()
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         ids = [[_number(word) for word in prompt.split()[:LENGTH]] for prompt in prompts]

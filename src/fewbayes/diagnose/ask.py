@@ -18,6 +18,7 @@ from fewbayes.fields import check_fields, setting
 from fewbayes.files.atomic import new_folder
 from fewbayes.models import ModelCard, inspect_model
 from fewbayes.models.adapters import is_adapter
+from fewbayes.models.registry import family_named
 from fewbayes.runs.checkpoints import verify_checkpoint
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.opening import Found, find
@@ -85,6 +86,12 @@ class Case:
     def seeds(self) -> list[int]:
         return [self.asked.seed + i for i in range(self.asked.num_images)]
 
+    def other_samplers(self) -> dict[str, dict[str, Any]]:
+        """What else the same seeds are sampled with; see `lookalikes.other_samplers`."""
+        from fewbayes.diagnose.lookalikes import other_samplers
+
+        return other_samplers(self.how["sampler"], self.how["steps"], list(family_named(self.card.family).samplers))
+
     def worded(self, prompt: str) -> str:
         return prompt.replace(RARE_TOKEN_MARK, self.rare_token or RARE_TOKEN_MARK)
 
@@ -115,7 +122,7 @@ def settle(asked: Asked) -> Case:
         rare_token=rare_token,
         images=images,
         resolution=(config.resolution if config else None) or card.resolution,
-        how=_how(asked, config),
+        how=_how(asked, config, card),
         weights=_weights(asked, found) if found else None,
         kept=_checkpoints(found.run) if found and asked.checkpoints else {},
     )
@@ -178,8 +185,9 @@ def _check_no_mark(prompts: Sequence[str], card: ModelCard) -> None:
             )
 
 
-def _how(asked: Asked, config: TrainConfig | None) -> dict[str, Any]:
-    usual = {"sampler": "ddim", "num_inference_steps": 25, "guidance_scale": 7.5, "negative_prompt": ""}
+def _how(asked: Asked, config: TrainConfig | None, card: ModelCard) -> dict[str, Any]:
+    sampler = next(iter(family_named(card.family).samplers))
+    usual = {"sampler": sampler, "num_inference_steps": 25, "guidance_scale": 7.5, "negative_prompt": ""}
     found = {
         name: next(v for v in (getattr(asked, name), getattr(config, name, None), value) if v is not None)
         for name, value in usual.items()

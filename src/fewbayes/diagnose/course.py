@@ -130,7 +130,7 @@ def _try_lookalikes(book: Book, family: Family, judgement: Judgement | None) -> 
     posterior = family.encode_images(np.stack(book.scene.references))
     book.findings.append(lookalikes.noisy_latents(*posterior, corrupted, ours=book.case.config is not None))
     log.info("the autoencoder in half precision")
-    book.findings.append(lookalikes.half_precision_vae(family.modules["vae"], book.scene.latents(family)[:2]))
+    book.findings.append(lookalikes.half_precision_vae(family, book.scene.latents(family)[:2]))
 
 
 def _try_scales(book: Book, family: Family, layers: list[Any], base: Losses, corrupted: bool, alarm: bool) -> None:
@@ -164,7 +164,7 @@ def _try_samplers(book: Book, family: Family) -> None:
 
 def _sample_otherwise(book: Book, family: Family, whose: str) -> None:
     usual = book.case.how
-    for other, changes in lookalikes.other_samplers(usual["sampler"], usual["steps"]).items():
+    for other, changes in book.case.other_samplers().items():
         name, how = f"{whose}{other}", {**usual, **changes}
         log.info("%s: %s, %d steps", NAMES[name], how["sampler"], how["steps"])
         book.otherwise[name] = book.scene.pictures(family, **changes)
@@ -179,7 +179,7 @@ def _settle_samplers(book: Book, judgement: Judgement | None) -> None:
     if judgement is None or judgement.seen != "corrupted":
         return
     case = book.case
-    others = tuple(lookalikes.other_samplers(case.how["sampler"], case.how["steps"]))
+    others = case.other_samplers()
     if not case.switched:
         _sample_otherwise(book, load_base(case), "base_")
     for name, pictures in book.otherwise.items():
@@ -188,7 +188,7 @@ def _settle_samplers(book: Book, judgement: Judgement | None) -> None:
     scores = {"source": book.corruption("source", "base")}
     scores |= {name: book.corruption(name, f"base_{name}") for name in others}
     noise = {name: book.stats[name].noise for name in ("base", "source", *others)}
-    book.findings.append(lookalikes.sampler_too_short(scores, noise, case.how))
+    book.findings.append(lookalikes.sampler_too_short(scores, noise, case.how, others))
 
 
 # --- checkpoints in order ---------------------------------------------------------------------------------------------

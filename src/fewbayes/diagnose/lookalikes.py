@@ -8,7 +8,6 @@ their names.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbayes.diagnose.verdict import Finding
+from fewbayes.models import Family
 from fewbayes.stage.readings import Losses
 from fewbayes.stage.scores import CLEAN
 from fewbayes.training.batches import OPEN, open_channels
@@ -147,21 +147,28 @@ def _lower_everywhere(losses: Losses, own: Losses) -> bool:
 # --- the sampler ------------------------------------------------------------------------------------------------------
 
 
-def other_samplers(sampler: str, steps: int) -> dict[str, dict[str, Any]]:
-    """Settings that the same seeds are sampled with again, by the name of their pictures."""
-    second = "dpm++" if sampler != "dpm++" else "ddim"
-    return {"more_steps": {"steps": MORE_STEPS * steps}, "other_sampler": {"sampler": second}}
+def other_samplers(sampler: str, steps: int, samplers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Settings that the same seeds are sampled with again, by the name of their pictures.
+
+    samplers: those that suit the model; one of higher order comes first, and there may be no other.
+    """
+    others = [name for name in ("dpm++", *samplers) if name in samplers and name != sampler]
+    second = {"other_sampler": {"sampler": others[0]}} if others else {}
+    return {"more_steps": {"steps": MORE_STEPS * steps}, **second}
 
 
 def sampler_too_short(
-    scores: Mapping[str, float], noise: Mapping[str, Sequence[float]], how: Mapping[str, Any]
+    scores: Mapping[str, float],
+    noise: Mapping[str, Sequence[float]],
+    how: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, Any]],
 ) -> Finding:
     """The sampler is the cause where another one gives clean pictures, not merely some short of the border.
 
-    scores: corruption, of the pictures under "source" and each of `other_samplers`, each beside the base model's of its
-    own setting. noise: per picture, of these and "base".
+    others: as `other_samplers` told. scores: corruption, of the pictures under "source" and each of these, each beside
+    the base model's of its own setting. noise: per picture, of these and "base".
     """
-    tried = {name: {**how, **changes} for name, changes in other_samplers(how["sampler"], how["steps"]).items()}
+    tried = {name: {**how, **changes} for name, changes in others.items()}
     limit = min(CLEAN, WELL_BELOW * scores["source"])
     clean = [name for name in tried if scores[name] <= limit]
     listed = ", ".join(
@@ -214,14 +221,10 @@ def noisy_latents(mean: Tensor, deviation: Tensor, corrupted: bool, *, ours: boo
 
 
 @torch.no_grad()
-def half_precision_vae(vae: Any, latents: Tensor) -> Finding:
-    """Whether pictures decoded in float16 are those of float32. A copy is converted: the autoencoder is not touched.
-
-    latents: (count, channels, height, width), scaled.
-    """
-    unscaled = latents.to(vae.device) / vae.config.scaling_factor
-    whole = _decoded(vae, unscaled, torch.float32)
-    half, dtype = _half_decoded(vae, unscaled)
+def half_precision_vae(family: Family, latents: Tensor) -> Finding:
+    """Whether pictures decoded in float16 are those of float32. latents: (count, channels, height, width), scaled."""
+    whole = family.decoded(latents, torch.float32)
+    half, dtype = _half_decoded(family, latents)
     finite = bool(half.isfinite().all())
     # as pictures are made of it: values beyond black and white are cut off
     difference = float((half.clamp(-1, 1) - whole.clamp(-1, 1)).abs().mean()) * 127.5 if finite else None
@@ -240,19 +243,11 @@ def half_precision_vae(vae: Any, latents: Tensor) -> Finding:
     )
 
 
-def _half_decoded(vae: Any, latents: Tensor) -> tuple[Tensor, torch.dtype]:
+def _half_decoded(family: Family, latents: Tensor) -> tuple[Tensor, torch.dtype]:
     """bfloat16 where this machine has no float16 convolutions; it has the range of float32, and overflows nowhere."""
     try:
-        return _decoded(_converted(vae, torch.float16), latents, torch.float16), torch.float16
+        return family.decoded(latents, torch.float16), torch.float16
     except RuntimeError as error:
         if "not implemented" not in str(error) and "not supported" not in str(error):
             raise
-        return _decoded(_converted(vae, torch.bfloat16), latents, torch.bfloat16), torch.bfloat16
-
-
-def _converted(vae: Any, dtype: torch.dtype) -> Any:
-    return nn.Module.to(copy.deepcopy(vae), dtype)  # diffusers' own `to` has something to say
-
-
-def _decoded(vae: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
-    return vae.decode(latents.to(dtype), return_dict=False)[0].float()
+        return family.decoded(latents, torch.bfloat16), torch.bfloat16

@@ -144,6 +144,13 @@ class Family(Layout, Protocol):
         """uint8 pictures of scaled latents."""
         ...
 
+    def decoded(self, latents: Tensor, dtype: torch.dtype) -> Tensor:
+        """Pictures (batch, 3, height, width), black at -1 and white at 1, decoded in a precision that is to be tried.
+
+        Of a copy of the autoencoder, in float32 numbers; what lies beyond black and white is not cut off.
+        """
+        ...
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """One row a prompt. Gradients flow if the text encoders' parameters ask for them."""
         ...

@@ -8,6 +8,7 @@ refiner. Knows nothing of training, of posteriors or of run folders.
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from abc import ABC, abstractmethod
@@ -30,6 +31,7 @@ from fewbayes.models.folders import (
 )
 from fewbayes.models.registry import register
 from fewbayes.models.tokens import prompt_length, token_ids, word_length, write_slow_tokenizer
+from fewbayes.models.unet_clip_checks import check_channels, check_finite, check_time_ids
 from fewbayes.models.unet_clip_keys import clip_name, kohya_name, published_as, single_file
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class UnetClip(ABC):
     @classmethod
     def inspect(cls, model: str, folder: Path) -> ModelCard:
         unet, vae = read_json(folder / "unet/config.json"), read_json(folder / "vae/config.json")
-        _check_channels(folder, unet, vae)
+        check_channels(folder, unet, vae)
         settings = settings_of(folder)
         return ModelCard(
             model=model,
@@ -135,7 +137,7 @@ class UnetClip(ABC):
         with quiet():
             modules = {name: loaded(name, part) for name, part in cls.parts.items()}
             tokenizers = {name: CLIPTokenizer.from_pretrained(card.folder / name) for name in cls.tokenizer_parts}
-        _check_finite(card.folder / "vae", modules["vae"])
+        check_finite(card.folder / "vae", modules["vae"])
         return cls(card, modules, tokenizers, read_json(card.folder / SCHEDULER))
 
     @classmethod
@@ -203,6 +205,14 @@ class UnetClip(ABC):
             decoded = torch.cat([self.vae.decode(cast("Any", chunk), return_dict=False)[0] for chunk in chunks])
             shades = (decoded * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
         return (shades.cpu().numpy() * 255).round().astype("uint8")
+
+    def decoded(self, latents: Tensor, dtype: torch.dtype) -> Tensor:
+        import torch
+
+        with torch.no_grad():
+            vae: Any = torch.nn.Module.to(copy.deepcopy(self.vae), dtype)  # diffusers' own `to` has something to say
+            unscaled = latents.to(self.device) / self._latent_scale
+            return vae.decode(unscaled.to(dtype), return_dict=False)[0].float()
 
     @property
     def _latent_scale(self) -> float:
@@ -322,15 +332,6 @@ class UnetClip(ABC):
             shutil.copyfile(self.card.folder / SETTINGS, folder / SETTINGS)
 
 
-def _check_finite(folder: Path, vae: nn.Module) -> None:
-    broken = [name for name, weight in vae.named_parameters() if not weight.isfinite().all()]
-    if broken:
-        raise UserError(
-            f"{folder} holds numbers that are not finite ({broken[0]}), as a conversion to half precision may leave "
-            "them: every picture would be NaN; put the float32 autoencoder of the same model in its place"
-        )
-
-
 def _named(**tensors: Tensor) -> Conditioning:
     from fewbayes.diffusion.conditioning import Conditioning
 
@@ -390,7 +391,7 @@ class StableDiffusionXL(UnetClip):
     @classmethod
     def inspect(cls, model: str, folder: Path) -> ModelCard:
         card = super().inspect(model, folder)
-        _check_time_ids(folder, read_json(folder / "unet/config.json"))
+        check_time_ids(folder, read_json(folder / "unet/config.json"))
         return card
 
     def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
@@ -471,27 +472,3 @@ def _original_scheduler(config: dict[str, Any]) -> Any:
     import diffusers
 
     return getattr(diffusers, config["_class_name"]).from_config(config)
-
-
-def _check_channels(folder: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
-    if unet["in_channels"] != vae["latent_channels"]:
-        raise UserError(
-            f"{folder / 'unet'} takes {unet['in_channels']} channels and the autoencoder gives "
-            f"{vae['latent_channels']}: an inpainting or depth model; choose the text-to-image one"
-        )
-    if vae.get("latents_mean") or vae.get("shift_factor"):
-        raise UserError(
-            f"the autoencoder of {folder} shifts its latents (latents_mean or shift_factor in its config.json), which "
-            "is not done here; choose a model whose latents are only scaled"
-        )
-
-
-def _check_time_ids(folder: Path, unet: dict[str, Any]) -> None:
-    """SDXL's base is told six sizes beside the pooled prompt; the refiner, which is told five, is not trained here."""
-    pooled = read_json(folder / "text_encoder_2/config.json")["projection_dim"]
-    told, six = unet["projection_class_embeddings_input_dim"], pooled + 6 * unet["addition_time_embed_dim"]
-    if told != six:
-        raise UserError(
-            f"{folder / 'unet'} is told {told} numbers beside the prompt and SDXL's base model {six}: a refiner, or "
-            "another model; give the base model"
-        )
