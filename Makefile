@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test check format world
+.PHONY: demo test check format world hostile
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,3 +29,6 @@ format: $(BIN)/.ready
 
 world: $(BIN)/.ready  ## pretrain the embedded world from nothing (hours on two cores, minutes on a GPU)
 	$(BIN)/python recipes/pretrain.py --work build/world
+
+hostile: $(BIN)/.ready  ## every reader against files damaged by rule; the counts go to benchmarks/results
+	OMP_NUM_THREADS=1 $(BIN)/python tests/hostile.py --output benchmarks/results/hostile.json

@@ -25,11 +25,13 @@ import torch
 from PIL import Image
 
 from fewbayes.export import FORMATS, write_export
-from fewbayes.export.trained import base_card, load_trained, read_run
-from fewbayes.export.verify import compare, foreign_job, read_record, run_foreign
+from fewbayes.export.record import read_record
+from fewbayes.export.trained import find_run, kind_of, load_trained
+from fewbayes.export.verify import compare, foreign_job, run_foreign
 from fewbayes.models import load_family
-from fewbayes.runs.folder import environment
-from fewbayes.sample import sample_images
+from fewbayes.models.sampling import sample_images
+from fewbayes.runs.opening import Found
+from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.train import train
 
@@ -114,16 +116,16 @@ def _trained(folder: Path, model: Path, photos: Path, changes: dict[str, Any]) -
 
 
 def _formats(run: Path) -> list[dict[str, Any]]:
-    facts = read_run(run)
-    ours = _pictures(load_trained(facts).family)
-    base = base_card(facts)
+    found = find_run(run)
+    ours = _pictures(load_trained(found).family)
+    base = found.base_card()
     before = _pictures(load_family(base))
     cells: list[dict[str, Any]] = []
     jobs = []
     for format in FORMATS:
         export = run.with_name(f"{run.name}-{format}")
         try:
-            write_export(run, format, export, rank=RANK if _by_svd(facts, format) else None)
+            write_export(run, format, export, rank=RANK if _by_svd(found, format) else None)
         except ValueError as error:
             cells.append({"format": format, "refused": str(error)})
             continue
@@ -135,17 +137,17 @@ def _formats(run: Path) -> list[dict[str, Any]]:
     for cell in cells:
         if export := cell.pop("export", None):
             pictures, record = next(theirs), read_record(export)
-            cell["residual"] = record["residual"][-1]["residual"] if record["residual"] else None
+            cell["residual"] = record.residual[-1]["residual"] if record.residual else None
             failed = isinstance(pictures, str)
             cell |= {"failed": pictures} if failed else asdict(compare(pictures, ours, before, record))
     return cells
 
 
-def _by_svd(facts: Any, format: str) -> bool:
+def _by_svd(run: Found, format: str) -> bool:
     from fewbayes.export import route_of
 
     try:
-        return route_of(facts.config, facts.kind, format) == "svd"
+        return route_of(run.config, kind_of(run), format) == "svd"
     except ValueError:
         return False
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from fewbayes.runs.folder import read_manifest, read_metrics
+from fewbayes.runs.folder import read_metrics
+from fewbayes.runs.layout import read_manifest
 from fewbayes.training import processes
 from fewbayes.training.train import train
 
@@ -86,7 +87,7 @@ def test_two_processes_are_one_with_a_double_batch(settings, family, trained_by_
     two, one = trained(trained_by_two / name), train(settings("one", train_batch_size=2, **arm), family=family,
                                                      progress=False).folder  # fmt: skip
     half = trained(train(settings("half", **arm), family=family, progress=False).folder)
-    assert read_manifest(trained_by_two / name)["fingerprint"]["processes"] == 2
+    assert read_manifest(trained_by_two / name).fingerprint["processes"] == 2
     assert two.keys() == trained(one).keys()
     assert max(float((two[key] - value).abs().max()) for key, value in trained(one).items()) < 1e-5
     assert max(float((two[key] - value).abs().max()) for key, value in half.items()) > 1e-4

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from fewbayes.files.decode import plain_json_lines
 from fewbayes.metrics.encoders.base import Missing, load_from
 from fewbayes.metrics.encoders.places import Place
 from fewbayes.metrics.evaluate import evaluate_folder, run_evaluate
@@ -22,7 +23,6 @@ from fewbayes.metrics.features import FeatureStore, Progress, mirrored
 from fewbayes.metrics.folders import find_source, read_references, read_samples
 from fewbayes.metrics.layout import FACTS, IMAGES, METRICS
 from fewbayes.metrics.scores import without_token
-from fewbayes.runs.folder import read_metrics
 from small_encoders import black, build_embedded, picture
 
 PROMPTS = ("a <v> dog in the snow", "a <v> dog on a rug")
@@ -68,7 +68,7 @@ def test_the_files_of_an_evaluation_hold_every_metric_with_its_keys(tmp_path, sa
     output = tmp_path / "out"
     keys = {"subject": "dog", "arm": "bayes", "seed": 3}
     result = evaluate_folder(samples, reference_dir=reference, encoders=small, output_dir=output, mode="both", **keys)
-    rows = read_metrics(output / METRICS)
+    rows = [row for _, row in plain_json_lines(output / METRICS)]
     assert rows == [row.plain() for row in result.rows]
     for row in rows:
         assert {"metric", "value", "mode", "row", "n", "encoder", "subject", "arm", "seed"} <= row.keys()
@@ -81,7 +81,7 @@ def test_the_files_of_an_evaluation_hold_every_metric_with_its_keys(tmp_path, sa
     assert facts["encoders"]["clip"]["mean"] == [0.48145466, 0.4578275, 0.40821073]
     assert facts["encoders"]["clip"]["backend"] == "pillow"
     assert facts["environment"]["versions"]["transformers"]
-    images = read_metrics(output / IMAGES)
+    images = [row for _, row in plain_json_lines(output / IMAGES)]
     assert {row["file"] for row in images} == {f"{i:02d}.png" for i in range(4)}
     by_file = [row["value"] for row in images if row["metric"] == "clip_t"]
     assert np.mean(by_file) == pytest.approx(result.value("clip_t"))

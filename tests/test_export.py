@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 
@@ -16,13 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewbayes.export import FORMATS, ROUTES, foreign, route_of, write_export
 from fewbayes.export.metadata import NO_HASH, write_safetensors
+from fewbayes.export.record import read_record
 from fewbayes.export.svd import ELSEWHERE, as_lora, decompose, product, relative_residual, residual_rows
-from fewbayes.export.trained import LowRank, RunFacts, Trained, lora_layers, merge_adapters, weight_changes
-from fewbayes.export.verify import foreign_job, read_record
+from fewbayes.export.trained import LowRank, Trained, kind_of, lora_layers, merge_adapters, weight_changes
+from fewbayes.export.verify import foreign_job
 from fewbayes.export.write import write
 from fewbayes.methods import make_method
 from fewbayes.models import inspect_model, load_family
 from fewbayes.models.unet_clip_keys import UNET, VAE, clip_name, open_clip_weights, single_file, unet_name
+from fewbayes.runs.opening import Found
 from fewbayes.sample import sample_images
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.train import train
@@ -57,8 +58,10 @@ def trained(tmp_path):
             for weight in chosen.trainable(family).values():
                 step = 0.003 if method == "full" else 0.1
                 weight.add_(step * torch.randn(weight.shape, generator=generator))
-        facts = RunFacts(tmp_path / "dog", dataclasses.asdict(config), {})
-        return Trained(facts, family, inspect_model(str(model)), "<v>", "raw")
+        run = tmp_path / "dog"
+        run.mkdir(exist_ok=True)
+        (run / "manifest.json").write_text("{}")
+        return Trained(Found("run", run, run, config), family, inspect_model(str(model)), "<v>", "raw")
 
     return make
 
@@ -69,7 +72,7 @@ def exported(tmp_path):
 
     def make(run: Trained, format: str, *, rank: int = 4, dtype: str = "fp32"):
         folder = tmp_path / f"{format}-{dtype}-{len(list(tmp_path.iterdir()))}"
-        return write(run, format, route_of(run.facts.config, run.facts.kind, format), folder, rank=rank, dtype=dtype)
+        return write(run, format, route_of(run.run.config, kind_of(run.run), format), folder, rank=rank, dtype=dtype)
 
     return make
 
@@ -132,7 +135,7 @@ def test_a_lora_of_full_rank_made_by_svd_loses_only_what_a_lora_cannot_hold(mode
     """At full rank all layers are whole: what differs is what norms, biases and embeddings did."""
     base = request.getfixturevalue(f"{model}_model")
     folder = exported(trained(base, "full"), "kohya", rank=144)
-    rows = {row["group"]: row for row in read_record(folder)["residual"]}
+    rows = {row["group"]: row for row in read_record(folder).residual}
     assert rows[ELSEWHERE]["residual"] == 1
     assert all(row["residual"] < 1e-3 for name, row in rows.items() if name not in (ELSEWHERE, "all"))
     assert rows["all"]["residual"] == pytest.approx(rows[ELSEWHERE]["share"] ** 0.5, abs=1e-3)
@@ -174,7 +177,7 @@ def test_strength_does_not_depend_on_reading_alpha_or_the_header(eps_model, trai
     after = ours(run.family)
     for format in ("diffusers", "kohya"):
         folder = exported(run, format)
-        path = folder / read_record(folder)["file"]
+        path = folder / read_record(folder).file
         save_file({name: w for name, w in load_file(path).items() if not name.endswith(".alpha")}, path)
         assert np.abs(theirs(folder, eps_model) - after).max() <= 1
 
@@ -188,7 +191,7 @@ def test_alpha_equals_the_rank_in_every_layer(eps_model, trained, exported):
 @pytest.mark.parametrize("format", ["diffusers", "kohya"])
 def test_text_encoder_keys_have_the_level_that_transformers_has_dropped(format, sdxl_model, trained, exported):
     folder = exported(trained(sdxl_model, "lora", train_text_encoder=True), format)
-    names = list(load_file(folder / read_record(folder)["file"]))
+    names = list(load_file(folder / read_record(folder).file))
     starts = {
         "diffusers": ("text_encoder.text_model.encoder.layers.", "text_encoder_2.text_model.encoder.layers."),
         "kohya": ("lora_te1_text_model_encoder_layers_", "lora_te2_text_model_encoder_layers_"),
@@ -205,7 +208,7 @@ def test_diffusers_writes_an_oft_adapter_that_it_cannot_load_and_so_we_refuse(ep
     with pytest.raises(TypeError, match="LoraConfig"):
         fresh.load_lora_adapter(tmp_path, prefix=None, weight_name="pytorch_lora_weights.safetensors")
     with pytest.raises(ValueError, match=r"merged .* peft .* svd-lora"):
-        route_of(run.facts.config, run.facts.kind, "diffusers")
+        route_of(run.run.config, kind_of(run.run), "diffusers")
 
 
 def test_layers_of_different_ranks_are_filled_up_to_one(eps_model, trained):
@@ -433,7 +436,7 @@ def test_the_code_of_a_card_loads_all_of_the_export(model, request, trained, exp
 
 def test_a_rank_beyond_every_layer_is_that_of_the_widest(eps_model, trained, exported):
     folder = exported(trained(eps_model, "full"), "kohya", rank=100_000)
-    assert read_record(folder)["rank"] == 32  # of 100000: the time embedding has the widest layers, 32 x 32
+    assert read_record(folder).rank == 32  # of 100000: the time embedding has the widest layers, 32 x 32
 
 
 def test_every_pair_of_kind_and_format_is_written_or_refused_with_a_reason():

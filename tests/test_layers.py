@@ -29,6 +29,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.spl
 KNOW_DIFFUSERS = {"models", "world", "export", "metrics/encoders"}
 ONLY = {
     "files/atomic": set(),
+    "files/decode": {"msgspec", "yaml"},
     "runs/checkpoints": set(),
     "runs/folder": set(),
     "runs/provenance": set(),

@@ -7,6 +7,7 @@ from PIL import Image
 
 from fewbayes.data.images import DataError
 from fewbayes.data.layouts import draw_identities, read_subjects
+from fewbayes.errors import UserError
 
 
 def picture(path, value=100, mode="RGB"):
@@ -64,10 +65,12 @@ def test_metadata_without_subjects_belongs_to_its_folder(tmp_path):
     assert subject.name == tmp_path.name
 
 
-@pytest.mark.parametrize(("row", "problem"), [("{}", "not a row"), ('{"file_name": "no.png"}', "is not there")])
+@pytest.mark.parametrize(
+    ("row", "problem"), [("{}", "file_name is missing"), ("{", "not JSON"), ('{"file_name": "no.png"}', "is not there")]
+)
 def test_rows_that_lead_nowhere_are_named_by_their_line(row, problem, tmp_path):
     (tmp_path / "metadata.jsonl").write_text(f"\n{row}\n")
-    with pytest.raises(DataError, match=rf"line 2: .*{problem}"):
+    with pytest.raises(UserError, match=rf"line 2.*{problem}"):
         read_subjects(tmp_path)
 
 

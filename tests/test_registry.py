@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewbayes.files.decode import plain_json_lines
 from fewbayes.metrics import features, registry
 from fewbayes.metrics.encoders.base import load_from
 from fewbayes.metrics.encoders.places import Place
@@ -20,7 +21,6 @@ from fewbayes.metrics.layout import METRICS
 from fewbayes.metrics.registry import Metric, in_table, register, registered
 from fewbayes.metrics.scores import Mean, Unavailable
 from fewbayes.page.evaluation.page import write_evaluation_report
-from fewbayes.runs.folder import read_metrics
 from small_encoders import build_embedded, picture
 from test_extending import code_of
 
@@ -114,7 +114,7 @@ def test_a_metric_is_one_file_and_stands_in_rows_table_and_page(one_more, scene,
     for row, folder in (("samples", "source"), ("real", "reference_dir")):
         levels = [np.asarray(Image.open(f).convert("L")).std() for f in sorted(scene[folder].glob("*.png"))]
         assert result.value("contrast", row=row) == pytest.approx(np.mean(levels))
-    written = [row for row in read_metrics(output / METRICS) if row["metric"] == "contrast"]
+    written = [row for _, row in plain_json_lines(output / METRICS) if row["metric"] == "contrast"]
     assert [(row["row"], row["n"], row["encoder"]) for row in written] == [("samples", 4, None), ("real", 3, None)]
     assert len([row for row in result.images if row.metric == "contrast"]) == 4
     assert any(line.startswith("contrast ") for line in summary(result))

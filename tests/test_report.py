@@ -267,7 +267,7 @@ def test_torn_and_missing_files_are_said_and_do_no_harm(tmp_path: Path):
         gone.rmdir() if gone.is_dir() else gone.unlink()
     page = write_report(folder).read_text("utf-8")
     notes = " ".join(read_experiment(folder).notes)
-    assert "2 torn rows" in notes
+    assert "3 torn rows" in notes
     assert "manifest.json is missing" in notes
     assert "config.yaml is not readable" in notes
     assert "bayes-seed1 is missing" in notes

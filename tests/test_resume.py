@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewbayes.runs.folder import RunFolder, read_manifest, read_metrics
+from fewbayes.runs.folder import RunFolder, read_metrics
+from fewbayes.runs.layout import read_manifest
 from fewbayes.training.checkpoints import read_optimizer, write_optimizer
 from fewbayes.training.train import train
 
@@ -69,7 +70,7 @@ def test_killed_and_started_again_ends_bit_for_bit_the_same(settings, tmp_path, 
     start_and_kill(config, tmp_path / "run.yaml", "checkpoint-10")
     killed = Path(config.output_dir)
     assert not (killed / "model_index.json").exists()
-    assert read_manifest(killed)["status"] == "running"
+    assert read_manifest(killed).status == "running"
     again = train(config, progress=False)
     assert again.resumed_from >= 10
     assert (killed / "best").is_dir() == ("monitor_steps" in arm)
@@ -179,14 +180,14 @@ def test_a_weight_std_found_by_tolerance_is_kept_when_the_run_continues(settings
     arm = {"bayes": True, "weight_std_tolerance": 0.05, "where": r"pattern:conv_(in|out)\.weight"}
     whole = train(settings("whole", **arm, max_train_steps=6), family=family, progress=False).folder
     train(settings("grown", **arm), family=family, progress=False)
-    found = read_manifest(whole)["calibration"]
-    assert read_manifest(whole.parent / "grown")["calibration"] == found
+    found = read_manifest(whole).calibration
+    assert read_manifest(whole.parent / "grown").calibration == found
     caplog.clear()
     with caplog.at_level("INFO", "fewbayes"):
         grown = train(settings("grown", **arm, max_train_steps=6), family=family, progress=False).folder
     assert "looking for" not in caplog.text
     assert f"weight_std {found['weight_std']:.3g}" in caplog.text
-    assert read_manifest(grown)["calibration"] == found
+    assert read_manifest(grown).calibration == found
     shutil.rmtree(grown / "checkpoint-4")
     assert files(whole) == files(grown)
 

@@ -28,6 +28,7 @@ from fewbayes.files.atomic import atomic_folder, atomic_write
 from fewbayes.runs import provenance
 from fewbayes.runs.checkpoints import verify_checkpoint
 from fewbayes.runs.folder import RunFolder, read_metrics
+from fewbayes.runs.layout import Best, Manifest
 from fewbayes.runs.provenance import environment
 
 ROUNDS = 15  # of killing at random moments
@@ -152,7 +153,7 @@ def test_killed_at_random_moments_the_newest_whole_checkpoint_loads(quick_disk):
     run = RunFolder(path).open({"seed": 0}, {"seed": 0})
     assert run.previous_status == "running"
     assert not leftovers(path)
-    assert len(run.manifest["starts"]) == ROUNDS + 1
+    assert len(run.manifest.starts) == ROUNDS + 1
     run.close()
 
 
@@ -410,9 +411,9 @@ def test_the_same_settings_continue_a_run(tmp_path):
     again = run_at(tmp_path / "OUT")
     assert again.resumed
     assert again.previous_status == "failed"
-    assert again.manifest["status"] == "running"
-    assert again.manifest["started"] == first.manifest["started"]
-    assert len(again.manifest["starts"]) == 2
+    assert again.manifest.status == "running"
+    assert again.manifest.started == first.manifest.started
+    assert len(again.manifest.starts) == 2
     again.close()
 
 
@@ -432,11 +433,11 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
 
 
 def test_inspecting_a_folder_touches_nothing(tmp_path):
-    assert RunFolder(tmp_path / "NEW").inspect(FINGERPRINT) == {}
+    assert RunFolder(tmp_path / "NEW").inspect(FINGERPRINT) == Manifest()
     assert names(tmp_path) == set()
     run_at(tmp_path / "OUT").close()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert RunFolder(tmp_path / "OUT").inspect(FINGERPRINT)["status"] == "running"
+    assert RunFolder(tmp_path / "OUT").inspect(FINGERPRINT).status == "running"
     with pytest.raises(UserError, match="another run"):
         RunFolder(tmp_path / "OUT").inspect(FINGERPRINT | {"seed": 1})
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -471,7 +472,7 @@ def test_a_folder_that_cannot_be_written_is_refused():
 def test_a_damaged_manifest_is_refused_and_left_alone(tmp_path):
     run_at(tmp_path / "OUT").close()
     (tmp_path / "OUT" / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(UserError, match=r"manifest\.json is not JSON.*restore it"):
         run_at(tmp_path / "OUT")
     assert (tmp_path / "OUT" / "manifest.json").read_text() == "{"
 
@@ -588,9 +589,9 @@ def test_judgements_are_appended_torn_and_dropped_like_metrics(run):
     file.write_bytes(file.read_bytes()[:-5])
     run.close()
     again = run_at(run.path)
-    assert read_metrics(file) == [{"step": step, "stage": "good", "evidence": ["ä"]} for step in (1, 2)]
+    assert again.stages() == [{"step": step, "stage": "good", "evidence": ["ä"]} for step in (1, 2)]
     again.resume_from(1)
-    assert [row["step"] for row in read_metrics(file)] == [1]
+    assert [row["step"] for row in again.stages()] == [1]
     again.close()
 
 
@@ -658,7 +659,7 @@ def test_a_best_model_that_is_dropped_is_never_put_back(run, monkeypatch):
     """Not even when the kill comes before anything of it is removed."""
     assert run.best() is None
     write_best(run, "old", 1)
-    assert run.best() == {"step": 1}
+    assert run.best() == Best(step=1)
     monkeypatch.setattr("fewbayes.files.atomic.remove", lambda path: None)
     run.drop_best()
     monkeypatch.undo()
@@ -780,7 +781,7 @@ def test_a_pipeline_moves_in_beside_the_run_and_again_over_itself(run):
 def test_a_pipeline_never_takes_the_place_of_the_runs_own_files(run):
     with pytest.raises(AssertionError):
         run.write_pipeline(lambda folder: (folder / "manifest.json").write_text("x"))
-    assert run.manifest["status"] == "running"
+    assert run.manifest.status == "running"
 
 
 # --- manifest ---------------------------------------------------------------------------------------------------------
@@ -790,10 +791,10 @@ def test_the_manifest_is_added_to_and_ends_with_a_status(run):
     run.manifest_update(base_model={"path": Path("tiny"), "sha256": "0"})
     run.finish("done", steps=10)
     manifest = run.manifest
-    assert manifest["base_model"] == {"path": "tiny", "sha256": "0"}
-    assert (manifest["status"], manifest["steps"]) == ("done", 10)
-    assert manifest["ended"] >= manifest["started"]
-    assert manifest["starts"][0]["command"] == sys.argv
+    assert json.loads((run.path / "manifest.json").read_text())["base_model"] == {"path": "tiny", "sha256": "0"}
+    assert (manifest.status, manifest.steps) == ("done", 10)
+    assert manifest.ended >= manifest.started
+    assert manifest.starts[0].command == sys.argv
 
 
 def test_the_environment_names_versions_and_hardware():

@@ -34,7 +34,8 @@ def test_a_fingerprint_is_of_the_contents(eps_model, v_model, copy):
     same = inspect_model(str(copy)).fingerprint()
     assert same == inspect_model(str(eps_model)).fingerprint()
     assert same != inspect_model(str(v_model)).fingerprint()
-    (copy / "scheduler/scheduler_config.json").write_text("{}")
+    file = copy / "scheduler/scheduler_config.json"
+    file.write_text(file.read_text().replace("0.012", "0.013"))
     assert inspect_model(str(copy)).fingerprint() != same
 
 

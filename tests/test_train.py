@@ -1,5 +1,6 @@
 """Runs of a few steps: both arms share everything else, nothing that only looks changes what is trained."""
 
+import itertools
 import json
 import math
 import shutil
@@ -17,7 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from fewbayes.metrics.pixels import image_similarity
 from fewbayes.models import load_family
-from fewbayes.runs.folder import RunFolder, read_manifest, read_metrics
+from fewbayes.runs.folder import RunFolder, read_metrics
+from fewbayes.runs.layout import read_manifest
+from fewbayes.training import class_images
 from fewbayes.training.batches import Share, draw, image_indices
 from fewbayes.training.class_images import ClassImageSettings, ensure_class_images, present
 from fewbayes.training.optimize import rate_factor
@@ -261,8 +264,8 @@ def test_numbers_that_run_away_stop_the_run_and_spare_the_checkpoints(settings, 
     with pytest.raises(NonFiniteError, match=r"step [2-6]: .*\(images: [012].png\)"):
         train(config, family=family, progress=False)
     folder = Path(config.output_dir)
-    assert read_manifest(folder)["status"] == "failed"
-    assert "images" in read_manifest(folder)["error"]
+    assert read_manifest(folder).status == "failed"
+    assert "images" in read_manifest(folder).error
     checkpoints = list(folder.glob("checkpoint-*"))
     assert checkpoints
     for checkpoint in checkpoints:
@@ -334,7 +337,7 @@ def test_a_larger_tolerance_finds_a_larger_weight_std_and_trains_with_it(run, mo
     for tolerance in (0.02, 0.2):
         asked = {"weight_std_tolerance": tolerance, "weight_std_mode": mode, "where": r"pattern:conv_(in|out)\.weight"}
         folder = run(f"run{tolerance}", bayes=True, **asked)
-        calibration = read_manifest(folder)["calibration"]
+        calibration = read_manifest(folder).calibration
         assert calibration["loss_at_mean"] < calibration["loss"] <= calibration["loss_at_mean"] * (1 + tolerance)
         found.append(calibration["weight_std"])
         if mode == "absolute":
@@ -374,7 +377,7 @@ def test_a_finished_run_is_not_trained_again(settings, family):
     again = train(settings(), family=family, progress=False)
     assert again.resumed_from == again.steps == 4
     assert (folder / UNET).stat().st_mtime_ns == written
-    assert read_manifest(folder)["status"] == "done"
+    assert read_manifest(folder).status == "done"
 
 
 @pytest.mark.parametrize(
@@ -424,7 +427,7 @@ def test_class_images_are_drawn_once_and_mended(run, preserving, tmp_path):
     first = run("first", **preserving)
     [folder] = (tmp_path / "class").iterdir()
     images = {path.name: path.read_bytes() for path in folder.glob("*.png")}
-    assert len(images) == 5
+    assert len(images) == 8  # two whole blocks of four
     written = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
     damaged, gone = sorted(images)[:2]
     (folder / damaged).write_bytes(images[damaged][:-10])
@@ -434,13 +437,45 @@ def test_class_images_are_drawn_once_and_mended(run, preserving, tmp_path):
     assert all((folder / name).stat().st_mtime_ns == written[name] for name in images if name not in (damaged, gone))
 
 
-def test_class_images_are_cut_among_processes_by_their_index(family, tmp_path):
+def test_class_images_are_cut_among_processes_by_whole_blocks(family, tmp_path):
     """A process that starts late, when others have drawn some, still draws its own and nothing else."""
     settings = ClassImageSettings("model", "a dog", "", 32, "ddim", 1, 1.0, "no", 0)
     folder = tmp_path / settings.key()
-    for rank, there in ((2, {2, 5}), (0, {0, 2, 3, 5, 6}), (1, set(range(7)))):
-        ensure_class_images(family, tmp_path, settings, 7, rank=rank, processes=3)
+    for rank, there in ((2, {4, 5}), (0, {0, 1, 4, 5, 6}), (1, set(range(7)))):
+        ensure_class_images(family, tmp_path, settings, 7, batch_size=2, rank=rank, processes=3)
         assert set(present(folder, 7)) == there
+
+
+def test_class_images_are_drawn_in_the_same_batches_however_often_they_are_killed(family, tmp_path, monkeypatch):
+    """The rounding of a batch depends on who is in it: a picture alone is not, to the last bit, what it is in four."""
+    settings, drawn = ClassImageSettings("model", "a dog", "", 32, "ddim", 1, 1.0, "no", 0), []
+    real = class_images.sample_images
+
+    def watched(family, prompts, seeds, **how):
+        drawn.append(tuple(seeds))
+        return real(family, prompts, seeds, **how)
+
+    monkeypatch.setattr(class_images, "sample_images", watched)
+    folder = ensure_class_images(family, tmp_path / "whole", settings, 6)
+    blocks, pictures = list(drawn), {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    assert [len(block) for block in blocks] == [4, 4]
+
+    writes = itertools.count()
+
+    def killed(path, content):
+        if next(writes) == 3:  # class_images.json and two pictures are written
+            raise KeyboardInterrupt
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(class_images, "atomic_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ensure_class_images(family, tmp_path / "killed", settings, 6)
+    drawn.clear()
+    folder = ensure_class_images(family, tmp_path / "killed", settings, 5)
+    ensure_class_images(family, tmp_path / "killed", settings, 6)  # the block of the fifth has the sixth
+    assert drawn == blocks
+    assert pictures == {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
 @pytest.mark.parametrize("content", ["{}", "not JSON", None])
@@ -449,7 +484,7 @@ def test_class_images_under_a_manifest_of_other_settings_are_refused(family, tmp
     folder = ensure_class_images(family, tmp_path, settings, 1)
     manifest = folder / "class_images.json"
     manifest.write_text(content if content else manifest.read_text().replace("a dog", "a cat"))
-    with pytest.raises(ValueError, match=r"class_images\.json was changed or damaged.*remove"):
+    with pytest.raises(ValueError, match=r"class_images\.json.* changed or damaged.*remove"):
         ensure_class_images(family, tmp_path, settings, 1)
     manifest.unlink()
     ensure_class_images(family, tmp_path, settings, 1)
@@ -475,7 +510,7 @@ def test_prior_preservation_leaves_what_the_instance_half_sees(run, preserving):
 def test_class_images_of_ones_own_are_used_as_they_are(run, preserving, photos):
     folder = run("own", **preserving | {"class_data_dir": str(photos)})
     assert not list(photos.glob("*/"))
-    assert len(read_manifest(folder)["fingerprint"]["class_data_dir"]) == 3
+    assert len(read_manifest(folder).fingerprint["class_data_dir"]) == 3
 
 
 # --- draws and rates ------------------------------------------------------------------------------------------

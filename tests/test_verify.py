@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,21 @@ from safetensors.torch import load_file, save_file
 
 from fewbayes.cli import main
 from fewbayes.export import foreign, run_export, verify
-from fewbayes.export.verify import compare, read_record, run_verify
+from fewbayes.export.record import Record, read_record
+from fewbayes.export.verify import compare, run_verify
 from fewbayes.training.train import train
 
-EXACT = {"residual": None, "dtype": "fp32"}
+EXACT = Record(
+    format="kohya",
+    loader="lora",
+    run="../dog",
+    base_model="tiny",
+    base_sha256="0" * 64,
+    family="sd",
+    prediction_type="epsilon",
+    instance_prompt="a photo of a <v> dog",
+    resolution=32,
+)
 
 
 def flat(level: int) -> list[np.ndarray]:
@@ -56,7 +68,7 @@ def test_an_export_agrees_and_a_spoilt_one_does_not(run, tmp_path, capsys):
     assert written["agrees"]
     assert written["max"] <= 2 < written["base_mean"]
 
-    path = export / read_record(export)["file"]
+    path = export / read_record(export).file
     save_file({name: weight * (0 if "lora_up" in name else 1) for name, weight in load_file(path).items()}, path)
     assert run_verify(asked) == 1
     assert "DIFFERENT" in capsys.readouterr().out
@@ -66,7 +78,7 @@ def test_a_file_that_does_not_load_elsewhere_is_said_with_the_words_of_the_loade
     export = tmp_path / "export"
     run_export([str(run), "--format", "kohya", "--output_dir", str(export)])
     record = read_record(export)
-    path = export / record["file"]
+    path = export / record.file
     save_file({f"{name}.odd": weight for name, weight in load_file(path).items()}, path)
     how = {"steps": 1, "guidance": 1.0, "resolution": 32}
     with pytest.raises(ValueError, match=r"does not load where it is meant to[\s\S]*ValueError in _convert"):
@@ -81,11 +93,11 @@ def test_a_file_that_does_not_load_elsewhere_is_said_with_the_words_of_the_loade
 def test_small_differences_agree_and_large_ones_do_not():
     assert compare(flat(101), flat(100), flat(50), EXACT).agrees
     assert not compare(flat(103), flat(100), flat(50), EXACT).agrees
-    assert not compare(flat(102), flat(100), flat(50), EXACT | {"dtype": "fp16"}).agrees
+    assert not compare(flat(102), flat(100), flat(50), replace(EXACT, dtype="fp16")).agrees
 
 
 def test_an_approximation_has_to_be_nearer_than_the_base_model():
-    approximation = EXACT | {"residual": [{"group": "all", "residual": 0.3}]}
+    approximation = replace(EXACT, residual=[{"group": "all", "residual": 0.3}])
     near = compare(flat(110), flat(100), flat(50), approximation)
     assert near.agrees
     assert "80% of the way" in near.verdict
@@ -100,7 +112,7 @@ def test_agreement_with_a_run_that_changed_nothing_is_said_to_show_nothing():
 
 
 def test_half_precision_has_to_be_much_nearer_than_the_base_model():
-    half = EXACT | {"dtype": "fp16"}
+    half = replace(EXACT, dtype="fp16")
     assert compare(flat(101), flat(100), flat(104), half).agrees
     assert not compare(flat(101), flat(100), flat(103), half).agrees
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewbayes.runs.folder import RunFolder, read_manifest, read_metrics
+from fewbayes.runs.folder import RunFolder, read_metrics
+from fewbayes.runs.layout import read_manifest
 from fewbayes.sample import load_for_sampling
 from fewbayes.stage import watch as watch_room
 from fewbayes.stage.monitor import Judgement, Look, Monitor
@@ -63,7 +64,7 @@ def run(settings, family):
 
 
 def judgements(folder: Path) -> list[Judgement]:
-    return [Judgement.from_dict(row) for row in read_metrics(folder / "stages.jsonl")]
+    return [Judgement.from_dict(row) for row in RunFolder(folder).stages()]
 
 
 def rows(folder: Path, metric: str) -> list[tuple[int, float]]:
@@ -251,7 +252,7 @@ def test_a_run_stops_at_the_stage_that_was_named_and_says_what_is_kept(settings,
         ended = train(config, family=family, progress=False)
     assert ended.steps == 4
     manifest = read_manifest(ended.folder)
-    assert (manifest["status"], manifest["stopped"], manifest["steps"]) == ("done", "corrupted", 4)
+    assert (manifest.status, manifest.stopped, manifest.steps) == ("done", "corrupted", 4)
     assert "stopped at step 4 of 6: corrupted; best/ holds step 2" in caplog.text
     assert (ended.folder / "checkpoint-4").is_dir()
     assert (ended.folder / "model_index.json").is_file()
@@ -268,7 +269,7 @@ def test_a_stopped_run_is_done_until_it_is_told_to_go_on(settings, family, stage
     assert "already done, stopped at step 4 as corrupted (stop_when never would train on from step 4)" in caplog.text
     grown = train(settings("run", **WATCHED), family=family, progress=False)
     assert (grown.resumed_from, grown.steps) == (4, 6)
-    assert read_manifest(grown.folder)["stopped"] is None
+    assert read_manifest(grown.folder).stopped is None
     shutil.rmtree(grown.folder / "checkpoint-4")
     assert same(whole, grown.folder)
     assert judgements(whole) == judgements(grown.folder)
@@ -282,7 +283,7 @@ def test_killed_between_the_stop_and_the_result_it_only_exports(settings, family
     RunFolder(folder).manifest_update(status="running", stopped=None)
     again = train(config, family=family, progress=False)
     assert (again.resumed_from, again.steps) == (4, 4)
-    assert read_manifest(folder)["stopped"] == "corrupted"
+    assert read_manifest(folder).stopped == "corrupted"
     assert (folder / "model_index.json").is_file()
 
 
@@ -333,7 +334,7 @@ def test_best_is_what_the_true_monitor_last_saw_as_good_and_stays_so_when_nothin
     assert json.loads((folder / "best/best.json").read_text()) == told
     assert all(torch.equal(value, kept[name]) for name, value in tensors(folder / "best").items())
     assert f"best/ holds step {told['step']}" in caplog.text
-    assert read_manifest(folder)["steps"] == 6
+    assert read_manifest(folder).steps == 6
 
 
 @pytest.fixture

@@ -7,17 +7,19 @@
 | metadata.json, meta_cap.json| kohya's sd-scripts          | {"00.jpg": {"caption": ...}}, or the name alone     |
 | 00.txt, 00.caption, 00.cap, 00.jpg.txt | nearly everyone  | the caption of 00.jpg                               |
 
-The first that names an image is used, in this order. Standard library only; knows no pixels and no prompts.
+The first that names an image is used, in this order. Knows no pixels and no prompts.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from fewbayes.errors import UserError
+from fewbayes.files.decode import MOST_BYTES, parse_json, read_text, typed
 
 METADATA = "metadata.jsonl"
 TABLES = (METADATA, "metadata.csv", "metadata.json", "meta_cap.json")
@@ -67,9 +69,9 @@ class Captions:
 
     def _text(self, path: Path) -> str | None:
         try:
-            return path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            self.problems.append(f"{path.name}: cannot be read as UTF-8 text ({error})")
+            return read_text(path, MOST_BYTES)
+        except UserError as error:
+            self.problems.append(str(error))
             return None
 
     def _add_file(self, name: str, file: Path) -> None:
@@ -113,8 +115,24 @@ _WANTED = {
 Rows = list[tuple[str, "tuple[str, str] | None"]]
 
 
-def _pair(name: Any, text: Any) -> tuple[str, str] | None:
-    return (name, text) if isinstance(name, str) and isinstance(text, str) and text.strip() else None
+@dataclass(frozen=True)
+class Caption:
+    """A row of metadata.jsonl or metadata.csv, of which other programs write and read more."""
+
+    file_name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What kohya's tables say of a picture."""
+
+    caption: str | None = None
+    tags: str | None = None
+
+
+def _pair(name: str, text: str) -> tuple[str, str] | None:
+    return (name, text) if text.strip() else None
 
 
 def _json_lines(text: str) -> Rows:
@@ -123,11 +141,10 @@ def _json_lines(text: str) -> Rows:
         if not line.strip():
             continue
         try:
-            row: Any = json.loads(line)
-            found = _pair(row["file_name"], row["text"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            found = None
-        rows.append((f", line {number}", found))
+            row = typed(parse_json(line, METADATA), Caption, METADATA)
+        except UserError:
+            row = None
+        rows.append((f", line {number}", row and _pair(row.file_name, row.text)))
     return rows
 
 
@@ -137,17 +154,18 @@ def _csv_rows(text: str) -> Rows:
     except csv.Error:
         return [("", None)]
     return [
-        (f", line {number}", _pair(row.get("file_name"), row.get("text"))) for number, row in enumerate(table, start=2)
+        (f", line {number}", _pair(row.get("file_name") or "", row.get("text") or ""))
+        for number, row in enumerate(table, start=2)
     ]
 
 
 def _json_table(text: str) -> Rows:
     try:
-        table = json.loads(text)
-        entries = [(name, entry.get("caption") or entry.get("tags")) for name, entry in table.items()]
-    except (ValueError, AttributeError, RecursionError):
+        table = typed(parse_json(text, "the table"), dict[str, Entry], "the table")
+    except UserError:
         return [("", None)]
-    return [(f", {name}", _pair(name, caption)) for name, caption in entries if caption is not None]
+    captions = [(name, entry.caption or entry.tags) for name, entry in table.items()]
+    return [(f", {name}", _pair(name, caption)) for name, caption in captions if caption is not None]
 
 
 def few(names: Sequence[str], most: int = 5) -> str:

@@ -11,14 +11,15 @@ fetches nothing.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from fewbayes.data.captions import METADATA
 from fewbayes.data.images import FORMATS, MASK_ENDINGS, DataError
+from fewbayes.files.decode import MOST_BYTES, parse_json, read_json, read_text, typed
 
 CLASSES_FILE = "prompts_and_classes.txt"
 
@@ -69,7 +70,7 @@ def _classes(root: Path) -> dict[str, str]:
     file = root / CLASSES_FILE
     if not file.is_file():
         return {}
-    rows = re.findall(r"^([\w-]+),([\w -]+)$", file.read_text("utf-8-sig"), flags=re.MULTILINE)
+    rows = re.findall(r"^([\w-]+),([\w -]+)$", read_text(file), flags=re.MULTILINE)
     return {name: word.strip() for name, word in rows if name != "subject_name"}
 
 
@@ -89,17 +90,26 @@ def _from_metadata(root: Path) -> list[Subject]:
 
 
 def _lines(file: Path) -> Iterable[tuple[int, str]]:
-    return ((n, line) for n, line in enumerate(file.read_text("utf-8-sig").split("\n"), start=1) if line.strip())
+    return ((n, line) for n, line in enumerate(read_text(file, MOST_BYTES).split("\n"), start=1) if line.strip())
+
+
+MetadataRow = TypedDict(
+    "MetadataRow",
+    {
+        "file_name": str,
+        "subject": NotRequired[str | None],
+        "class": NotRequired[str | None],
+    },
+)
+"""A row of metadata.jsonl where it lists the pictures of several subjects."""
 
 
 def _row(root: Path, line: str, number: int) -> tuple[str | None, Path, str | None]:
-    try:
-        row = json.loads(line)
-        path = root / row["file_name"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{root / METADATA}, line {number}: not a row with a file_name") from None
+    where = f"{root / METADATA}, line {number}"
+    row = typed(parse_json(line, where), MetadataRow, where, cure="a row has a file_name, and perhaps a subject")
+    path = root / row["file_name"]
     if not path.is_file():
-        raise DataError(f"{root / METADATA}, line {number}: {path} is not there")
+        raise DataError(f"{where}: {path} is not there")
     return row.get("subject"), path, row.get("class")
 
 
@@ -150,7 +160,7 @@ def _identities(file: Path) -> dict[str, list[str]]:
     if not file.is_file():
         raise DataError(f"there is no identity file {file}")
     if file.suffix == ".json":
-        return {str(name): [str(one) for one in files] for name, files in json.loads(file.read_text()).items()}
+        return read_json(file, dict[str, list[str]], cure="it holds {identity: [file, ...]}")
     listed: dict[str, list[str]] = {}
     for number, line in _lines(file):
         parts = line.replace(",", " ").split()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fewbayes.data.images import load_images, numbered
 from fewbayes.diagnose.ask import Case
+from fewbayes.diagnose.layout import RESULT
 from fewbayes.diagnose.verdict import Diagnosis, Finding
 from fewbayes.models import Family, load_family
 from fewbayes.models.sampling import sample_images
@@ -33,7 +34,6 @@ from fewbayes.stage.samples import SampleStats, describe
 
 log = logging.getLogger(__name__)
 
-RESULT = "diagnosis.json"
 BATCH = 4
 NAMES = {
     "training": "training images",

@@ -1,6 +1,6 @@
 """Exports: what a run has learned, in the formats that other programs load.
 
-A run's result is one of four kinds (see `trained.RunFacts.kind`) and there are seven formats; ROUTES says which pairs
+A run's result is one of four kinds (see `trained.kind_of`) and there are seven formats; ROUTES says which pairs
 are written and why the others are not. Everything written is the mean of the weights: a Bayesian run exports exactly
 what a plain one does. This file picks the way and refuses early; it imports torch only once it is sure.
 """
@@ -8,17 +8,21 @@ what a plain one does. This file picks the way and refuses early; it imports tor
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from fewbayes.errors import UserError
+from fewbayes.export.record import Dtype, Format, read_record
+from fewbayes.files.atomic import new_folder
 from fewbayes.models.registry import family_of
-from fewbayes.runs.folder import new_folder
 
-FORMATS = ("diffusers", "peft", "kohya", "comfyui", "merged", "svd-lora", "original")
+if TYPE_CHECKING:
+    from fewbayes.settings.config import TrainConfig
+
+FORMATS: tuple[str, ...] = get_args(Format)
 OF_OTHERS = ("kohya", "comfyui", "original")
 """Formats with layers under other programs' names, which a family has or has not (`Family.formats`)."""
-DTYPES = ("fp32", "fp16", "bf16")
+DTYPES: tuple[str, ...] = get_args(Dtype)
 DEFAULT_RANK = 16
 
 _MOVES = (
@@ -72,11 +76,11 @@ def write_export(
     new_folder(output)
     if rank is not None and rank < 1:
         raise UserError(f"rank is {rank}; it must be at least 1")
-    from fewbayes.export.trained import read_run
+    from fewbayes.export.trained import find_run, kind_of
 
-    facts = read_run(run)
-    route = route_of(facts.config, facts.kind, format)
-    family = family_of(facts.config["model"])
+    found = find_run(run)
+    route = route_of(found.config, kind_of(found), format)
+    family = family_of(found.config.model)
     if format in OF_OTHERS and format not in family.formats:
         able = [name for name in FORMATS if name not in OF_OTHERS or name in family.formats]
         raise UserError(
@@ -87,18 +91,18 @@ def write_export(
     from fewbayes.export.trained import load_trained
     from fewbayes.export.write import write
 
-    return write(load_trained(facts, weights), format, route, output, rank=rank or DEFAULT_RANK, dtype=dtype)
+    return write(load_trained(found, weights), format, route, output, rank=rank or DEFAULT_RANK, dtype=dtype)
 
 
-def route_of(config: dict, kind: str, format: str) -> str:
+def route_of(config: TrainConfig, kind: str, format: str) -> str:
     """How a run of this kind is written in this format; ValueError says why it is not, and what is instead."""
     if format not in FORMATS:
         raise UserError(f"format {format!r} is not known; choose one of {', '.join(FORMATS)}")
     route = ROUTES[kind, format]
-    if (kind, format) == ("adapter", "diffusers") and config.get("use_dora"):
+    if (kind, format) == ("adapter", "diffusers") and config.use_dora:
         return "lora"
     if route.startswith("!"):
-        raise UserError(f"{config.get('method', 'full')} as {format}: {route[1:]}")
+        raise UserError(f"{config.method} as {format}: {route[1:]}")
     return route
 
 
@@ -107,7 +111,7 @@ def run_export(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "fewbayes export", description="The model of a run in the format that another program loads."
     )
-    parser.add_argument("run", help="the output_dir of a finished training")
+    parser.add_argument("run", help="the output_dir of a finished training, its best or its checkpoint-N")
     parser.add_argument("--format", choices=FORMATS, required=True, help="docs/exports.md says who reads which")
     parser.add_argument("--output_dir", "--output-dir", required=True, help="a new or empty folder")
     parser.add_argument("--rank", type=int, metavar="N", help=f"of a LoRA made by SVD [{DEFAULT_RANK}]")
@@ -117,11 +121,11 @@ def run_export(arguments: list[str]) -> int:
     folder = write_export(
         asked.run, asked.format, asked.output_dir, rank=asked.rank, weights=asked.weights, dtype=asked.dtype
     )
-    record = json.loads((folder / "export.json").read_text())
-    if record["residual"]:
+    record = read_record(folder)
+    if record.residual and record.rank:
         from fewbayes.export.svd import residual_table
 
-        print(residual_table(record["residual"], record["rank"]))
-    print("".join(f"{note}\n" for note in record["notes"]), end="")
+        print(residual_table(record.residual, record.rank))
+    print("".join(f"{note}\n" for note in record.notes), end="")
     print(f"done: {folder}\nto see that it loads and gives the same pictures: fewbayes verify {folder}")
     return 0

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fewbayes.export.metadata import with_rare_token
-from fewbayes.export.trained import RunFacts, Trained
+from fewbayes.export.trained import Trained, name_of
+from fewbayes.runs.folder import RunFolder
+from fewbayes.runs.layout import LISTING, SAMPLES, SampleRow, read_listing
+from fewbayes.runs.opening import Found
 
 PICTURES = 4
 ALWAYS = ["method", "learning_rate", "max_train_steps", "train_batch_size", "resolution", "mixed_precision", "seed"]
@@ -71,34 +73,34 @@ class CardFacts:
 
 def write_card(folder: Path, trained: Trained, facts: CardFacts) -> None:
     """README.md, and samples/ with pictures of the run, where there are any."""
-    run, prompt = trained.facts, with_rare_token(trained.facts.config["instance_prompt"], trained.rare_token)
+    run, prompt = trained.run, with_rare_token(trained.run.config.instance_prompt, trained.rare_token)
     pictures = copy_pictures(run, trained.weights, folder)
     front = _front_matter(trained, prompt, pictures, facts.loader)
     about = f"`{prompt}` means the subject. Fine-tuned from `{trained.base.model}` on {_images(run)} with fewbayes"
-    bayes = ", Bayesian; this is the mean of the weights, with no cost at sampling" if run.config.get("bayes") else ""
+    bayes = ", Bayesian; this is the mean of the weights, with no cost at sampling" if run.config.bayes else ""
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
-        f"# {run.name}",
-        f"{about} ({run.config['method']}{bayes}; {trained.weights} weights).",
+        f"# {name_of(run)}",
+        f"{about} ({run.config.method}{bayes}; {trained.weights} weights).",
         "## Loading it",
         f"```python\n{_loading(folder, facts, trained)}\n```",
         *(["\n".join(f"- {note}" for note in facts.notes)] if facts.notes else []),
         "## How it was made",
-        _settings(run.config),
+        _settings(run.config.to_dict()),
     ]
     if pictures:
-        shown = "\n".join(f"![{row['prompt']}]({row['file']})" for row in pictures)
+        shown = "\n".join(f"![{row.prompt}]({row.file})" for row in pictures)
         parts += ["## Samples", f"{shown}\n\nPrompt and seed of each: {_listed(pictures)}."]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _front_matter(trained: Trained, prompt: str, pictures: list[dict], loader: str) -> dict[str, Any]:
+def _front_matter(trained: Trained, prompt: str, pictures: list[SampleRow], loader: str) -> dict[str, Any]:
     tags = ["text-to-image", "diffusers", "dreambooth"]
     tags += ["lora", "template:sd-lora"] if loader == "lora" else []
     tags += [trained.family.tag]
     front: dict[str, Any] = {"base_model": trained.base.model, "instance_prompt": prompt, "tags": tags}
     if pictures:
-        front["widget"] = [{"text": row["prompt"], "output": {"url": row["file"]}} for row in pictures]
+        front["widget"] = [{"text": row.prompt, "output": {"url": row.file}} for row in pictures]
     return front
 
 
@@ -122,8 +124,8 @@ def _loading(folder: Path, facts: CardFacts, trained: Trained) -> str:
     return "\n".join([imports, "", *given, rest])
 
 
-def _images(run: RunFacts) -> str:
-    count = len(run.manifest.get("images", []))
+def _images(run: Found) -> str:
+    count = len(run.manifest.images)
     return f"{count} image{'s' * (count != 1)}" if count else "a few images"
 
 
@@ -136,22 +138,24 @@ def _settings(config: Mapping[str, Any]) -> str:
     return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
-def _listed(pictures: list[dict]) -> str:
-    return "; ".join(f"{Path(row['file']).name} `{row['prompt']}`, {row['seed']}" for row in pictures)
+def _listed(pictures: list[SampleRow]) -> str:
+    return "; ".join(f"{Path(row.file).name} `{row.prompt}`, {row.seed}" for row in pictures)
 
 
-def copy_pictures(run: RunFacts, weights: str, folder: Path) -> list[dict[str, Any]]:
-    """The first few of the run's last samples, with their rows of samples.json; [] where it made none."""
-    steps = sorted((run.folder / "samples").glob("step-*/samples.json"))
+def copy_pictures(run: Found, weights: str, folder: Path) -> list[SampleRow]:
+    """The first few of the run's last samples, or those of the step that is exported; [] where it made none."""
+    steps = sorted(path.parent for path in (run.run / SAMPLES).glob(f"step-*/{LISTING}"))
+    if run.kind != "run":
+        steps = [path for path in steps if path == RunFolder(run.run).sample_folder(run.step)]
     if not steps:
         return []
-    rows = [row for row in json.loads(steps[-1].read_text()) if row.get("weights", weights) == weights][:PICTURES]
+    rows = [row for row in read_listing(steps[-1]) if row.weights in (None, weights)][:PICTURES]
     copied = []
     for i, row in enumerate(rows):
-        source = steps[-1].parent / row["file"]
+        source = steps[-1] / row.file
         if source.is_file():
             (folder / "samples").mkdir(exist_ok=True)
             target = f"samples/{i:02d}{source.suffix}"
             shutil.copyfile(source, folder / target)
-            copied.append({**row, "file": target})
+            copied.append(replace(row, file=target))
     return copied

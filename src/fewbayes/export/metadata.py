@@ -17,61 +17,61 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewbayes.export.trained import Trained
+from fewbayes.export.trained import Trained, name_of
 
 NO_HASH = "0x" + "0" * 64
 
 
 def model_spec(trained: Trained, *, lora: bool) -> dict[str, str]:
     """ModelSpec 1.0.1. The hash is filled in by `write_safetensors`, which sees the bytes."""
-    config, card = trained.facts.config, trained.base
+    config, card = trained.run.config, trained.base
     architecture, _ = trained.family.published_as()
-    side = config.get("resolution") or card.resolution
-    prompt = with_rare_token(config["instance_prompt"], trained.rare_token)
+    side = config.resolution or card.resolution
+    prompt = with_rare_token(config.instance_prompt, trained.rare_token)
     fields = {
         "sai_model_spec": "1.0.1",
         "architecture": architecture + ("/lora" if lora else ""),
         "implementation": "https://github.com/Stability-AI/generative-models",
-        "title": trained.facts.name,
+        "title": name_of(trained.run),
         "description": f"{prompt}; fine-tuned from {card.model} with fewbayes {version('fewbayes')}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hash_sha256": NO_HASH,
         "resolution": f"{side}x{side}",
         "prediction_type": {"v_prediction": "v"}.get(card.prediction_type, card.prediction_type),
         "trigger_phrase": prompt,
-        "tags": "dreambooth, " + ("bayesian" if config.get("bayes") else "few-shot"),
+        "tags": "dreambooth, " + ("bayesian" if config.bayes else "few-shot"),
     }
     return {f"modelspec.{key}": value for key, value in fields.items()}
 
 
 def kohya_header(trained: Trained, rank: int) -> dict[str, str]:
     """The `ss_*` keys that kohya's trainer writes and that have a meaning for a run of ours; all values are text."""
-    config, card = trained.facts.config, trained.base
+    config, card = trained.run.config, trained.base
     _, version_name = trained.family.published_as()
-    side = config.get("resolution") or card.resolution
-    images = len(trained.facts.manifest.get("images", [])) or None
-    prompt = with_rare_token(config["instance_prompt"], trained.rare_token)
+    side = config.resolution or card.resolution
+    images = len(trained.run.manifest.images) or None
+    prompt = with_rare_token(config.instance_prompt, trained.rare_token)
     values = {
         "ss_base_model_version": version_name,
         "ss_v2": str(version_name == "sd_v2"),
         "ss_sd_model_name": card.model,
-        "ss_output_name": trained.facts.name,
+        "ss_output_name": name_of(trained.run),
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": float(rank),
         "ss_resolution": f"({side}, {side})",
-        "ss_learning_rate": config.get("learning_rate"),
-        "ss_text_encoder_lr": config.get("text_encoder_lr"),
-        "ss_max_train_steps": config.get("max_train_steps"),
-        "ss_steps": trained.facts.manifest.get("steps"),
-        "ss_seed": config.get("seed"),
+        "ss_learning_rate": config.learning_rate,
+        "ss_text_encoder_lr": config.text_encoder_lr,
+        "ss_max_train_steps": config.max_train_steps,
+        "ss_steps": trained.run.step,
+        "ss_seed": config.seed,
         "ss_num_train_images": images,
-        "ss_mixed_precision": config.get("mixed_precision"),
-        "ss_prior_loss_weight": config.get("prior_loss_weight") if config.get("with_prior_preservation") else None,
-        "ss_min_snr_gamma": config.get("snr_gamma"),
-        "ss_noise_offset": config.get("noise_offset"),
+        "ss_mixed_precision": config.mixed_precision,
+        "ss_prior_loss_weight": config.prior_loss_weight if config.with_prior_preservation else None,
+        "ss_min_snr_gamma": config.snr_gamma,
+        "ss_noise_offset": config.noise_offset,
         "ss_tag_frequency": json.dumps({"instance": {prompt: images or 1}}),
-        "ss_training_comment": f"method {config.get('method')}, weights {trained.weights}",
+        "ss_training_comment": f"method {config.method}, weights {trained.weights}",
     }
     return {key: str(value) for key, value in values.items() if value is not None}
 

@@ -6,46 +6,39 @@ nothing of file formats or of key layouts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from fewbayes.errors import UserError
-from fewbayes.models import Family, ModelCard, inspect_model, load_family
+from fewbayes.models import Family, ModelCard, load_family
 from fewbayes.models.family import changeable
-from fewbayes.runs.folder import CONFIG, MANIFEST, read_manifest
+from fewbayes.runs.layout import CONFIG, MANIFEST
+from fewbayes.runs.opening import Found, find, open_model
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What is known of a run without loading a model."""
+def name_of(run: Found) -> str:
+    """What files made of it are called: the run's name, with the checkpoint's or best's behind it."""
+    name = run.run.resolve().name
+    return name if run.kind == "run" else f"{name}-{run.path.name}"
 
-    folder: Path
-    config: dict[str, Any]
-    manifest: dict[str, Any] = field(repr=False)
 
-    @property
-    def name(self) -> str:
-        return self.folder.resolve().name
-
-    @property
-    def kind(self) -> str:
-        """ "full", "lora" (a sum of low-rank products), "adapter" (can be merged) or "timestep" (cannot)."""
-        method = self.config.get("method", "full")
-        if method in ("lora", "monteclora"):
-            return "adapter" if self.config.get("use_dora") else "lora"
-        return {"full": "full", "tlora": "timestep"}.get(method, "adapter")
+def kind_of(run: Found) -> str:
+    """ "full", "lora" (a sum of low-rank products), "adapter" (can be merged) or "timestep" (cannot)."""
+    method = run.config.method
+    if method in ("lora", "monteclora"):
+        return "adapter" if run.config.use_dora else "lora"
+    return {"full": "full", "tlora": "timestep"}.get(method, "adapter")
 
 
 @dataclass
 class Trained:
     """A run's model. `family` holds its adapters, if it has any, until `merge` is called."""
 
-    facts: RunFacts
+    run: Found
     family: Family
     base: ModelCard
     rare_token: str | None
@@ -64,7 +57,7 @@ class Trained:
     @torch.no_grad()
     def rare_rows(self) -> dict[str, Tensor]:
         """Text encoder -> the embedding that was learned for the rare token, (tokens, width); {} where none was."""
-        if not self.facts.config.get("train_rare_token"):
+        if not self.run.config.train_rare_token:
             return {}
         return {
             name: cast("Any", encoder)
@@ -85,38 +78,23 @@ class Trained:
         return torch.tensor(list(ids), device=self.family.device)
 
 
-def read_run(folder: str | Path) -> RunFacts:
-    """UserError for what is no finished run."""
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file() or not (folder / MANIFEST).is_file():
+def find_run(folder: str | Path) -> Found:
+    """A finished run, its best/ or a checkpoint; UserError for anything else."""
+    found = find(folder)
+    if found is None:
         raise UserError(f"{folder} is no run: it has no {CONFIG} and {MANIFEST}; give the output_dir of a training")
-    config, manifest = yaml.safe_load((folder / CONFIG).read_text()), read_manifest(folder)
-    if manifest.get("status") != "done":
+    if found.kind == "run" and found.manifest.status != "done":
         raise UserError(
-            f"the run {folder} is not done (status {manifest.get('status')}); give its training command again"
+            f"the run {folder} is not done (status {found.manifest.status}); give its training command again"
         )
-    return RunFacts(folder, config, manifest)
+    return found
 
 
-def base_card(facts: RunFacts) -> ModelCard:
-    """The model that the run began from; another one in its place is refused."""
-    card = inspect_model(facts.config["model"])
-    recorded = facts.manifest.get("model", {}).get("sha256")
-    if recorded and card.fingerprint() != recorded:
-        raise UserError(
-            f"the model {card.model} is not the one that {facts.folder} was trained from (its sha256 was "
-            f"{recorded[:12]}...); put that model back"
-        )
-    return card
-
-
-def load_trained(facts: RunFacts, weights: str | None = None) -> Trained:
+def load_trained(run: Found, weights: str | None = None) -> Trained:
     """The run's model as it samples. weights: "raw" or "ema", None for what the run has exported."""
-    from fewbayes.sample import load_for_sampling
-
-    base = base_card(facts)
-    family, rare_token = load_for_sampling(str(facts.folder), weights)
-    return Trained(facts, family, base, rare_token, weights or facts.manifest.get("exported") or "raw")
+    base = run.base_card()
+    family, rare_token = open_model(run.path, weights)
+    return Trained(run, family, base, rare_token, weights or run.exported or "raw")
 
 
 @torch.no_grad()
@@ -146,7 +124,7 @@ def weight_changes(trained: Trained) -> dict[str, dict[str, Tensor]]:
         old = before[part].state_dict()
         new = module.state_dict()
         change = {name: new[name] - old[name].to(new[name].device) for name in old if new[name].is_floating_point()}
-        if trained.facts.config.get("train_rare_token"):
+        if trained.run.config.train_rare_token:
             change = {name: delta for name, delta in change.items() if not name.endswith("token_embedding.weight")}
         changes[part] = {name: delta for name, delta in change.items() if bool(delta.any())}
     return {part: change for part, change in changes.items() if change}

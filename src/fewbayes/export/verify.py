@@ -15,15 +15,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from fewbayes.errors import UserError
-from fewbayes.models import Family
+from fewbayes.export.record import Record, read_record
+from fewbayes.files.atomic import atomic_write
+from fewbayes.files.decode import read_json
 from fewbayes.models.registry import family_named
-from fewbayes.runs.folder import atomic_write
+
+if TYPE_CHECKING:
+    from fewbayes.models import Family
 
 FOREIGN = Path(__file__).with_name("foreign.py")
 SAME_MAX, SAME_MEAN = 2, 1.0
@@ -56,38 +60,30 @@ def verify(
     run: where the run lies now, if not where the export remembers. prompt: with <v> for the rare token, None for the
     instance prompt.
     """
-    from fewbayes.export.trained import base_card, load_trained, read_run
+    from fewbayes.export.trained import find_run, load_trained
     from fewbayes.models import load_family
 
     export = Path(export)
     record = read_record(export)
-    facts = read_run(run or export / record["run"])
-    base = base_card(facts)
-    asked = prompt or record["instance_prompt"]
-    how = {"steps": steps, "guidance": 7.5, "resolution": record["resolution"]}
+    found = find_run(run or export / record.run)
+    base = found.base_card()
+    asked = prompt or record.instance_prompt
+    how = {"steps": steps, "guidance": 7.5, "resolution": record.resolution}
     seeds = list(range(num_images))
     (export / "verify.json").unlink(missing_ok=True)  # what it says is of files that may have changed since
     theirs = sample_foreign(export, record, base.folder, asked, seeds, how)
-    trained = load_trained(facts, record["weights"])
+    trained = load_trained(found, None if found.kind == "best" else record.weights)
     ours = _sample(trained.family, [_worded(asked, trained.rare_token)] * num_images, seeds, how)
     del trained
-    before = _sample(load_family(base), [_worded(asked, record["rare_token"])] * num_images, seeds, how)
+    before = _sample(load_family(base), [_worded(asked, record.rare_token)] * num_images, seeds, how)
     result = compare(theirs, ours, before, record)
     written = {**asdict(result), "prompt": asked, "seeds": seeds, **how, "versions": _versions()}
     atomic_write(export / "verify.json", json.dumps(written, indent=2) + "\n")
     return result
 
 
-def read_record(export: Path) -> dict[str, Any]:
-    """export.json; UserError where there is none."""
-    path = export / "export.json"
-    if not path.is_file():
-        raise UserError(f"{export} is no export: it has no export.json; give a folder that fewbayes export wrote")
-    return json.loads(path.read_text())
-
-
 def compare(
-    theirs: Sequence[np.ndarray], ours: Sequence[np.ndarray], before: Sequence[np.ndarray], record: dict[str, Any]
+    theirs: Sequence[np.ndarray], ours: Sequence[np.ndarray], before: Sequence[np.ndarray], record: Record
 ) -> Comparison:
     """The verdict. An exact format has to agree; an approximation has to be nearer to the run than the base model.
 
@@ -96,10 +92,10 @@ def compare(
     difference = np.abs(np.stack(theirs).astype(int) - np.stack(ours).astype(int))
     base_mean = float(np.abs(np.stack(before).astype(int) - np.stack(ours).astype(int)).mean())
     most, mean = int(difference.max()), float(difference.mean())
-    if record["residual"]:
+    if record.residual:
         agrees, verdict = _approximates(mean, base_mean)
     else:
-        agrees, verdict = _is_the_same(most, mean, base_mean, exact=record["dtype"] == "fp32")
+        agrees, verdict = _is_the_same(most, mean, base_mean, exact=record.dtype == "fp32")
     return Comparison(most, mean, base_mean, agrees, verdict)
 
 
@@ -124,7 +120,7 @@ def _is_the_same(most: int, mean: float, base_mean: float, *, exact: bool) -> tu
 
 
 def sample_foreign(
-    export: Path, record: dict[str, Any], base: Path, prompt: str, seeds: Sequence[int], how: dict[str, Any]
+    export: Path, record: Record, base: Path, prompt: str, seeds: Sequence[int], how: dict[str, Any]
 ) -> list[np.ndarray]:
     """Pictures from the export, loaded by others in another process; ValueError with what it said if it failed."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -132,7 +128,7 @@ def sample_foreign(
         (pictures,) = run_foreign([job])
     if isinstance(pictures, str):
         raise UserError(
-            f"{export / (record['file'] or '')} does not load where it is meant to: it is damaged, or the libraries "
+            f"{export / (record.file or '')} does not load where it is meant to: it is damaged, or the libraries "
             f"are of other versions; export the run again into a new folder. Said by them:\n{pictures}"
         )
     return pictures
@@ -140,7 +136,7 @@ def sample_foreign(
 
 def foreign_job(
     export: Path,
-    record: dict[str, Any],
+    record: Record,
     base: Path,
     prompt: str,
     seeds: Sequence[int],
@@ -148,17 +144,17 @@ def foreign_job(
     output: Path,
 ) -> dict[str, Any]:
     """What `foreign.py` has to know to sample an export into an empty folder of its own."""
-    family = family_named(record["family"])
+    family = family_named(record.family)
     return {
         **how,
         "export": str(export.resolve()),
-        "loader": record["loader"],
-        "file": record["file"],
+        "loader": record.loader,
+        "file": record.file,
         "pipeline": family.pipeline_class,
         "arguments": dict(family.foreign_arguments),
         "sampler": next(iter(family.samplers.values())),
         "base": str(base.resolve()),
-        "scheduler": json.loads((base / "scheduler/scheduler_config.json").read_text()),
+        "scheduler": read_json(base / "scheduler/scheduler_config.json", dict[str, Any]),
         "prompts": [_worded(prompt, _word(export, record))] * len(seeds),
         "seeds": list(seeds),
         "device": _device(),
@@ -189,11 +185,11 @@ def _pictures(folder: Path, count: int) -> list[np.ndarray] | str:
     return [np.asarray(Image.open(folder / f"{i}.png")) for i in range(count)]
 
 
-def _word(export: Path, record: dict[str, Any]) -> str | None:
+def _word(export: Path, record: Record) -> str | None:
     """What a stranger types for the rare token: the name of the learned embedding, where there is one."""
     path = export / "learned_embeds.safetensors"
     if not path.is_file():
-        return record["rare_token"]
+        return record.rare_token
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -201,7 +197,7 @@ def _word(export: Path, record: dict[str, Any]) -> str | None:
 
 
 def _sample(family: Family, prompts: list[str], seeds: list[int], how: dict[str, Any]) -> list[np.ndarray]:
-    from fewbayes.sample import sample_images
+    from fewbayes.models.sampling import sample_images
 
     family.to(_device())
     return [np.asarray(picture) for picture in sample_images(family, prompts, seeds, **how)]

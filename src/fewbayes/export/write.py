@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,10 +21,12 @@ from fewbayes.errors import UserError
 from fewbayes.export.card import CardFacts, write_card
 from fewbayes.export.lora_files import diffusers_header, diffusers_keys, kohya_keys, peft_keys, write_peft_config
 from fewbayes.export.metadata import kohya_header, model_spec, write_safetensors
+from fewbayes.export.record import RECORD, Record
 from fewbayes.export.svd import as_lora, residual_rows
-from fewbayes.export.trained import Layers, Trained, lora_layers, weight_changes
+from fewbayes.export.trained import Layers, Trained, lora_layers, name_of, weight_changes
+from fewbayes.files.atomic import atomic_folder
+from fewbayes.files.decode import read_json, typed
 from fewbayes.models.folders import quiet
-from fewbayes.runs.folder import atomic_folder
 
 DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DIFFUSERS_FILE, ADAPTER_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
@@ -60,34 +62,38 @@ def write(trained: Trained, format: str, route: str, output: Path, *, rank: int,
                 "or rename the file to the word that you type in ComfyUI and A1111; without it the subject is not meant"
             )
         record = _record(trained, asked, written, output, dtype)
-        (folder / "export.json").write_text(json.dumps(record, indent=2) + "\n")
+        (folder / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n")
         write_card(folder, trained, CardFacts(format, written.loader, written.file, written.notes, word))
     return output
 
 
-def _record(trained: Trained, asked: Asked, written: Written, output: Path, dtype: str) -> dict[str, Any]:
-    config = trained.facts.config
-    return {
-        "format": asked.format,
-        "loader": written.loader,
-        "file": written.file,
-        "run": os.path.relpath(trained.facts.folder.resolve(), output.resolve()),
-        "method": config.get("method", "full"),
-        "weights": trained.weights,
-        "dtype": dtype,
-        "base_model": trained.base.model,
-        "base_sha256": trained.base.fingerprint(),
-        "family": trained.base.family,
-        "prediction_type": trained.base.prediction_type,
-        "instance_prompt": config["instance_prompt"],
-        "rare_token": trained.rare_token,
-        "resolution": config.get("resolution") or trained.base.resolution,
-        "rank": asked.rank if written.residual else None,
-        "residual": written.residual,
-        "notes": written.notes,
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fewbayes": version("fewbayes"),
-    }
+def _record(trained: Trained, asked: Asked, written: Written, output: Path, dtype: str) -> Record:
+    config = trained.run.config
+    return typed(
+        {
+            "format": asked.format,
+            "loader": written.loader,
+            "file": written.file,
+            "run": os.path.relpath(trained.run.path.resolve(), output.resolve()),
+            "method": config.method,
+            "weights": trained.weights,
+            "dtype": dtype,
+            "base_model": trained.base.model,
+            "base_sha256": trained.base.fingerprint(),
+            "family": trained.base.family,
+            "prediction_type": trained.base.prediction_type,
+            "instance_prompt": config.instance_prompt,
+            "rare_token": trained.rare_token,
+            "resolution": config.resolution or trained.base.resolution,
+            "rank": asked.rank if written.residual else None,
+            "residual": written.residual,
+            "notes": written.notes,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fewbayes": version("fewbayes"),
+        },
+        Record,
+        RECORD,
+    )
 
 
 # --- the ways ---------------------------------------------------------------------------------------------------------
@@ -110,7 +116,7 @@ def _original(trained: Trained, asked: Asked, folder: Path) -> Written:
     tensors = {
         name: weight.to(asked.dtype) if weight.is_floating_point() else weight for name, weight in tensors.items()
     }
-    file = f"{trained.facts.name}.safetensors"
+    file = f"{name_of(trained.run)}.safetensors"
     write_safetensors(folder / file, tensors, model_spec(trained, lora=False))
     note = "the file holds no tokenizer and no noise schedule: a loader takes those from its config"
     return Written("original", file, [f"{note} (here: {trained.base.model})"])
@@ -118,7 +124,7 @@ def _original(trained: Trained, asked: Asked, folder: Path) -> Written:
 
 def _peft(trained: Trained, asked: Asked, folder: Path) -> Written:
     """PEFT folders, one a module: the denoiser's, and text_encoder/ where it was trained."""
-    if trained.facts.config["method"] in ("lora", "monteclora"):
+    if trained.run.config.method in ("lora", "monteclora"):
         for part, named in lora_layers(trained).items():
             (folder / part).mkdir()
             named = {name: layer.to(asked.dtype) for name, layer in named.items()}
@@ -133,14 +139,13 @@ def _peft(trained: Trained, asked: Asked, folder: Path) -> Written:
 def _peft_as_it_is(trained: Trained, asked: Asked, folder: Path) -> None:
     """Adapters of other kinds: the settings and the tensors that their method writes."""
     from fewbayes.methods import make_method
-    from fewbayes.settings.config import TrainConfig
 
-    config = TrainConfig(**{**trained.facts.config, "train_rare_token": False})
+    config = replace(trained.run.config, train_rare_token=False)
     make_method(config).export(trained.family, folder)
     for file in folder.glob(f"*/{ADAPTER_FILE}"):
         tensors = {name: weight.to(asked.dtype) for name, weight in load_file(file).items()}
         write_safetensors(file, tensors, {})
-        settings = json.loads((file.parent / "adapter_config.json").read_text())
+        settings = read_json(file.parent / "adapter_config.json", dict[str, Any])
         settings |= {"inference_mode": True, "base_model_name_or_path": trained.base.model}
         (file.parent / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
@@ -178,12 +183,12 @@ def _svd(trained: Trained, asked: Asked, folder: Path) -> Written:
     """A LoRA near the change that the run has made, with what it loses of it."""
     changes = weight_changes(trained)
     if not changes:
-        raise UserError(f"{trained.facts.folder} has the weights of its base model: there is nothing to export")
+        raise UserError(f"{trained.run.path} has the weights of its base model: there is nothing to export")
     asked.rank = min(asked.rank, _highest_rank(changes))
     layers, losses = as_lora(changes, trained.parts, asked.rank, asked.dtype)
     if not layers:
         raise UserError(
-            f"{trained.facts.folder} has changed no linear or convolutional layer, which are all that a LoRA can "
+            f"{trained.run.path} has changed no linear or convolutional layer, which are all that a LoRA can "
             "hold; choose merged or original"
         )
     written = _lora_file(trained, asked, folder, layers)
@@ -204,7 +209,7 @@ def _lora_file(trained: Trained, asked: Asked, folder: Path, layers: Layers) -> 
     rank = next(layer.rank for named in layers.values() for layer in named.values())
     header = kohya_header(trained, rank) | model_spec(trained, lora=True)
     if asked.format in ("kohya", "comfyui"):
-        file = f"{trained.facts.name}.safetensors"
+        file = f"{name_of(trained.run)}.safetensors"
         tensors = kohya_keys(layers, trained.family)
     else:
         file = DIFFUSERS_FILE

@@ -168,7 +168,7 @@ def _last_samples(run: Path) -> Path:
 
 def _exported(run: Path) -> str | None:
     try:
-        return read_manifest(run).get("exported") if (run / MANIFEST).is_file() else None
+        return read_manifest(run).exported if (run / MANIFEST).is_file() else None
     except RunError:
         return None
 

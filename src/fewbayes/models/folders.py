@@ -7,7 +7,6 @@ is imported. Knows no family: what a folder has to hold is told by one.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fewbayes.errors import UserError
+from fewbayes.files.decode import plain_json, typed
+from fewbayes.files.safetensors import read_header
+from fewbayes.models.configs import SCHEMAS, ModelIndex, Settings, WeightIndex
 from fewbayes.models.family import Layout, Part
 
 if TYPE_CHECKING:
@@ -25,11 +27,12 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SETTINGS = "fewbayes.json"
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
+AGAIN = "fetch or copy the model again"
 
 
 def check_layout(folder: Path, family: type[Layout]) -> None:
     """Check every part of a pipeline by its files alone; UserError names the first thing that is wrong."""
-    index = read_json(folder / INDEX)
+    index = read_json(folder / INDEX, ModelIndex)
     for name in family.parts:
         _check_weights(folder, name, family, index)
     for tokenizer in family.tokenizer_parts:
@@ -39,7 +42,7 @@ def check_layout(folder: Path, family: type[Layout]) -> None:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """What a folder says to this program: `recommended` settings and the `rare_token`, where it says anything."""
-    return read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    return read_json(folder / SETTINGS, Settings) if (folder / SETTINGS).is_file() else {}
 
 
 def fingerprint(folder: Path, family: type[Layout]) -> str:
@@ -106,13 +109,25 @@ def _from_hub(model: str) -> Path:
         ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, schema: Any = dict[str, Any]) -> dict[str, Any]:
+    """All that a JSON file of a model holds, held to be as `schema` says; UserError names what is not."""
     if not path.is_file():
         raise UserError(f"{path} is missing; a pipeline folder in the diffusers layout has it")
+    value = plain_json(path, cure=AGAIN)
+    typed(value, schema, str(path), cure=AGAIN)
+    return value
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """What the libraries say of files that do not fit each other, as one line that names their folder."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); fetch or copy the model again") from error
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # they raise nearly anything
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{folder} does not load: its files do not fit each other ({said}); {AGAIN}") from error
 
 
 def what_it_is(kind: str) -> str:
@@ -133,7 +148,7 @@ def weight_files(folder: Path, name: str, part: Part | None) -> list[Path]:
             return [whole]
         index = folder / name / f"{stem}.safetensors.index{variant}.json"
         if index.is_file():
-            return [folder / name / file for file in sorted(set(read_json(index)["weight_map"].values()))]
+            return [folder / name / file for file in sorted(set(read_json(index, WeightIndex)["weight_map"].values()))]
     return []
 
 
@@ -141,10 +156,13 @@ def _check_weights(folder: Path, name: str, family: type[Layout], index: dict[st
     part = family.parts[name]
     if not (folder / name).is_dir():
         raise UserError(f"the model folder {folder} has no {name}/; a {index['_class_name']} needs it")
-    found = (index.get(name) or [None, None])[1]
+    entry = index.get(name)
+    found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     if found != part.kind:
         raise UserError(f"the {name} of {folder} is a {found}; this program knows {part.kind}")
-    read_json(folder / name / "config.json")
+    config = read_json(folder / name / "config.json", SCHEMAS.get(part.kind, dict[str, Any]))
+    if config.get("quantization_config"):
+        raise UserError(f"the {name} of {folder} is stored quantised, which is not read here; take the full weights")
     weights = weight_files(folder, name, part)
     if not weights:
         pickles = sorted(path.name for path in (folder / name).iterdir() if path.suffix in PICKLES)
@@ -155,22 +173,7 @@ def _check_weights(folder: Path, name: str, family: type[Layout], index: dict[st
             )
         raise UserError(f"{folder / name} holds no weights; {part.stem}.safetensors is missing")
     for path in weights:
-        if not path.is_file() or path.stat().st_size < 8:
-            raise UserError(f"{path} is missing or empty; fetch or copy the model again")
-        _check_header(path)
-
-
-def _check_header(path: Path) -> None:
-    """A file cut short in a download is found by its header, without reading the weights."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(min(length, 2**27)))
-            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError):
-            raise UserError(f"{path} is not a safetensors file; fetch or copy the model again") from None
-    if path.stat().st_size != 8 + length + end:
-        raise UserError(f"{path} is cut short ({path.stat().st_size} bytes of {8 + length + end}); fetch it again")
+        read_header(path, cure=AGAIN)  # a file cut short in a download is found without reading the weights
 
 
 def _check_tokenizer(tokenizer: Path) -> None:

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from fewbayes.errors import UserError
+from fewbayes.models.configs import DdpmScheduler
 from fewbayes.models.family import ModelCard, Part
 from fewbayes.models.folders import (
     INDEX,
     SCHEDULER,
     SETTINGS,
+    loading,
     meta_part,
     part_class,
     quiet,
@@ -114,7 +116,7 @@ class UnetClip(ABC):
             model=model,
             folder=folder,
             family=cls.name,
-            prediction_type=read_json(folder / SCHEDULER).get("prediction_type", "epsilon"),
+            prediction_type=read_json(folder / SCHEDULER, DdpmScheduler).get("prediction_type", "epsilon"),
             resolution=int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1),
             recommended=settings.get("recommended", {}),
             rare_token=settings.get("rare_token"),
@@ -131,12 +133,17 @@ class UnetClip(ABC):
 
         def loaded(name: str, part: Part) -> Any:
             variant = "fp16" if ".fp16" in weight_files(card.folder, name, part)[0].name else None
-            module = part_class(part).from_pretrained(card.folder / name, use_safetensors=True, variant=variant)
-            return module.to(getattr(torch, part.dtype))
+            with loading(card.folder / name):
+                module = part_class(part).from_pretrained(card.folder / name, use_safetensors=True, variant=variant)
+                return module.to(getattr(torch, part.dtype))
+
+        def tokenizer(name: str) -> Any:
+            with loading(card.folder / name):
+                return CLIPTokenizer.from_pretrained(card.folder / name)
 
         with quiet():
             modules = {name: loaded(name, part) for name, part in cls.parts.items()}
-            tokenizers = {name: CLIPTokenizer.from_pretrained(card.folder / name) for name in cls.tokenizer_parts}
+            tokenizers = {name: tokenizer(name) for name in cls.tokenizer_parts}
         check_finite(card.folder / "vae", modules["vae"])
         return cls(card, modules, tokenizers, read_json(card.folder / SCHEDULER))
 

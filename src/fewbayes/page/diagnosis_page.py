@@ -3,16 +3,16 @@
 Knows nothing of models or of how a verdict is reached: everything comes from the folder that `fewbayes diagnose` wrote.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewbayes.diagnose.layout import RESULT, Told
+from fewbayes.files.atomic import atomic_write
+from fewbayes.files.decode import plain_json, typed
 from fewbayes.page.pictures import LARGEST, Picture, embed
 from fewbayes.page.render import flat, page_of
-from fewbayes.runs.folder import atomic_write
 
-RESULT = "diagnosis.json"
 SHOWN = 8
 """Pictures of one row."""
 TITLES = {
@@ -76,13 +76,18 @@ class Number:
         return 100 * abs(value or 0) / longest if longest else 0.0
 
 
+AGAIN = "run fewbayes diagnose again"
+
+
 def is_diagnosis(folder: Path) -> bool:
     return (folder / RESULT).is_file()
 
 
 def write_diagnosis_report(folder: Path, output: Path | None = None) -> Path:
     """Write `report.html` (default: into `folder`); the page's path."""
-    told = json.loads((Path(folder) / RESULT).read_text("utf-8"))
+    file = Path(folder) / RESULT
+    told = plain_json(file, cure=AGAIN)
+    typed(told, Told, str(file), cure=AGAIN)  # as it is: the page also shows settings that the schema does not name
     output = Path(output) if output else Path(folder) / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(output, render_diagnosis(Path(folder), told))
@@ -155,7 +160,7 @@ def _numbers(told: dict[str, Any]) -> list[Number]:
     found = [Number(title, base.get(key), mine.get(key)) for key, title in PROBES.items() if key in base or key in mine]
     losses = [told["readings"].get(name, {}).get("losses") for name in ("base", "source")]
     if all(losses):
-        pairs = zip(losses[0]["t"], losses[0]["loss"], losses[1]["loss"], strict=True)
+        pairs = zip(losses[0]["t"], losses[0]["loss"], losses[1]["loss"], strict=False)
         found += [Number(f"Loss on the training images at t = {t}", *values) for t, *values in pairs]
     return found
 

@@ -5,19 +5,18 @@ Tolerant of what a running, killed or failed training leaves behind: what cannot
 """
 
 import contextlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-import yaml
 
 from fewbayes.errors import UserError
+from fewbayes.files.decode import Count, parse_json, plain_json, read_json, read_yaml, typed
 from fewbayes.page.corruption import scores
-from fewbayes.runs.layout import STAGES
+from fewbayes.runs.layout import LISTING, STAGES, Manifest, Row
 
 WEIGHTS = ("raw", "ema")
 SIMILARITY = "image_similarity"
@@ -105,6 +104,48 @@ class Experiment:
         return [weights for weights in WEIGHTS if any(arm.has(weights) for arm in self.arms)]
 
 
+class ListedArm(TypedDict):
+    """An arm of experiment.json; runs: their folders, seen from the experiment's."""
+
+    name: NotRequired[str | None]
+    label: NotRequired[str | None]
+    note: NotRequired[str | None]
+    runs: NotRequired[list[str] | None]
+
+
+class Listed(TypedDict):
+    """experiment.json."""
+
+    arms: list[ListedArm]
+    title: NotRequired[str | None]
+    subject: NotRequired[str | None]
+    question: NotRequired[str | None]
+    summary: NotRequired[str | list[str] | None]
+    provenance: NotRequired[dict[str, Any] | None]
+
+
+class Look(TypedDict):
+    """A row of stages.jsonl."""
+
+    step: Count
+    stage: str
+
+
+class ListedSample(TypedDict, total=False):
+    """A row of a run's samples.json, of which the oldest have no file name."""
+
+    file: str | None
+    prompt: str | None
+    negative_prompt: str | None
+    seed: int | None
+    weights: str | None
+    sampler: str | None
+    steps: int | None
+    guidance: float | None
+    image_similarity: float | None
+    haar_noise: float | None
+
+
 def read_experiment(folder: Path) -> Experiment:
     """An experiment folder (with `experiment.json`) or a single run folder."""
     folder = Path(folder)
@@ -123,13 +164,9 @@ def _is_run(folder: Path) -> bool:
 
 
 def _read_grouped(folder: Path) -> Experiment:
-    try:
-        listed = json.loads((folder / "experiment.json").read_text("utf-8"))
-        arms = [dict(arm) for arm in listed["arms"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{folder / "experiment.json"} is not readable as {{"arms": [...]}}: {error!r}.') from error
+    listed = read_json(folder / "experiment.json", Listed, cure='it is not readable as {"arms": [...]}')
     notes: list[str] = []
-    read = [_read_arm(folder, arm, notes) for arm in arms]
+    read = [_read_arm(folder, arm, notes) for arm in listed["arms"]]
     if not any(arm.runs for arm in read):
         raise UserError(f"{folder / 'experiment.json'} names no run folder that exists in {folder}.")
     summary = listed.get("summary") or []
@@ -145,7 +182,7 @@ def _read_grouped(folder: Path) -> Experiment:
     )
 
 
-def _read_arm(folder: Path, arm: dict[str, Any], notes: list[str]) -> Arm:
+def _read_arm(folder: Path, arm: ListedArm, notes: list[str]) -> Arm:
     label = str(arm.get("label") or arm.get("name") or "arm")
     runs = []
     for name in arm.get("runs") or []:
@@ -220,9 +257,9 @@ def _read_stages(path: Path) -> list[tuple[int, str]]:
     """Looks that cannot be read are left out."""
     found = []
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            row = json.loads(line)
-            found.append((int(row["step"]), str(row["stage"])))
+        with contextlib.suppress(UserError):
+            row = typed(parse_json(line, path.name), Look, path.name)
+            found.append((row["step"], row["stage"]))
     return found
 
 
@@ -235,9 +272,12 @@ def _load(path: Path, run: str, notes: list[str]) -> object:
         notes.append(f"{run}: {path.name} is missing.")
         return None
     try:
-        text = path.read_text("utf-8", errors="replace")
-        return yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (ValueError, yaml.YAMLError):
+        if path.suffix == ".yaml":
+            return read_yaml(path, dict[str, Any])
+        value = plain_json(path)
+        typed(value, Manifest, str(path))  # as it is: the page shows all that a manifest says
+        return value
+    except UserError:
         notes.append(f"{run}: {path.name} is not readable.")
         return None
 
@@ -256,13 +296,12 @@ def _read_curves(path: Path, run: str, notes: list[str]) -> dict[tuple[str, str]
     torn = 0
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            row = json.loads(line)
-            key = (str(row["metric"]), str(row.get("weights") or "raw"))
-            step, value = int(row["step"]), float("nan" if row["value"] is None else row["value"])
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            row = typed(parse_json(line, path.name), Row, path.name)
+        except UserError:
             torn += bool(line.strip())
             continue
-        rows.setdefault(key, {})[step] = value
+        value = float("nan") if row["value"] is None else row["value"]
+        rows.setdefault((row["metric"], row.get("weights") or "raw"), {})[row["step"]] = value
     if not rows:
         notes.append(f"{run}: no metrics were written.")
     if torn:
@@ -309,10 +348,9 @@ def _read_samples(samples: Path) -> dict[Path, dict[str, Any]]:
     read: dict[Path, dict[str, Any]] = {}
     for _, folder in _step_folders(samples):
         try:
-            listed = json.loads((folder / "samples.json").read_text("utf-8"))
-        except (ValueError, OSError):
+            rows = read_json(folder / LISTING, list[ListedSample])
+        except UserError:
             continue
-        rows = [_mapping(row) for row in listed] if isinstance(listed, list) else []
         for i, row in enumerate(rows):
-            read[folder / str(row.get("file") or f"raw/{i:02d}.png")] = row
+            read[folder / (row.get("file") or f"raw/{i:02d}.png")] = dict(row)
     return read

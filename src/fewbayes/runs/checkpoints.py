@@ -15,7 +15,8 @@ from typing import Any
 
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import file_sha256, files_in
-from fewbayes.runs.layout import STATE
+from fewbayes.files.decode import plain_json, typed
+from fewbayes.runs.layout import STATE, TrainerState
 from fewbayes.runs.provenance import now
 
 
@@ -45,16 +46,16 @@ def seal_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> None:
 def verify_checkpoint(path: str | Path) -> Checkpoint:
     """Reads every file of a checkpoint against its recorded hash; raises UserError naming the first that disagrees."""
     path = Path(path)
-    state = _checkpoint_state(path)
-    for name, recorded in state["files"].items():
+    state = _trainer_state(path)
+    for name, recorded in state.files.items():
         file = path / name
         if not file.is_file():
             raise UserError(f"{path}: {name} is missing")
-        if file.stat().st_size != recorded["bytes"]:
-            raise UserError(f"{path}: {name} has {file.stat().st_size} bytes, not {recorded['bytes']}")
-        if file_sha256(file) != recorded["sha256"]:
+        if file.stat().st_size != recorded.bytes:
+            raise UserError(f"{path}: {name} has {file.stat().st_size} bytes, not {recorded.bytes}")
+        if file_sha256(file) != recorded.sha256:
             raise UserError(f"{path}: {name} has changed since it was written (its SHA-256 differs)")
-    return Checkpoint(state["step"], path, state["state"])
+    return Checkpoint(state.step, path, state.state)
 
 
 def is_whole(path: Path) -> bool:
@@ -68,8 +69,8 @@ def is_whole(path: Path) -> bool:
 def looks_whole(path: Path) -> bool:
     """A quick look, sizes only: enough to decide what to remove, not what to load."""
     try:
-        files = _checkpoint_state(path)["files"]
-        return all((path / name).stat().st_size == recorded["bytes"] for name, recorded in files.items())
+        files = _trainer_state(path).files
+        return all((path / name).stat().st_size == recorded.bytes for name, recorded in files.items())
     except (UserError, OSError):
         return False
 
@@ -80,15 +81,13 @@ def step_of(path: Path) -> int | None:
     return int(match[1]) if match and path.is_dir() else None
 
 
-def _checkpoint_state(path: Path) -> dict[str, Any]:
-    try:
-        state = json.loads((path / STATE).read_bytes())
-        seal = state.pop("seal")
-    except FileNotFoundError:
-        raise UserError(f"{path}: {STATE}, which is written last, is missing") from None
-    except (ValueError, KeyError, AttributeError, OSError) as error:
-        raise UserError(f"{path}: {STATE} cannot be read ({error})") from error
-    if seal != _seal(state):
+def _trainer_state(path: Path) -> TrainerState:
+    file = path / STATE
+    if not file.exists():
+        raise UserError(f"{path}: {STATE}, which is written last, is missing")
+    content = plain_json(file)
+    state = typed(content, TrainerState, str(file))
+    if content.pop("seal") != _seal(content):
         raise UserError(f"{path}: {STATE} has changed since it was written")
     return state
 

@@ -16,8 +16,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import (
@@ -37,8 +38,26 @@ from fewbayes.files.atomic import (
 )
 from fewbayes.files.atomic import file_sha256 as file_sha256
 from fewbayes.files.atomic import new_folder as new_folder
+from fewbayes.files.decode import plain_json, plain_json_lines, read_json, typed
 from fewbayes.runs.checkpoints import Checkpoint, is_whole, looks_whole, seal_checkpoint, step_of, verify_checkpoint
-from fewbayes.runs.layout import APPENDED, BEST, BEST_STATE, CONFIG, LOCK, MANIFEST, METRICS, OURS, SAMPLES, STAGES
+from fewbayes.runs.layout import (
+    APPENDED,
+    BEST,
+    BEST_STATE,
+    CONFIG,
+    LOCK,
+    MANIFEST,
+    METRICS,
+    OURS,
+    SAMPLES,
+    STAGES,
+    Best,
+    Manifest,
+    Row,
+    StageRow,
+    Start,
+    read_manifest,
+)
 from fewbayes.runs.layout import STATE as STATE
 from fewbayes.runs.provenance import environment as environment
 from fewbayes.runs.provenance import now
@@ -47,35 +66,20 @@ if sys.platform != "win32":
     import fcntl
 
 RunError = UserError
+T = TypeVar("T")
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike[str]) -> list[Row]:
     """The rows of a metrics file in the order of writing; a torn last line, which a kill may leave, is not a row."""
-    data = Path(path).read_bytes()
-    whole, _, _torn = data.rpartition(b"\n")
-    rows = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number} is not JSON ({error}): the file was changed by hand or damaged"
-            ) from error
-    return rows
+    return _rows(Path(path), Row)
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a run folder."""
-    path = Path(folder) / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is not a run folder: it holds no {MANIFEST}") from error
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it, or give another output_dir") from error
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path} does not hold a manifest; give another output_dir")
-    return manifest
+def _rows(path: Path, kind: type[T]) -> list[T]:
+    cure = "the file was changed by hand or damaged"
+    rows = plain_json_lines(path, cure=cure, torn=True)
+    for where, row in rows:
+        typed(row, kind, where, cure=cure)  # as it is: keys that the schema does not name stay
+    return [cast(T, row) for _, row in rows]
 
 
 class RunFolder:
@@ -115,14 +119,18 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            manifest = self.inspect(fingerprint)  # the last holder of the lock may have written since
+            found = self.inspect(fingerprint)  # the last holder of the lock may have written since
             self._sweep()
-            self.previous_status = manifest.get("status")
-            start = {"time": now(), "command": sys.argv}
-            manifest |= {"status": "running", "fingerprint": _plain(fingerprint), "ended": None, "error": None}
-            manifest |= {"started": manifest.get("started") or start["time"]}
-            manifest |= {"starts": [*manifest.get("starts", []), start]}
-            self._write_manifest(manifest)
+            self.previous_status = found.status
+            start = Start(now(), sys.argv)
+            self.manifest_update(
+                status="running",
+                fingerprint=fingerprint,
+                ended=None,
+                error=None,
+                started=found.started or start.time,
+                starts=[asdict(one) for one in (*found.starts, start)],
+            )
             atomic_write(self.path / CONFIG, config_text or json.dumps(_plain(config), indent=2) + "\n")
             self._mend_rows()
         except OSError as error:
@@ -133,8 +141,8 @@ class RunFolder:
             raise
         return self
 
-    def inspect(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest found, {} for a folder to be begun; raises for a folder that is not ours to write in.
+    def inspect(self, fingerprint: Mapping[str, Any]) -> Manifest:
+        """The manifest found, an empty one for a folder to be begun; raises for a folder that is not ours to write in.
 
         Touches nothing, so whatever else may be refused can be looked at between this and `open`.
         """
@@ -142,7 +150,7 @@ class RunFolder:
             raise UserError(f"output_dir {self.path} is a file; give a folder")
         if (self.path / MANIFEST).exists():
             manifest = read_manifest(self.path)
-            self._must_agree(manifest.get("fingerprint", {}), _plain(fingerprint))
+            self._must_agree(manifest.fingerprint, _plain(fingerprint))
             return manifest
         standing = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
         if not os.access(standing, os.W_OK | os.X_OK):
@@ -153,7 +161,7 @@ class RunFolder:
                 f"output_dir {self.path} is not empty and holds no run (found {', '.join(strangers[:5])}"
                 f"{', ...' if len(strangers) > 5 else ''}); give a new or empty folder"
             )
-        return {}
+        return Manifest()
 
     def _strangers(self) -> list[str]:
         try:
@@ -208,15 +216,14 @@ class RunFolder:
     # manifest
 
     @property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         return read_manifest(self.path)
 
     def manifest_update(self, **values: Any) -> None:
-        """Sets top-level keys of the manifest, leaving the others."""
-        self._write_manifest(self.manifest | _plain(values))
-
-    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        atomic_write(self.path / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        """Sets top-level keys of the manifest, leaving the others, also those that no schema knows."""
+        path = self.path / MANIFEST
+        found = plain_json(path) if path.exists() else {}
+        atomic_write(path, json.dumps(found | _plain(values), indent=2) + "\n")
 
     def finish(self, status: Literal["done", "failed"] = "done", **values: Any) -> None:
         """Records how and when the run ended, and frees the folder."""
@@ -237,7 +244,7 @@ class RunFolder:
         with explaining_full_disk(f"could not write a row to {self.path / METRICS}"):
             append_line(self.path / METRICS, line)
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[Row]:
         """All rows so far."""
         path = self.path / METRICS
         return read_metrics(path) if path.exists() else []
@@ -257,18 +264,17 @@ class RunFolder:
             writer(folder)
             (folder / BEST_STATE).write_text(json.dumps(_plain(told), indent=2) + "\n")
 
-    def stages(self) -> list[dict[str, Any]]:
+    def stages(self) -> list[StageRow]:
         """All judgements so far."""
         path = self.path / STAGES
-        return read_metrics(path) if path.exists() else []
+        return _rows(path, StageRow) if path.exists() else []
 
-    def best(self) -> dict[str, Any] | None:
-        """What best.json says, its `step` first of all; None without a best/ that says it."""
+    def best(self) -> Best | None:
+        """What best.json says; None without a best/ that says it."""
         try:
-            told = json.loads((self.path / BEST / BEST_STATE).read_bytes())
-        except (OSError, ValueError):
+            return read_json(self.path / BEST / BEST_STATE, Best)
+        except UserError:
             return None
-        return told if isinstance(told, dict) and isinstance(told.get("step"), int) else None
 
     def drop_best(self) -> None:
         """Removes best/. A kill in between leaves litter that is not put back, as half of it may be gone."""
@@ -280,7 +286,7 @@ class RunFolder:
         """Drops the rows after `step`, of each file in one move: they will be made again. Rows of `step` itself stay,
         so what belongs to a step is to be logged before its checkpoint is written."""
         for path in self._appended():
-            rows = read_metrics(path)
+            rows = _rows(path, StageRow)
             kept = [row for row in rows if row["step"] <= step]
             if len(kept) < len(rows):
                 atomic_write(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -10,22 +10,18 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from safetensors import SafetensorError
+from typing import Literal
 
 from fewbayes.errors import UserError
 from fewbayes.methods import make_method
 from fewbayes.models import Family, ModelCard, inspect_model, load_family
 from fewbayes.models.adapters import is_adapter, load_adapter
 from fewbayes.runs.checkpoints import Checkpoint, verify_checkpoint
-from fewbayes.runs.folder import RunFolder, read_manifest
-from fewbayes.runs.layout import BEST_STATE, CONFIG, MANIFEST, STATE
+from fewbayes.runs.folder import RunFolder
+from fewbayes.runs.layout import BEST_STATE, CONFIG, MANIFEST, STATE, Manifest, read_manifest
 from fewbayes.settings.config import TrainConfig, load_config
 
 log = logging.getLogger(__name__)
-
-Weights = Literal["raw", "ema"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +37,16 @@ class Found:
     config: TrainConfig
 
     @property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         return read_manifest(self.run)
 
     @property
     def exported(self) -> str | None:
-        """Which weights lie in the run's result, "raw" or "ema"; None for what is not the run itself."""
-        return self.manifest.get("exported") if self.kind == "run" else None
+        """Which weights lie in the result of a run or in its best/, "raw" or "ema"; None where nothing says it."""
+        if self.kind == "run":
+            return self.manifest.exported
+        best = RunFolder(self.run).best() if self.kind == "best" else None
+        return best.weights if best else None
 
     @property
     def step(self) -> int:
@@ -56,8 +55,9 @@ class Found:
             return verify_checkpoint(self.path).step
         run = RunFolder(self.run)
         if self.kind == "best":
-            return (run.best() or {"step": 1})["step"]
-        return self.manifest.get("steps") or run.newest_step() or 1
+            best = run.best()
+            return best.step if best else 1
+        return self.manifest.steps or run.newest_step() or 1
 
     @property
     def result(self) -> str:
@@ -67,7 +67,9 @@ class Found:
     def base_card(self) -> ModelCard:
         """The model that the run began from; another one that has come to stand in its place is refused."""
         card = inspect_model(self.config.model)
-        recorded = self.manifest["model"]["sha256"]
+        if not self.manifest.model:
+            raise UserError(f"{self.run / MANIFEST}: model is missing, which says from what the run began")
+        recorded = self.manifest.model.sha256
         if card.fingerprint() != recorded:
             raise UserError(
                 f"the model {self.config.model} is not the one that {self.run} was trained from (its sha256 was "
@@ -178,6 +180,8 @@ def _load_run(found: Found, weights: str | None) -> tuple[Family, str | None]:
 
 def _load_result(found: Found, cure: str) -> tuple[Family, str | None]:
     """What the method of a run has exported; cure: what helps where that is damaged."""
+    from safetensors import SafetensorError
+
     method = make_method(found.config)
     whole = method.result == "model_index.json"
     family = None if whole else load_family(found.base_card())
@@ -194,8 +198,8 @@ def _load_result(found: Found, cure: str) -> tuple[Family, str | None]:
 
 def _warn_if_older(found: Found) -> None:
     """A finished run that was being trained further when it was stopped still holds its first result."""
-    steps, newest = found.manifest.get("steps"), RunFolder(found.run).newest_step()
-    if found.manifest.get("status") != "done" and steps is not None and newest is not None and newest > steps:
+    steps, newest = found.manifest.steps, RunFolder(found.run).newest_step()
+    if found.manifest.status != "done" and steps is not None and newest is not None and newest > steps:
         log.warning(
             "the result in %s is that of %d steps; training went on and was not finished: give its command again, or "
             "sample from %s",
@@ -208,7 +212,7 @@ def _warn_if_older(found: Found) -> None:
 def _last_checkpoint(found: Found, weights: str) -> Checkpoint:
     """The newest whole checkpoint, which in a finished run has to be that of its last step."""
     checkpoint, manifest = RunFolder(found.run).newest_checkpoint(), found.manifest
-    last = manifest.get("steps") if manifest.get("status") == "done" else None
+    last = manifest.steps if manifest.status == "done" else None
     if checkpoint is None or (last and checkpoint.step != last):
         raise UserError(
             f"{found.run} holds no checkpoint of its last step, where its {weights} weights would be: it was trained "

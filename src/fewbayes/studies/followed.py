@@ -196,7 +196,7 @@ def _weighed(cell: Training, encoders: str) -> dict[str, Any]:
 
     steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in cell.folder.glob("checkpoint-*"))
     paths = [cell.folder / f"checkpoint-{step}" for step in steps]
-    assert steps[-1:] == [RunFolder(cell.folder).manifest["steps"]]
+    assert steps[-1:] == [RunFolder(cell.folder).manifest.steps]
     family, method = load_family(cell.config.model), make_method(load_config(cell.folder / CONFIG, {}))
     prober = _prober(family, cell)
     losses = [[0, _loss(prober)]]

@@ -141,7 +141,7 @@ def experiment(
 
 
 def is_done(run_folder: Path) -> bool:
-    return (run_folder / "manifest.json").is_file() and RunFolder(run_folder).manifest.get("status") == "done"
+    return (run_folder / "manifest.json").is_file() and RunFolder(run_folder).manifest.status == "done"
 
 
 def command() -> str:

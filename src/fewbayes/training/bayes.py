@@ -20,6 +20,7 @@ from fewbayes.models import Family
 from fewbayes.posterior.calibrate import calibrate_weight_std
 from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.runs.folder import RunFolder
+from fewbayes.runs.layout import Manifest
 from fewbayes.seeds import stream_seed
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.batches import Pictures
@@ -32,7 +33,7 @@ PROBE = 16  # draws of the training images on which weight_std is calibrated
 
 def calibrated(
     config: TrainConfig,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     method: Method,
     family: Family,
     pictures: Pictures,
@@ -42,8 +43,8 @@ def calibrated(
     tolerance = config.weight_std_tolerance
     if tolerance is None:
         return None
-    if "calibration" in manifest:
-        return manifest["calibration"]
+    if manifest.calibration:
+        return manifest.calibration
     draws = pictures.draw(config.seed, 0, PROBE)
     start = 0.01 if config.weight_std_mode == "absolute" else 0.3
     batches = [pictures.batch(draws, slice(i, i + 4)) for i in range(0, PROBE, 4)]

@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from fewbayes.errors import UserError
 from fewbayes.methods import Method
 from fewbayes.runs.checkpoints import Checkpoint
-from fewbayes.runs.folder import RunFolder, read_manifest
-from fewbayes.runs.layout import MANIFEST
+from fewbayes.runs.folder import RunFolder
+from fewbayes.runs.layout import MANIFEST, Manifest, read_manifest
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.processes import gpu_name
@@ -27,11 +27,11 @@ from fewbayes.training.processes import gpu_name
 log = logging.getLogger("fewbayes")
 
 
-def inspected(run: RunFolder, config: TrainConfig, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of the run so far, {} for none; refuses what cannot be continued and touches nothing."""
+def inspected(run: RunFolder, config: TrainConfig, fingerprint: Mapping[str, Any]) -> Manifest:
+    """The manifest of the run so far, an empty one for none; refuses what cannot be continued and touches nothing."""
     _check_same_method(run, config)
     manifest = run.inspect(fingerprint)
-    done = manifest.get("steps", 0) if manifest.get("status") == "done" else 0
+    done = (manifest.steps or 0) if manifest.status == "done" else 0
     reached = max(run.newest_step() or 0, done)
     assert config.max_train_steps is not None
     if reached > config.max_train_steps:
@@ -44,8 +44,8 @@ def inspected(run: RunFolder, config: TrainConfig, fingerprint: Mapping[str, Any
 
 def _check_same_method(run: RunFolder, config: TrainConfig) -> None:
     """Said first and alone: another method brings other settings and other defaults with it."""
-    manifest = read_manifest(run.path) if (run.path / MANIFEST).is_file() else {}
-    found = manifest.get("fingerprint", {}).get("method", config.method)
+    manifest = read_manifest(run.path) if (run.path / MANIFEST).is_file() else Manifest()
+    found = manifest.fingerprint.get("method", config.method)
     if found != config.method:
         raise UserError(
             f"output_dir {run.path} holds a run of method {found}, and method is {config.method} now; give another "
@@ -53,21 +53,20 @@ def _check_same_method(run: RunFolder, config: TrainConfig) -> None:
         )
 
 
-def as_asked(manifest: Mapping[str, Any], config: TrainConfig, method: Method) -> bool:
+def as_asked(manifest: Manifest, config: TrainConfig, method: Method) -> bool:
     """Whether the final result that the manifest tells of is the one asked for, and there."""
-    asked = {"steps": config.max_train_steps, "exported": config.export_weights}
-    if manifest.get("stopped") == config.stop_when:
-        asked["steps"] = manifest["steps"]  # where it was stopped then, it would be stopped now
+    stopped = manifest.stopped == config.stop_when  # where it was stopped then, it would be stopped now
+    trained = stopped or manifest.steps == config.max_train_steps
     result = Path(config.output_dir) / method.result
-    return all(manifest.get(key) == value for key, value in asked.items()) and result.is_file()
+    return trained and manifest.exported == config.export_weights and result.is_file()
 
 
-def said_of_stop(manifest: Mapping[str, Any], checkpoint: int | None) -> str:
+def said_of_stop(manifest: Manifest, checkpoint: int | None) -> str:
     """checkpoint: the step of the newest one, from which training could go on."""
-    if not manifest.get("stopped"):
+    if not manifest.stopped:
         return ""
     on = f"on from step {checkpoint}" if checkpoint else "again from step 0, as there is no checkpoint"
-    return f", stopped at step {manifest['steps']} as {manifest['stopped']} (stop_when never would train {on})"
+    return f", stopped at step {manifest.steps} as {manifest.stopped} (stop_when never would train {on})"
 
 
 def claimed(
@@ -101,8 +100,8 @@ def _drop_after(run: RunFolder, step: int) -> None:
     """Rows, samples and the best model of later steps go; these steps will be taken again."""
     run.resume_from(step)
     best = run.best()
-    if best and best["step"] > step:
-        log.warning("best/ holds step %d, and training goes on from step %d: it is removed", best["step"], max(step, 0))
+    if best and best.step > step:
+        log.warning("best/ holds step %d, and training goes on from step %d: it is removed", best.step, max(step, 0))
         run.drop_best()
     for folder in (run.path / "samples").glob("step-*"):
         number = folder.name.removeprefix("step-")

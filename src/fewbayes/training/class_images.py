@@ -3,8 +3,9 @@
 They are content-addressed. A set lies in a folder named after all that decides it (model, prompt, sampler, steps,
 guidance, size, precision, seed), so a change of any of these never meets stale pictures, and class_images.json in it
 says the same in words and is read before a picture is used; each file carries the hash of its bytes in its name, so a
-damaged or half-written one is noticed and drawn again. Image i is a function of (settings, i) alone.
-Knows nothing of training.
+damaged or half-written one is noticed and drawn again. Image i is a function of (settings, i), to the last bit for one
+batch size: a batch's rounding depends on its size, so a block of neighbours is drawn as a whole or not at all, also
+where some of it are there already or more than are asked for. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from PIL import Image
 
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_write
+from fewbayes.files.decode import read_json
 from fewbayes.models import Family
 from fewbayes.models.sampling import sample_images
 from fewbayes.seeds import stream_seed
@@ -66,12 +68,12 @@ def ensure_class_images(
     processes: int = 1,
     said: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Draw what is missing of `count` class images; the folder that holds them.
+    """Draw the blocks of `batch_size` that lack any of `count` class images; the folder that holds them.
 
-    With several processes each draws the missing ones among its own indices, rank, rank + processes, ..., whatever the
-    others have drawn by then; the caller lets all of them finish before the folder is read. ValueError for a folder
-    whose class_images.json tells of other settings.
-    said(done, total) is called after each batch.
+    With several processes each draws its own blocks, rank, rank + processes, ..., whatever the others have drawn by
+    then; the caller lets all of them finish before the folder is read. UserError for a folder whose class_images.json
+    tells of other settings.
+    said(done, total) is called after each block, in blocks.
     """
     folder = root / settings.key()
     _check_manifest(folder, settings)
@@ -79,28 +81,22 @@ def ensure_class_images(
     if rank == 0 and not (folder / MANIFEST).exists():
         atomic_write(folder / MANIFEST, json.dumps(asdict(settings), indent=2) + "\n")
     there = present(folder, count)
-    missing = [index for index in range(rank, count, processes) if index not in there]
-    for start in range(0, len(missing), batch_size):
-        _draw(family, folder, settings, missing[start : start + batch_size])
-        said(count - len(missing) + min(start + batch_size, len(missing)), count)
+    blocks = [range(start, start + batch_size) for start in range(0, count, batch_size)]
+    missing = [block for block in blocks[rank::processes] if not all(i in there for i in block if i < count)]
+    for number, block in enumerate(missing, start=len(blocks) - len(missing) + 1):
+        _draw(family, folder, settings, block)
+        said(number, len(blocks))
     return folder
 
 
 def _check_manifest(folder: Path, settings: ClassImageSettings) -> None:
     path = folder / MANIFEST
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return
-    except ValueError:
-        found = None
-    asked = asdict(settings)
-    if found != asked:
-        keys = [key for key in asked if not isinstance(found, dict) or found.get(key) != asked[key]]
-        raise UserError(
-            f"{path} was changed or damaged: it differs from what its folder is named after in "
-            f"{', '.join(keys) or 'the keys it has'}; remove {folder}, or give another class_data_dir"
-        )
+    cure = f"it was changed or damaged: remove {folder}, or give another class_data_dir"
+    found, asked = asdict(read_json(path, ClassImageSettings, cure=cure)), asdict(settings)
+    if different := [key for key in asked if found[key] != asked[key]]:
+        raise UserError(f"{path} differs from what its folder is named after in {', '.join(different)}; {cure}")
 
 
 def _draw(family: Family, folder: Path, settings: ClassImageSettings, indices: Sequence[int]) -> None:
@@ -116,10 +112,13 @@ def _draw(family: Family, folder: Path, settings: ClassImageSettings, indices: S
         batch_size=len(indices),
     )
     for index, picture in zip(indices, pictures, strict=True):
-        for stale in folder.glob(f"{index:05d}-*.png"):
-            stale.unlink()
         content = _png(picture)
-        atomic_write(folder / f"{index:05d}-{_digest(content)}.png", content)
+        target = folder / f"{index:05d}-{_digest(content)}.png"
+        for stale in folder.glob(f"{index:05d}-*.png"):
+            if stale != target or stale.read_bytes() != content:
+                stale.unlink()
+        if not target.exists():
+            atomic_write(target, content)
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -149,7 +149,7 @@ def generated_class_images(
             batch_size=config.sample_batch_size,
             rank=accelerator.process_index,
             processes=accelerator.num_processes,
-            said=lambda done, total: log.info("class images: %d of %d", done, total),
+            said=lambda done, total: log.info("class images: block %d of %d", done, total),
         )
     accelerator.wait_for_everyone()
     found = present(folder, config.num_class_images)

@@ -125,13 +125,13 @@ class RunStages:
             log.warning("stopped at step %d of %s: %s; %s", step, self._config.max_train_steps, stage, self._kept())
         elif stage is None:
             log.info("the stage monitor has not looked since it began; %s", self._kept())
-        elif told is None or told["step"] != step:
+        elif told is None or told.step != step:
             log.info("the last look, at step %d, says %s; %s", step, stage, self._kept())
 
     def _kept(self) -> str:
         """What best/ holds, by its own word."""
         if told := self._run.best():
-            return f"best/ holds step {told['step']}"
+            return f"best/ holds step {told.step}"
         if self._watch.best is None:
             return "no samples were good"
         return f"samples were last good at step {self._watch.best}, whose weights best/ does not hold any more"

@@ -110,9 +110,9 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     run = RunFolder(config.output_dir)
     method = make_method(config)
     manifest = from_main(accelerator, lambda: inspected(run, config, fingerprint))
-    if manifest.get("status") == "done" and as_asked(manifest, config, method):
+    if manifest.status == "done" and as_asked(manifest, config, method):
         log.warning("%s is already done%s; nothing to do", run.path, said_of_stop(manifest, run.newest_step()))
-        return RunResult(run.path, manifest["steps"], manifest["steps"], time.monotonic() - began)
+        return RunResult(run.path, manifest.steps or 0, manifest.steps, time.monotonic() - began)
     there = family is not None and family.device.type == accelerator.device.type
     need = memory.check(card, config, accelerator.device, loaded=there)
 

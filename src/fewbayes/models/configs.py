@@ -1,0 +1,114 @@
+"""The fields of other programs' model files that are used here, with bounds: what they ask for is built only within.
+
+Each is a table of which we read a part; the rest is passed on to the library that wrote it. The bounds are far above
+every released model and far below what would fill a machine.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from fewbayes.files.decode import Meta
+
+Channels = Annotated[int, Meta(ge=1, le=65536)]
+Side = Annotated[int, Meta(ge=1, le=65536)]
+Layers = Annotated[int, Meta(ge=0, le=1000)]
+Blocks = Annotated[list[Channels], Meta(min_length=1, max_length=16)]
+PerBlock = Layers | Annotated[list[Layers | list[Layers]], Meta(max_length=16)]
+Kinds = Annotated[list[str], Meta(min_length=1, max_length=16)]
+Fraction = Annotated[float, Meta(gt=0, lt=1)]
+
+
+class ModelIndex(TypedDict):
+    _class_name: str
+
+
+"""model_index.json, which also has [library, class] for each part."""
+
+
+class Settings(TypedDict, total=False):
+    """fewbayes.json of a model: what it advises and the word it keeps for a new subject."""
+
+    recommended: dict[str, Any]
+    rare_token: str | None
+
+
+class WeightIndex(TypedDict):
+    """The index of weights in several files: tensor -> file beside it."""
+
+    weight_map: dict[str, Annotated[str, Meta(pattern=r"^[^/\\]+\.safetensors$")]]
+
+
+class Unet(TypedDict):
+    """UNet2DConditionModel."""
+
+    sample_size: Side
+    in_channels: Channels
+    out_channels: Channels
+    block_out_channels: Blocks
+    down_block_types: Kinds
+    up_block_types: Kinds
+    layers_per_block: PerBlock
+    cross_attention_dim: Channels | Blocks
+    attention_head_dim: NotRequired[Channels | Blocks]
+    num_attention_heads: NotRequired[Channels | Blocks | None]
+    transformer_layers_per_block: NotRequired[PerBlock]
+    reverse_transformer_layers_per_block: NotRequired[PerBlock | None]
+    norm_num_groups: NotRequired[Channels | None]
+    addition_time_embed_dim: NotRequired[Channels | None]
+    projection_class_embeddings_input_dim: NotRequired[Channels | None]
+    num_class_embeds: NotRequired[Channels | None]
+    time_embedding_dim: NotRequired[Channels | None]
+
+
+class Autoencoder(TypedDict):
+    """AutoencoderKL."""
+
+    latent_channels: Channels
+    block_out_channels: Blocks
+    in_channels: NotRequired[Channels]
+    out_channels: NotRequired[Channels]
+    down_block_types: NotRequired[Kinds]
+    up_block_types: NotRequired[Kinds]
+    layers_per_block: NotRequired[Layers]
+    norm_num_groups: NotRequired[Channels]
+    sample_size: NotRequired[Side | list[Side] | None]
+    scaling_factor: NotRequired[Annotated[float, Meta(gt=0)]]
+    shift_factor: NotRequired[float | None]
+    latents_mean: NotRequired[list[float] | None]
+    latents_std: NotRequired[list[float] | None]
+
+
+class TextEncoder(TypedDict):
+    """CLIPTextModel, with a projection or without."""
+
+    vocab_size: Annotated[int, Meta(ge=1, le=1_000_000)]
+    hidden_size: Channels
+    intermediate_size: Annotated[int, Meta(ge=1, le=2**20)]
+    num_hidden_layers: Annotated[int, Meta(ge=1, le=1000)]
+    num_attention_heads: Channels
+    max_position_embeddings: NotRequired[Side]
+    projection_dim: NotRequired[Channels]
+
+
+class DdpmScheduler(TypedDict):
+    """The noise schedule of a model that was trained by denoising diffusion."""
+
+    num_train_timesteps: Annotated[int, Meta(ge=1, le=100_000)]
+    beta_start: Fraction
+    beta_end: Fraction
+    beta_schedule: str
+    trained_betas: NotRequired[Annotated[list[Fraction], Meta(min_length=1, max_length=100_000)] | None]
+    prediction_type: NotRequired[str]
+    rescale_betas_zero_snr: NotRequired[bool]
+    steps_offset: NotRequired[Annotated[int, Meta(ge=0, le=1000)]]
+    timestep_spacing: NotRequired[str]
+
+
+SCHEMAS: dict[str, Any] = {
+    "UNet2DConditionModel": Unet,
+    "AutoencoderKL": Autoencoder,
+    "CLIPTextModel": TextEncoder,
+    "CLIPTextModelWithProjection": TextEncoder,
+}
+"""Of a part's config.json, by the class of the part; others are only held to be tables."""
