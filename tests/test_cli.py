@@ -1,6 +1,7 @@
 """The command answers at once, and says what is wrong in one message."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fewbayes.cli import COMMANDS, main
 from fewbayes.runs.folder import RunFolder
+from fewbayes.studies import studies
 from fewbayes.training.train import train
 
 
@@ -47,6 +49,21 @@ def test_the_help_of_train_names_every_setting_without_torch():
     assert ended.returncode == 0
     assert "--weight_std" in ended.stdout
     assert "torch" not in ended.stdout.rpartition("\n")[2].split()
+
+
+EVERY = [[name] for name in COMMANDS if name not in ("train", "experiment")] + [["experiment", n] for n in studies()]
+
+
+@pytest.mark.parametrize("command", [["train"], *EVERY], ids=" ".join)
+def test_every_flag_of_every_command_says_what_it_means(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: fewbayes {' '.join(command)}")
+    flags = re.findall(r"^  (\S.*)\n(.*)", said, flags=re.MULTILINE)
+    assert len(flags) > 1
+    assert [flag for flag, meaning in flags if not meaning.startswith("      ")] == []
 
 
 def test_training_ends_with_zero_and_says_where_the_pipeline_is(command, capsys, tmp_path):

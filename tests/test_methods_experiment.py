@@ -119,7 +119,7 @@ def test_gathered_rows_name_their_arm_and_the_ceiling_is_taken_once(cell):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["--subjects", "swirl_fish", "--seeds", "0"], "seeds is 0; it must be 1 or more"),
+        (["--subjects", "swirl_fish", "--seeds", "0"], "seeds is 0; it must be greater than 0"),
         ([], "name at least one of --subjects"),
         (["--subjects", "swirl_dragon"], "not an embedded subject"),
         (["--subjects", "swirl_fish", "--methods", "dora"], "is not a method"),

@@ -6,13 +6,18 @@ can mend, said in one message; 130 interrupted, to be continued by the same comm
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
 
 from fewbayes.errors import UserError
+from fewbayes.fields import setting
+
+T = TypeVar("T")
 
 HELP = """usage: fewbayes COMMAND ...
 
@@ -56,25 +61,40 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Pictures from a run, a checkpoint or a pipeline."""
+
+    source: str = setting(positional=True)
+    """Run folder, its checkpoint-N, pipeline folder, hub id, or tiny; with --base a LoRA file or a PEFT folder."""
+    prompt: tuple[str, ...]
+    """With <v> for the rare token; may be repeated."""
+    output_dir: str
+    """A new or empty folder."""
+    num_images: int = setting(4, above=0)
+    """Pictures of each prompt."""
+    seed: int = 0
+    """Of the first image; image i has seed + i."""
+    sampler: Literal["ddim", "pndm", "dpm++", "ddpm", "euler"] = "ddim"
+    """Sampler of the pictures."""
+    num_inference_steps: int = setting(25, above=0)
+    """Steps of the sampler."""
+    guidance_scale: float = 7.5
+    """Classifier-free guidance; 1 is none."""
+    negative_prompt: str = ""
+    """Prompt that guidance leads away from."""
+    resolution: int | None = setting(None, above=0)
+    """Side in pixels. None: the model's own."""
+    sample_batch_size: int = setting(4, above=0)
+    """Images made at once."""
+    weights: Literal["raw", "ema"] | None = None
+    """Of a run or checkpoint. None: what the run exported."""
+    base: str | None = setting(None, value="MODEL")
+    """The model under a LoRA file or a PEFT folder of any trainer."""
+
+
 def _sample(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("fewbayes sample", description="Pictures from a run, a checkpoint or a pipeline.")
-    parser.add_argument(
-        "source",
-        help="run folder, its checkpoint-N, pipeline folder, hub id, or tiny; with --base a LoRA file or a PEFT folder",
-    )
-    parser.add_argument("--prompt", action="append", required=True, help="with <v> for the rare token; may be repeated")
-    parser.add_argument("--output_dir", "--output-dir", required=True, help="a new or empty folder")
-    parser.add_argument("--num_images", "--num-images", type=_positive, default=4, help="per prompt [4]")
-    parser.add_argument("--seed", type=int, default=0, help="of the first image; image i has seed + i [0]")
-    parser.add_argument("--sampler", choices=("ddim", "pndm", "dpm++", "ddpm", "euler"), default="ddim")
-    parser.add_argument("--num_inference_steps", "--num-inference-steps", type=_positive, default=25, metavar="N")
-    parser.add_argument("--guidance_scale", "--guidance-scale", type=float, default=7.5, metavar="X", help="1 is none")
-    parser.add_argument("--negative_prompt", "--negative-prompt", default="", metavar="TEXT")
-    parser.add_argument("--resolution", type=_positive, metavar="N", help="side in pixels [the model's own]")
-    parser.add_argument("--sample_batch_size", "--sample-batch-size", type=_positive, default=4, metavar="N")
-    parser.add_argument("--weights", choices=("raw", "ema"), help="of a run or checkpoint [what a run exported]")
-    parser.add_argument("--base", metavar="MODEL", help="the model under a LoRA file or a PEFT folder of any trainer")
-    asked = parser.parse_args(arguments)
+    asked = _ask(Sample, "sample", arguments)
     from fewbayes.sample import write_samples
 
     folder = write_samples(
@@ -96,11 +116,10 @@ def _sample(arguments: list[str]) -> int:
     return 0
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
+def _ask(cls: type[T], command: str, arguments: list[str]) -> T:
+    from fewbayes.settings.flags import parse_command
+
+    return parse_command(cls, arguments, command)
 
 
 def _demo(arguments: list[str]) -> int:
@@ -154,16 +173,21 @@ def _experiment(arguments: list[str]) -> int:
     return 0
 
 
-def _report(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("fewbayes report", description="A page from a run or an experiment folder.")
-    parser.add_argument("folder")
-    parser.add_argument("--output", help="the file to write [report.html in the folder]")
-    asked = parser.parse_args(arguments)
-    from pathlib import Path
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A page from a run, an evaluation or an experiment folder."""
 
+    folder: Path = setting(positional=True)
+    """The folder that the page is about."""
+    output: Path | None = setting(None, value="FILE")
+    """The file to write. None: report.html in the folder."""
+
+
+def _report(arguments: list[str]) -> int:
+    asked = _ask(Report, "report", arguments)
     from fewbayes.page import write_report
 
-    print(write_report(Path(asked.folder), Path(asked.output) if asked.output else None))
+    print(write_report(asked.folder, asked.output))
     return 0
 
 

@@ -16,6 +16,7 @@ from fewbayes.data.images import DataReport, check_folder
 from fewbayes.errors import UserError
 from fewbayes.fields import check_fields, setting
 from fewbayes.files.atomic import new_folder
+from fewbayes.methods import registered
 from fewbayes.models import ModelCard, inspect_model
 from fewbayes.models.adapters import is_adapter
 from fewbayes.models.registry import family_named
@@ -200,7 +201,8 @@ def _switched(asked: Asked, config: TrainConfig | None) -> bool:
     """Whether the base model is what is left when the adapters are off; a learned word is no adapter."""
     if config is None:
         return is_adapter(Path(asked.source))
-    return config.method in ("lora", "oft") and not config.train_rare_token
+    method = registered()[config.method]
+    return method.kind in ("lora", "adapter") and method.random is not None and not config.train_rare_token
 
 
 def _weights(asked: Asked, found: Found) -> str:

@@ -7,14 +7,16 @@ what a plain one does. This file picks the way and refuses early; it imports tor
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fewbayes.errors import UserError
 from fewbayes.export.record import Dtype, Format, read_record
+from fewbayes.fields import setting
 from fewbayes.files.atomic import new_folder
 from fewbayes.models.registry import family_of
+from fewbayes.settings.flags import parse_command
 
 if TYPE_CHECKING:
     from fewbayes.settings.config import TrainConfig
@@ -106,18 +108,27 @@ def route_of(config: TrainConfig, kind: str, format: str) -> str:
     return route
 
 
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """The model of a run in the format that another program loads."""
+
+    run: str = setting(positional=True)
+    """The output_dir of a finished training, its best or its checkpoint-N."""
+    format: str = setting(choices=FORMATS)
+    """docs/exports.md says who reads which."""
+    output_dir: str
+    """A new or empty folder."""
+    rank: int | None = setting(None, above=0)
+    """Of a LoRA made by SVD. None: 16."""
+    weights: Literal["raw", "ema"] | None = None
+    """None: what the run exported."""
+    dtype: str = setting("fp32", choices=DTYPES)
+    """What the weights are stored in."""
+
+
 def run_export(arguments: list[str]) -> int:
     """The command `fewbayes export`; the exit code."""
-    parser = argparse.ArgumentParser(
-        "fewbayes export", description="The model of a run in the format that another program loads."
-    )
-    parser.add_argument("run", help="the output_dir of a finished training, its best or its checkpoint-N")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="docs/exports.md says who reads which")
-    parser.add_argument("--output_dir", "--output-dir", required=True, help="a new or empty folder")
-    parser.add_argument("--rank", type=int, metavar="N", help=f"of a LoRA made by SVD [{DEFAULT_RANK}]")
-    parser.add_argument("--weights", choices=("raw", "ema"), help="[what the run exported]")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="what the weights are stored in [fp32]")
-    asked = parser.parse_args(arguments)
+    asked = parse_command(Export, arguments, "export")
     folder = write_export(
         asked.run, asked.format, asked.output_dir, rank=asked.rank, weights=asked.weights, dtype=asked.dtype
     )

@@ -12,6 +12,7 @@ import yaml
 
 from fewbayes.export.metadata import with_rare_token
 from fewbayes.export.trained import Trained, name_of
+from fewbayes.methods import registered
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.layout import LISTING, SAMPLES, SampleRow, read_listing
 from fewbayes.runs.opening import Found
@@ -25,10 +26,7 @@ WHERE_SET = [
     "snr_gamma",
     "noise_offset",
     "use_ema",
-    "lora_alpha",
 ]
-OF_METHOD = {"full": ["where"], "oft": ["oft_blocks", "oft_block_size", "adapter_targets"]}
-OF_LORAS = ["rank", "use_dora", "use_rslora", "adapter_targets"]
 OF_SWITCH = {"bayes": ["weight_std", "kl_weight"], "with_prior_preservation": ["prior_loss_weight"]}
 
 WORD = """pipeline.load_textual_inversion(folder, weight_name="learned_embeds.safetensors", token="{word}")"""
@@ -131,7 +129,7 @@ def _images(run: Found) -> str:
 
 def _settings(config: Mapping[str, Any]) -> str:
     """The settings that had a part in this run, each as a row."""
-    names = [*ALWAYS, *OF_METHOD.get(config["method"], OF_LORAS)]
+    names = [*ALWAYS, *registered()[config["method"]].own_settings]
     names += [name for name in (*WHERE_SET, *OF_SWITCH) if config.get(name)]
     names += [name for switch, more in OF_SWITCH.items() if config.get(switch) for name in more]
     rows = [f"| {name} | {config[name]} |" for name in names if name in config and config[name] is not None]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbayes.errors import UserError
+from fewbayes.methods import registered
 from fewbayes.models import Family, ModelCard, load_family
 from fewbayes.models.family import changeable
 from fewbayes.runs.layout import CONFIG, MANIFEST
@@ -27,11 +28,9 @@ def name_of(run: Found) -> str:
 
 
 def kind_of(run: Found) -> str:
-    """ "full", "lora" (a sum of low-rank products), "adapter" (can be merged) or "timestep" (cannot)."""
-    method = run.config.method
-    if method in ("lora", "monteclora"):
-        return "adapter" if run.config.use_dora else "lora"
-    return {"full": "full", "tlora": "timestep"}.get(method, "adapter")
+    """See `methods.Registered`; LoRAs with DoRA are no sums of low-rank products any more."""
+    kind = registered()[run.config.method].kind
+    return "adapter" if kind == "lora" and run.config.use_dora else kind
 
 
 @dataclass

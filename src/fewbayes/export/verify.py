@@ -6,7 +6,6 @@ the run is sampled by our own code, at the same seeds; the base model too, to se
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -22,9 +21,11 @@ from PIL import Image
 
 from fewbayes.errors import UserError
 from fewbayes.export.record import Record, read_record
+from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
 from fewbayes.files.decode import read_json
 from fewbayes.models.registry import family_named
+from fewbayes.settings.flags import parse_command
 
 if TYPE_CHECKING:
     from fewbayes.models import Family
@@ -219,19 +220,25 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft", "fewbayes")}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Load an export as another program does and compare its pictures with the run's."""
+
+    export: str = setting(positional=True)
+    """A folder that fewbayes export wrote."""
+    run: str | None = None
+    """Where the run lies now. None: where the export remembers."""
+    prompt: str | None = None
+    """With <v> for the rare token. None: the instance prompt."""
+    num_images: int = setting(4, above=0)
+    """Pictures that are compared."""
+    num_inference_steps: int = setting(25, above=0)
+    """Steps of the sampler."""
+
+
 def run_verify(arguments: list[str]) -> int:
     """The command `fewbayes verify`; 0 if the pictures agree, 1 if not."""
-    parser = argparse.ArgumentParser(
-        "fewbayes verify", description="Load an export as another program does and compare its pictures with the run's."
-    )
-    parser.add_argument("export", help="a folder that fewbayes export wrote")
-    parser.add_argument("--run", help="where the run lies now [where the export remembers]")
-    parser.add_argument("--prompt", help="with <v> for the rare token [the instance prompt]")
-    parser.add_argument("--num_images", "--num-images", type=int, default=4, metavar="N", help="[4]")
-    parser.add_argument("--num_inference_steps", "--num-inference-steps", type=int, default=25, metavar="N")
-    asked = parser.parse_args(arguments)
-    if asked.num_images < 1:
-        raise UserError(f"num_images is {asked.num_images}; it must be at least 1")
+    asked = parse_command(Verify, arguments, "verify")
     result = verify(
         asked.export,
         run=asked.run,

@@ -26,6 +26,7 @@ from fewbayes.export.svd import as_lora, residual_rows
 from fewbayes.export.trained import Layers, Trained, lora_layers, name_of, weight_changes
 from fewbayes.files.atomic import atomic_folder
 from fewbayes.files.decode import read_json, typed
+from fewbayes.methods import registered
 from fewbayes.models.folders import quiet
 
 DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -124,7 +125,7 @@ def _original(trained: Trained, asked: Asked, folder: Path) -> Written:
 
 def _peft(trained: Trained, asked: Asked, folder: Path) -> Written:
     """PEFT folders, one a module: the denoiser's, and text_encoder/ where it was trained."""
-    if trained.run.config.method in ("lora", "monteclora"):
+    if registered()[trained.run.config.method].kind == "lora":
         for part, named in lora_layers(trained).items():
             (folder / part).mkdir()
             named = {name: layer.to(asked.dtype) for name, layer in named.items()}

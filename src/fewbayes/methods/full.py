@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewbayes.fields import setting
 from fewbayes.methods.adapters import copy_state, trained_parts
-from fewbayes.methods.registry import Method, MethodSettings, register
+from fewbayes.methods.registry import Method, MethodSettings, Registered, register
 from fewbayes.models.family import changeable
 
 if TYPE_CHECKING:
@@ -67,13 +67,17 @@ class Full(Method):
 
 
 register(
-    "full",
-    Full,
-    FullSettings,
-    trains="every weight of the denoiser",
-    learning_rate=5e-6,
-    steps_per_image=200,
-    result="model_index.json",
-    random=".",  # any weight; the setting `where` picks among them
-    has_spread=True,
+    Registered(
+        "full",
+        Full,
+        FullSettings,
+        title="DreamBooth",
+        trains="every weight of the denoiser",
+        learning_rate=5e-6,
+        steps_per_image=200,
+        kind="full",
+        result="model_index.json",
+        random=".",  # any weight; the setting `where` picks among them
+        has_spread=True,
+    )
 )

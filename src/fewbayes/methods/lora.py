@@ -21,7 +21,7 @@ from fewbayes.methods.adapters import (
     folder_of,
     trained_parts,
 )
-from fewbayes.methods.registry import register
+from fewbayes.methods.registry import Registered, register
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -123,12 +123,16 @@ def _header(part: nn.Module) -> dict[str, Any]:
 
 
 register(
-    "lora",
-    Lora,
-    LoraSettings,
-    trains="low-rank adapters",
-    learning_rate=1e-4,
-    steps_per_image=400,
-    result=RESULT,
-    random=r"\.lora_B\.",
+    Registered(
+        "lora",
+        Lora,
+        LoraSettings,
+        title="LoRA",
+        trains="low-rank adapters",
+        learning_rate=1e-4,
+        steps_per_image=400,
+        kind="lora",
+        result=RESULT,
+        random=r"\.lora_B\.",
+    )
 )

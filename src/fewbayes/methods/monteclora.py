@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewbayes.methods.adapters import ADAPTER, adapter_layers, seeded, trained_parts
 from fewbayes.methods.lora import RESULT, Lora, PlainLoraSettings
-from fewbayes.methods.registry import register
+from fewbayes.methods.registry import Registered, register
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -71,12 +71,16 @@ def _draws_by_step(sampler: Any, seed: int, layer: str) -> Any:
 
 
 register(
-    "monteclora",
-    MonteClora,
-    PlainLoraSettings,
-    trains="LoRA and a mixture of Gaussians around it, to compare with",
-    learning_rate=1e-4,
-    steps_per_image=400,
-    result=RESULT,
-    random=None,
+    Registered(
+        "monteclora",
+        MonteClora,
+        PlainLoraSettings,
+        title="MonteCLoRA",
+        trains="LoRA and a mixture of Gaussians around it, to compare with",
+        learning_rate=1e-4,
+        steps_per_image=400,
+        kind="lora",
+        result=RESULT,
+        random=None,
+    )
 )

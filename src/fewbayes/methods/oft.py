@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.methods.adapters import PEFT_FOLDERS, AdapterSettings, PeftFolders, targeted
-from fewbayes.methods.registry import register
+from fewbayes.methods.registry import Registered, register
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,12 +69,16 @@ def _check_division(layers: dict[str, nn.Linear], blocks: int, block_size: int) 
 
 
 register(
-    "oft",
-    Oft,
-    OftSettings,
-    trains="orthogonal adapters",
-    learning_rate=1e-4,
-    steps_per_image=200,
-    result=PEFT_FOLDERS,
-    random=r"\.oft_R\.",
+    Registered(
+        "oft",
+        Oft,
+        OftSettings,
+        title="OFT",
+        trains="orthogonal adapters",
+        learning_rate=1e-4,
+        steps_per_image=200,
+        kind="adapter",
+        result=PEFT_FOLDERS,
+        random=r"\.oft_R\.",
+    )
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewbayes.methods.adapters import ADAPTER, PEFT_FOLDERS, PeftFolders, adapter_layers, trained_parts
 from fewbayes.methods.lora import DroppedSettings
-from fewbayes.methods.registry import register
+from fewbayes.methods.registry import Registered, register
 from fewbayes.seeds import stream_seed
 
 if TYPE_CHECKING:
@@ -69,12 +69,16 @@ class Pvera(PeftFolders):
 
 
 register(
-    "pvera",
-    Pvera,
-    DroppedSettings,
-    trains="scales of shared random projections, to compare with",
-    learning_rate=1e-4,
-    steps_per_image=400,
-    result=PEFT_FOLDERS,
-    random=None,
+    Registered(
+        "pvera",
+        Pvera,
+        DroppedSettings,
+        title="PVeRA",
+        trains="scales of shared random projections, to compare with",
+        learning_rate=1e-4,
+        steps_per_image=400,
+        kind="adapter",
+        result=PEFT_FOLDERS,
+        random=None,
+    )
 )

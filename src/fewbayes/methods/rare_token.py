@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fewbayes.errors import UserError
 from fewbayes.methods.adapters import copy_state
-from fewbayes.methods.registry import Method, MethodSettings
+from fewbayes.methods.registry import Method, MethodSettings, registered
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +28,8 @@ SEVERAL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
 class RareToken(Method):
     def __init__(self, method: Method, config: MethodSettings) -> None:
-        if config.method == "full" and config.train_text_encoder:
+        self.whole = registered()[config.method].kind == "full"
+        if self.whole and config.train_text_encoder:
             raise UserError(
                 "train_rare_token has nothing to add to method full with train_text_encoder, which trains every "
                 "embedding; leave out one of them"
@@ -67,7 +68,7 @@ class RareToken(Method):
 
     def export(self, family: Family, folder: Path) -> None:
         """Whole text encoders are written with the rows in them; adapters get a file of embeddings beside them."""
-        if self.config.method == "full":
+        if self.whole:
             with self._baked(family):
                 self.method.export(family, folder)
             return
@@ -80,7 +81,7 @@ class RareToken(Method):
 
     def load(self, family: Family, folder: Path) -> None:
         self.method.load(family, folder)
-        if self.config.method == "full":
+        if self.whole:
             for name, embedding in _embeddings(family).items():
                 self._rows[name].data.copy_(embedding.weight[[self._ids[name]]])
             return

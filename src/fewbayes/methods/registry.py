@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fewbayes.errors import UserError
 from fewbayes.models.registry import family_of
@@ -105,12 +105,17 @@ class Registered:
     name: str
     make: type[Method]
     settings: type[MethodSettings]
+    title: str
+    """Its name in tables."""
     trains: str
     """What it trains, in a few words for the help."""
     learning_rate: float
     """Of the paper's experiments with it."""
     steps_per_image: int
     """Of the paper's experiments with it."""
+    kind: Literal["full", "lora", "adapter", "timestep"]
+    """Of its export: a whole pipeline; a LoRA file, a sum of low-rank products; another adapter, which can be merged;
+    or weights that depend on the timestep, which no other program knows."""
     result: str
     """See `Method.result`; "{denoiser}" in it stands for the folder of a pipeline's denoiser."""
     random: str | None
@@ -128,23 +133,10 @@ class Registered:
 _REGISTERED: dict[str, Registered] = {}
 
 
-def register(
-    name: str,
-    make: type[Method],
-    settings: type[MethodSettings],
-    *,
-    trains: str,
-    learning_rate: float,
-    steps_per_image: int,
-    result: str,
-    random: str | None,
-    has_spread: bool = False,
-) -> None:
-    """Make a method known by its name; the arguments are those of `Registered`."""
-    assert name not in _REGISTERED, f"two methods are called {name}"
-    _REGISTERED[name] = Registered(
-        name, make, settings, trains, learning_rate, steps_per_image, result, random, has_spread
-    )
+def register(entry: Registered) -> None:
+    """Make a method known by its name."""
+    assert entry.name not in _REGISTERED, f"two methods are called {entry.name}"
+    _REGISTERED[entry.name] = entry
 
 
 @cache

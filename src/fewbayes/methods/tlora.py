@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fewbayes.errors import UserError
 from fewbayes.methods.adapters import copy_state, replace_layer, target_layers, targeted
 from fewbayes.methods.lora import ScaledSettings
-from fewbayes.methods.registry import Method, register
+from fewbayes.methods.registry import Method, Registered, register
 from fewbayes.seeds import generator
 
 if TYPE_CHECKING:
@@ -111,12 +111,16 @@ def _file_state(family: Family) -> dict[str, Tensor]:
 
 
 register(
-    "tlora",
-    TLora,
-    TLoraSettings,
-    trains="LoRA whose rank depends on the noise, to compare with",
-    learning_rate=1e-4,
-    steps_per_image=400,
-    result=RESULT,
-    random=None,
+    Registered(
+        "tlora",
+        TLora,
+        TLoraSettings,
+        title="T-LoRA",
+        trains="LoRA whose rank depends on the noise, to compare with",
+        learning_rate=1e-4,
+        steps_per_image=400,
+        kind="timestep",
+        result=RESULT,
+        random=None,
+    )
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from fewbayes.errors import UserError
-from fewbayes.methods import make_method
+from fewbayes.methods import make_method, registered
 from fewbayes.models import Family, ModelCard, inspect_model, load_family
 from fewbayes.models.adapters import is_adapter, load_adapter
 from fewbayes.runs.checkpoints import Checkpoint, verify_checkpoint
@@ -183,7 +183,7 @@ def _load_result(found: Found, cure: str) -> tuple[Family, str | None]:
     from safetensors import SafetensorError
 
     method = make_method(found.config)
-    whole = method.result == "model_index.json"
+    whole = registered()[found.config.method].kind == "full"
     family = None if whole else load_family(found.base_card())
     try:
         if family is None:

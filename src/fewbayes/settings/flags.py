@@ -73,12 +73,16 @@ class Names:
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 
-def parse_command(cls: type[T], arguments: Sequence[str], command: str, about: str) -> T:
-    """What is asked of a command, as an instance of its dataclass, checked. With --help prints it and exits."""
+def parse_command(cls: type[T], arguments: Sequence[str], command: str, about: str | None = None) -> T:
+    """What is asked of a command, as an instance of its dataclass, checked. With --help prints it and exits.
+
+    about: opens the help; None: the docstring of the class does.
+    """
     settings = settings_of(cls)
     if asks_for_help(arguments):
-        shown = "".join(f" {_value(each)}" for each in settings.values() if each.about.positional)
-        print(help_text(settings.values(), f"usage: fewbayes {command}{shown} [--key value ...]\n\n{about}"))
+        places = [_value(each) for each in settings.values() if each.about.positional]
+        usage = " ".join(["usage: fewbayes", command, *places, "[--key value ...]"])
+        print(help_text(settings.values(), f"{usage}\n\n{about or cls.__doc__}\n"))
         raise SystemExit(0)
     names = Names(settings)
     given = names.converted(names.named(take_flags(names, arguments), LINE))
@@ -182,7 +186,11 @@ def _value(each: Setting) -> str:
         return each.about.value
     if each.about.positional:
         return each.name.upper()
-    return "{" + ",".join(each.choices) + "}" if each.choices else {int: "N", float: "X"}.get(each.kind, "TEXT")
+    return (
+        "{" + ",".join(each.choices) + "}"
+        if each.choices
+        else {int: "N", float: "X", Path: "PATH"}.get(each.kind, "TEXT")
+    )
 
 
 def _usage(each: Setting) -> str:

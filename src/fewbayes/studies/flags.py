@@ -17,21 +17,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyFlags:
-    output_dir: Path
-    """Folder of the study; the same command continues what is there."""
+class SubjectFlags:
     model: str = "tiny"
     """tiny, a pipeline folder or an id on the hub."""
     subjects: tuple[str, ...] = setting((), several=True, value="NAME", more=f"There are {', '.join(SUBJECTS)}.")
     """Subjects that the embedded world draws."""
     photographs: tuple[str, ...] = setting((), several=True, value="PATH:CLASS")
     """Folders of photographs, or single ones, each with the word for what it shows."""
-    seeds: int = setting(5, at_least=1)
-    """Trainings of each arm and subject."""
-    learning_rate: float = setting(1e-3, above=0)
-    """Of the plain arm."""
-    num_inference_steps: int = setting(25, at_least=1)
-    """Steps of the sampler."""
     workers: int | None = setting(None, at_least=1)
     """Trainings at a time; without it one per core."""
 
@@ -39,6 +31,18 @@ class StudyFlags:
     def world(self) -> bool:
         """Whether the model is the embedded one, which knows the embedded world's words alone."""
         return self.model == "tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFlags(SubjectFlags):
+    output_dir: Path
+    """Folder of the study; the same command continues what is there."""
+    seeds: int = setting(5, at_least=1)
+    """Trainings of each arm and subject."""
+    learning_rate: float = setting(1e-3, above=0)
+    """Of the plain arm."""
+    num_inference_steps: int = setting(25, at_least=1)
+    """Steps of the sampler."""
 
     def study_subjects(self) -> list[StudySubject]:
         """The subjects with their images under `output_dir`. UserError without any."""

@@ -26,7 +26,7 @@ from fewbayes.errors import UserError
 from fewbayes.methods import Method, make_method, registered
 from fewbayes.models import Family, ModelCard, meta_family
 from fewbayes.posterior.where import select
-from fewbayes.settings.config import TrainConfig, memory_bytes
+from fewbayes.settings.config import TrainConfig, memory_bytes, train_settings
 
 log = logging.getLogger("fewbayes")
 
@@ -145,12 +145,14 @@ def _changes(config: TrainConfig) -> dict[str, Callable[[TrainConfig], TrainConf
     def setting(**values: Any) -> Callable[[TrainConfig], TrainConfig]:
         return lambda config: dataclasses.replace(config, **values)
 
+    whole, known = registered()[config.method], train_settings()
+    own = whole.own_settings
     possible = {
         "train_batch_size 1": (config.train_batch_size > 1, setting(train_batch_size=1)),
         "gradient_checkpointing": (not config.gradient_checkpointing, setting(gradient_checkpointing=True)),
         "mixed_precision bf16": (config.mixed_precision == "no", setting(mixed_precision="bf16")),
         "use_8bit_adam": (not config.use_8bit_adam, setting(use_8bit_adam=True)),
-        "method lora": (config.method == "full", setting(method="lora", where="linear")),
+        "method lora": (whole.kind == "full", setting(method="lora", **{name: known[name].default for name in own})),
     }
     return {name: change for name, (open_, change) in possible.items() if open_}
 

@@ -16,18 +16,20 @@ they are made again. metrics.jsonl is gathered anew each time, and study.json wr
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fewbayes.errors import UserError
+from fewbayes.fields import setting
+from fewbayes.methods import registered
 from fewbayes.models import inspect_model
 from fewbayes.page import write_report
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import RARE_TOKEN_MARK, TrainConfig
 from fewbayes.studies import study as register
+from fewbayes.studies.flags import SubjectFlags, asked
 from fewbayes.studies.grid import Arm, command, experiment, grid, in_parallel, is_done
 from fewbayes.studies.methods.cells import (
     BASE,
@@ -42,17 +44,9 @@ from fewbayes.studies.methods.cells import (
 )
 from fewbayes.studies.prompts import IMAGES_PER_PROMPT, PROMPT_SETS
 from fewbayes.studies.subjects import StudySubject, apart, dataset_subjects, drawn_subject, photographed_subject
-from fewbayes.world.scenes import SUBJECTS
 
-TAKES_BAYES = ("full", "lora", "oft")
-LABELS = {
-    "full": "DreamBooth",
-    "lora": "LoRA",
-    "oft": "OFT",
-    "monteclora": "MonteCLoRA",
-    "pvera": "PVeRA",
-    "tlora": "T-LoRA",
-}
+LABELS = {name: entry.title for name, entry in registered().items()}
+TAKES_BAYES = tuple(name for name, entry in registered().items() if entry.random)
 QUESTION = (
     "Does a Gaussian over the weights improve few-shot fine-tuning, method by method, in the five metrics of the paper?"
 )
@@ -170,75 +164,81 @@ def _against(arm: str, names: set[str]) -> str | None:
     return plain if plain in names else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class MethodsFlags(SubjectFlags):
+    """Methods, plain and Bayesian, on several subjects and seeds, scored by the five metrics of the paper."""
+
+    output_dir: Path = Path("runs/methods")
+    """Folder of the study; the same command continues what is there."""
+    dataset: Path | None = setting(None, value="DIR")
+    """All subjects of a data set, by its own layout."""
+    identities: Path | None = setting(None, value="FILE")
+    """Of a CelebA-HQ as --dataset: who is who."""
+    people: int = setting(30, above=0)
+    """People drawn from --identities, 5 pictures each."""
+    methods: tuple[str, ...] = setting(("full", "lora", "oft"), several=True, value="METHOD", more=", ".join(LABELS))
+    """Methods that are compared, of"""
+    seeds: int = setting(3, above=0)
+    """Trainings of each arm and subject."""
+    steps: int | None = setting(None, above=0)
+    """Steps of each training. None: the method's own, 200 or 400 per image."""
+    images_per_prompt: int = setting(IMAGES_PER_PROMPT, above=0)
+    """Pictures of each prompt."""
+    prompts: int | None = setting(None, above=0)
+    """Only the first so many of the 25."""
+    sampler: str = "ddim"
+    """Sampler of the pictures."""
+    num_inference_steps: int = setting(25, above=0)
+    """Steps of the sampler."""
+    guidance_scale: float = setting(7.5, at_least=0)
+    """Classifier-free guidance; 1 is none."""
+    encoders: str | None = setting(None, value="embedded|paper|DIR")
+    """Encoders of the scores. None: embedded for the model tiny, else paper."""
+    mode: Mode = "sound"
+    """docs/metrics.md says what sound and paper mean."""
+    quick: bool = False
+    """A minute's look: 1 seed, 20 steps, 3 prompts, 2 images."""
+
+
 def run_methods(arguments: Sequence[str]) -> Path:
     """`fewbayes experiment methods`: the study's folder, to be made into tables and a page."""
-    asked = _parser().parse_args(arguments)
-    for name in ("seeds", "images_per_prompt", "num_inference_steps", "steps", "prompts", "people"):
-        value = getattr(asked, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}; it must be 1 or more")
-    if not asked.subjects and not asked.photographs and not asked.dataset:
+    flags = asked(MethodsFlags, arguments, "methods", MethodsFlags.__doc__)
+    if not flags.subjects and not flags.photographs and not flags.dataset:
         raise UserError("name at least one of --subjects, --photographs and --dataset")
-    if asked.identities and not asked.dataset:
+    if flags.identities and not flags.dataset:
         raise UserError("--identities says who is in the pictures of --dataset; give the folder of the pictures too")
-    if asked.quick:
-        asked.seeds, asked.steps, asked.prompts = 1, asked.steps or 20, asked.prompts or 3
-        asked.images_per_prompt, asked.num_inference_steps = 2, 5
-    card, folder, world = inspect_model(asked.model), asked.output_dir, asked.model == "tiny"
-    arms = study_arms(list(dict.fromkeys(asked.methods)), {"max_train_steps": asked.steps} if asked.steps else {})
-    subjects = [drawn_subject(name, folder, card.resolution) for name in asked.subjects]
-    subjects += [photographed_subject(given, folder, card.resolution, world=world) for given in asked.photographs]
-    if asked.dataset:
-        people = {"identities": asked.identities, "people": asked.people}
-        subjects += dataset_subjects(asked.dataset, folder, card.resolution, world=world, **people)
+    if flags.quick:
+        fewer = {"seeds": 1, "steps": flags.steps or 20, "prompts": flags.prompts or 3, "images_per_prompt": 2}
+        flags = replace(flags, **fewer, num_inference_steps=5)
+    card, folder, world = inspect_model(flags.model), flags.output_dir, flags.world
+    arms = study_arms(list(dict.fromkeys(flags.methods)), {"max_train_steps": flags.steps} if flags.steps else {})
+    subjects = [drawn_subject(name, folder, card.resolution) for name in flags.subjects]
+    subjects += [photographed_subject(given, folder, card.resolution, world=world) for given in flags.photographs]
+    if flags.dataset:
+        people = {"identities": flags.identities, "people": flags.people}
+        subjects += dataset_subjects(flags.dataset, folder, card.resolution, world=world, **people)
     apart(subject.name for subject in subjects)
     protocol = Protocol(
-        images_per_prompt=asked.images_per_prompt,
-        most_prompts=asked.prompts,
-        sampler=asked.sampler,
-        steps=asked.num_inference_steps,
-        guidance=asked.guidance_scale,
-        unrelated=asked.mode == "sound",  # the authors' averages are over every picture there is
+        images_per_prompt=flags.images_per_prompt,
+        most_prompts=flags.prompts,
+        sampler=flags.sampler,
+        steps=flags.num_inference_steps,
+        guidance=flags.guidance_scale,
+        unrelated=flags.mode == "sound",  # the authors' averages are over every picture there is
     )
     return study(
         folder,
         subjects,
         arms,
-        range(asked.seeds),
-        model=asked.model,
+        range(flags.seeds),
+        model=flags.model,
         protocol=protocol,
-        encoders=asked.encoders or ("embedded" if world else "paper"),
-        mode=asked.mode,
-        workers=asked.workers,
+        encoders=flags.encoders or ("embedded" if world else "paper"),
+        mode=flags.mode,
+        workers=flags.workers,
     )
 
 
 @register("methods", "full, LoRA and OFT, plain and Bayesian, scored by the five metrics of the paper")
 def page_of_methods(arguments: Sequence[str]) -> list[Path]:
     return [write_report(run_methods(arguments))]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("fewbayes experiment methods", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--output_dir", "--output-dir", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(SUBJECTS)}")
-    parser.add_argument("--photographs", nargs="*", default=[], metavar="DIR:CLASS", help="all images of a folder")
-    parser.add_argument("--dataset", type=Path, metavar="DIR", help="all subjects of a data set, by its own layout")
-    parser.add_argument("--identities", type=Path, metavar="FILE", help="of a CelebA-HQ as --dataset: who is who")
-    parser.add_argument("--people", type=int, default=30, help="drawn from --identities, 5 pictures each [30]")
-    parser.add_argument(
-        "--methods", nargs="+", default=["full", "lora", "oft"], metavar="METHOD", help=", ".join(LABELS)
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="trainings per arm and subject [3]")
-    parser.add_argument("--steps", type=int, help="of each training [the method's own: 200 or 400 per image]")
-    parser.add_argument("--images_per_prompt", "--images-per-prompt", type=int, default=IMAGES_PER_PROMPT)
-    parser.add_argument("--prompts", type=int, help="only the first so many of the 25")
-    parser.add_argument("--sampler", default="ddim")
-    parser.add_argument("--num_inference_steps", "--num-inference-steps", type=int, default=25)
-    parser.add_argument("--guidance_scale", "--guidance-scale", type=float, default=7.5)
-    parser.add_argument("--encoders", metavar="embedded|paper|DIR", help="[embedded for the model tiny, else paper]")
-    parser.add_argument("--mode", choices=("sound", "paper", "both"), default="sound", help="[sound]")
-    parser.add_argument("--workers", type=int, help="models at a time [one per core]")
-    parser.add_argument("--quick", action="store_true", help="a minute's look: 1 seed, 20 steps, 3 prompts, 2 images")
-    return parser

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fewbayes.errors import UserError
+from fewbayes.fields import setting
 from fewbayes.models import inspect_model
 from fewbayes.settings.config import USUAL_RARE_TOKEN
+from fewbayes.studies.flags import SubjectFlags, asked
 from fewbayes.studies.grid import without_path
 from fewbayes.studies.subjects import StudySubject, apart, drawn_subject, photographed_subject
-from fewbayes.world.scenes import SUBJECTS
 
 TINY = "tiny"
 SEVERAL = ("swirl_fish", "zigzag_backpack", "mosaic_teapot")
@@ -105,72 +104,67 @@ class Ask:
         }
 
 
+def _usual(name: str) -> str:
+    return f"None: {getattr(USUAL['tiny'], name)} for tiny, else {getattr(USUAL['other'], name)}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureFlags(SubjectFlags):
+    """The command of a figure; None is what suits the model."""
+
+    output_dir: Path | None = None
+    """Folder of results. None: runs/ and the figure's name."""
+    seeds: int | None = setting(None, above=0, more=_usual("seeds"))
+    """Runs of each kind."""
+    steps: int | None = setting(None, above=0, more=_usual("steps"))
+    """Iterations of the longest run."""
+    method: Literal["full", "lora", "oft"] | None = setting(None, more=_usual("method"))
+    """Method of the runs."""
+    rank: int | None = setting(None, above=0, more=_usual("rank"))
+    """Of lora."""
+    learning_rate: float | None = setting(None, above=0, below=1, more=_usual("learning_rate"))
+    """Rate of the runs."""
+    weight_std: float | None = setting(None, above=0, below=1, more=_usual("weight_std"))
+    """Standard deviation of Bayesian weights at the start."""
+    encoders: str | None = setting(None, value="embedded|paper|DIR")
+    """Encoders of the scores. None: embedded for the model tiny, else paper."""
+    quick: bool = False
+    """A few steps of one seed: to see that it works, not what it shows."""
+
+
 def parse(name: str, title: str, arguments: Sequence[str]) -> Ask:
     """Everything is checked here, before anything is trained."""
-    asked = _parser(name, title).parse_args(arguments)
-    usual = USUAL["tiny" if asked.model == TINY else "other"]
-    changes: dict[str, Any] = QUICK if asked.quick else {}
+    flags = asked(FigureFlags, arguments, name, f"{title}.")
+    usual = USUAL["tiny" if flags.model == TINY else "other"]
+    changes: dict[str, Any] = QUICK if flags.quick else {}
     told = {
         key: value
         for key in ("method", "rank", "learning_rate", "weight_std", "steps")
-        if (value := getattr(asked, key)) is not None
+        if (value := getattr(flags, key)) is not None
     }
     usual = replace(usual, **(changes | told))
-    seeds = usual.seeds if asked.seeds is None else asked.seeds
-    for option, value in (("seeds", seeds), ("steps", usual.steps), ("rank", usual.rank)):
-        if value < 1:
-            raise UserError(f"--{option} is {value}; it must be 1 or more")
-    if not 0 < usual.learning_rate < 1:
-        raise UserError(f"--learning_rate is {usual.learning_rate}; it must lie between 0 and 1, say 1e-4")
-    if not 0 < usual.weight_std < 1:
-        raise UserError(f"--weight_std is {usual.weight_std}; it must lie between 0 and 1, say 0.01")
-    card = inspect_model(asked.model)
-    folder: Path = asked.output_dir or Path("runs") / name
+    seeds = usual.seeds if flags.seeds is None else flags.seeds
+    card = inspect_model(flags.model)
+    folder: Path = flags.output_dir or Path("runs") / name
     return Ask(
         name=name,
-        model=asked.model,
+        model=flags.model,
         model_sha256=card.fingerprint(),
         folder=folder,
-        subjects=_subjects(asked, folder, card.resolution, several=name == "fig11"),
+        subjects=_subjects(flags, folder, card.resolution, several=name == "fig11"),
         token=card.rare_token or USUAL_RARE_TOKEN,
         seeds=seeds,
         usual=usual,
-        quick=asked.quick,
-        encoders=asked.encoders or ("embedded" if asked.model == TINY else "paper"),
-        workers=asked.workers,
+        quick=flags.quick,
+        encoders=flags.encoders or ("embedded" if flags.world else "paper"),
+        workers=flags.workers,
         command=" ".join(["fewbayes experiment", name, *map(without_path, arguments)]),
     )
 
 
-def _parser(name: str, title: str) -> argparse.ArgumentParser:
-    tiny, other = USUAL["tiny"], USUAL["other"]
-    parser = argparse.ArgumentParser(f"fewbayes experiment {name}", description=f"{title}.", allow_abbrev=False)
-
-    def add(option: str, **settings: Any) -> None:
-        parser.add_argument(*dict.fromkeys((f"--{option}", f"--{option.replace('_', '-')}")), **settings)
-
-    def usual(field: str) -> str:
-        return f"[{getattr(tiny, field):g} for tiny, else {getattr(other, field):g}]"
-
-    add("model", default=TINY, help="tiny, a pipeline folder or an id on the hub [tiny]")
-    add("output_dir", type=Path, help=f"[runs/{name}]")
-    add("subjects", nargs="+", default=[], metavar="NAME", help=f"drawn subjects: {', '.join(SUBJECTS)}")
-    add("photographs", nargs="+", default=[], metavar="FOLDER:WORD", help="photographs of yours and what they show")
-    add("seeds", type=int, help=f"runs of each kind {usual('seeds')}")
-    add("steps", type=int, help=f"iterations of the longest run {usual('steps')}")
-    add("method", choices=("full", "lora", "oft"), help=f"[{tiny.method} for tiny, else {other.method}]")
-    add("rank", type=int, help=f"of lora {usual('rank')}")
-    add("learning_rate", type=float, metavar="RATE", help=usual("learning_rate"))
-    add("weight_std", type=float, metavar="STD", help=f"of Bayesian weights {usual('weight_std')}")
-    add("encoders", help="embedded, paper or a folder of encoders [embedded for tiny, else paper]")
-    add("workers", type=int, help="runs at a time [one per core; give 1 on a GPU]")
-    add("quick", action="store_true", help="a few steps of one seed: to see that it works, not what it shows")
-    return parser
-
-
-def _subjects(asked: argparse.Namespace, folder: Path, resolution: int, *, several: bool) -> tuple[StudySubject, ...]:
-    names = asked.subjects or ([] if asked.photographs else SEVERAL if several else SEVERAL[:1])
+def _subjects(flags: FigureFlags, folder: Path, resolution: int, *, several: bool) -> tuple[StudySubject, ...]:
+    names = flags.subjects or ([] if flags.photographs else SEVERAL if several else SEVERAL[:1])
     found = [drawn_subject(name, folder, resolution) for name in names]
-    found += [photographed_subject(given, folder, resolution, world=False) for given in asked.photographs]
+    found += [photographed_subject(given, folder, resolution, world=False) for given in flags.photographs]
     apart(subject.name for subject in found)
     return tuple(found)
