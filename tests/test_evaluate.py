@@ -20,9 +20,10 @@ from fewbayes.metrics.encoders.base import Missing, load_from
 from fewbayes.metrics.encoders.places import Place
 from fewbayes.metrics.evaluate import evaluate_folder, run_evaluate
 from fewbayes.metrics.features import FeatureStore, Progress, mirrored
-from fewbayes.metrics.folders import find_source, read_references, read_samples
+from fewbayes.metrics.folders import read_references, read_samples
 from fewbayes.metrics.layout import FACTS, IMAGES, METRICS
 from fewbayes.metrics.scores import without_token
+from fewbayes.metrics.sources import find_source
 from small_encoders import black, build_embedded, picture
 
 PROMPTS = ("a <v> dog in the snow", "a <v> dog on a rug")
@@ -342,13 +343,14 @@ def test_what_is_wrong_with_a_picture_is_said_under_its_name_and_no_address_in_m
 @pytest.mark.parametrize(
     ("listing", "message"),
     [
-        (5, "holds no list of rows"),
-        ({"file": "00.png"}, "holds no list of rows"),
-        ([{"file": "00.png"}, 5], "row 2 is 5"),
-        ([{"file": "00.png", "prompt": 5}], "row 1 has the prompt 5"),
-        ([{"file": "00.png", "seed": {}}], "row 1 has the seed {}"),
-        ([{"file": ["00.png"]}], "row 1 has the file"),
-        ([{"file": "00.png", "kind": "other"}], "row 1 has the kind 'other'"),
+        (5, "holds 5; it must be a list"),
+        ({"file": "00.png"}, "holds a table; it must be a list"),
+        ([{"file": "00.png"}, 5], "[1] is 5"),
+        ([{"file": "00.png", "prompt": 5}], "[0].prompt is 5"),
+        ([{"file": "00.png", "seed": {}}], "[0].seed is"),
+        ([{"file": ["00.png"]}], "[0].file is a list"),
+        ([{"file": "00.png", "kind": "other"}], '[0].kind is "other"'),
+        ([{"prompt": "a dog"}], "row 1: file is missing"),
         ([{"file": "00.png"}, {"file": "./00.png"}], "names 00.png more than once"),
     ],
 )
@@ -422,7 +424,7 @@ def test_runs_of_the_embedded_model_are_scored_by_the_embedded_evaluators(run, s
         (lambda f: {"source": f, "samples": "nowhere"}, "there is no folder"),
         (lambda f: {"source": f, "mode": "true"}, "none of sound, paper and both"),
         (lambda f: {"source": f, "reference_dir": f / "nowhere"}, "reference_dir holds the photographs"),
-        (lambda f: {"source": f, "metadata": f / "samples.json"}, "cannot be read as prompts"),
+        (lambda f: {"source": f, "metadata": f / "samples.json"}, "holds a list; it must be a table"),
         (lambda f: {"source": f, "output_dir": f / "00.png"}, "is a file"),
     ],
 )

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fewbayes.metrics import paper, scores
 from fewbayes.metrics.features import FeatureStore, Floats
-from fewbayes.metrics.folders import NO_PICTURES, Kind, Pictures, Sample
+from fewbayes.metrics.folders import NO_PICTURES, Pictures, Sample
+from fewbayes.metrics.listing import Kind
 from fewbayes.metrics.scores import Unavailable, has_token
 
 Samples = Sequence[Sample]

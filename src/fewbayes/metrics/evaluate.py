@@ -21,17 +21,11 @@ from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.cases import Material, visible
 from fewbayes.metrics.encoders import Encoder, Encoders, Missing, encoder_keys, load_encoders
 from fewbayes.metrics.features import FeatureStore
-from fewbayes.metrics.folders import (
-    NO_PICTURES,
-    Pictures,
-    Source,
-    find_source,
-    read_prompts,
-    read_references,
-    read_samples,
-)
+from fewbayes.metrics.folders import NO_PICTURES, Pictures, read_references, read_samples
 from fewbayes.metrics.layout import FACTS, IMAGES, METRICS, PictureRow, Row
+from fewbayes.metrics.listing import read_prompts
 from fewbayes.metrics.rows import about, macro_rows, paper_rows, picture_rows, sound_rows
+from fewbayes.metrics.sources import Source, find_source
 from fewbayes.metrics.weights import fetch_weights, list_weights
 from fewbayes.runs.layout import CONFIG
 from fewbayes.runs.provenance import environment

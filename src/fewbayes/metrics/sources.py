@@ -1,0 +1,90 @@
+"""Which pictures, references, token and weights a path stands for: a run of ours, or any folder of pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewbayes.errors import UserError
+from fewbayes.files.decode import plain_yaml, typed
+from fewbayes.metrics.listing import read_listing
+from fewbayes.runs.layout import CONFIG, MANIFEST, read_manifest
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a path given to `evaluate` stands for. subject: of a run, by the folder of its photographs."""
+
+    pictures: Path
+    reference: Path | None = None
+    rare_token: str | None = None
+    model: str | None = None
+    weights: str | None = None
+    subject: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is read of a run's config.yaml."""
+
+    model: str | None = None
+    rare_token: str | None = None
+    instance_data_dir: str | None = None
+    seed: int | None = None
+
+
+def find_source(source: str | Path, samples: str | None = None) -> Source:
+    """A run's last samples (or those of `samples` inside it) and its references; any other folder is itself."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give a run or a folder of pictures")
+    if not (folder / CONFIG).is_file():
+        return Source(_inside(folder, samples), model=_model_behind(_inside(folder, samples)))
+    settings = _settings(folder)
+    reference = folder / "reference"
+    return Source(
+        _inside(folder, samples) if samples else _last_samples(folder),
+        reference if reference.is_dir() else None,
+        settings.rare_token,
+        settings.model,
+        _exported(folder),
+        Path(settings.instance_data_dir).name if settings.instance_data_dir else None,
+        settings.seed,
+    )
+
+
+def _inside(folder: Path, samples: str | None) -> Path:
+    inner = folder / samples if samples else folder
+    if not inner.is_dir():
+        raise UserError(f"there is no folder {inner}; --samples names one inside {folder}")
+    return inner
+
+
+def _last_samples(run: Path) -> Path:
+    steps = sorted((run / "samples").glob("step-*"))
+    if not steps:
+        raise UserError(
+            f"the run {run} holds no samples; make some by `fewbayes sample {run} --prompt ... --output_dir DIR` and "
+            "evaluate DIR, or name a folder inside the run with --samples"
+        )
+    return steps[-1]
+
+
+def _exported(run: Path) -> str | None:
+    try:
+        return read_manifest(run).exported if (run / MANIFEST).is_file() else None
+    except UserError:
+        return None
+
+
+def _model_behind(folder: Path) -> str | None:
+    """The model that made the pictures of a folder, as far as its listing says."""
+    named = next((row.source for row in read_listing(folder) if row.source), None)
+    if not named or not (Path(named) / CONFIG).is_file():
+        return named
+    return _settings(Path(named)).model
+
+
+def _settings(run: Path) -> Settings:
+    return typed(plain_yaml(run / CONFIG) or {}, Settings, str(run / CONFIG), cure="mend it or move it away")
