@@ -33,7 +33,7 @@ def family(model):
 @pytest.fixture
 def of_toy(settings, model):
     def make(output: str = "run", **changes):
-        usual = {"model": str(model), "sampler": "euler", "num_inference_steps": 2, "checkpointing_steps": 2}
+        usual = {"model": str(model), "num_inference_steps": 2, "checkpointing_steps": 2}
         return settings(output, **usual | changes)
 
     return make
@@ -93,7 +93,7 @@ def test_it_is_diagnosed(settings_of_run, family, of_toy, tmp_path):
 
 def test_pictures_are_drawn_from_a_run(family, of_toy, tmp_path):
     run = train(of_toy(max_train_steps=2), family=family, progress=False).folder
-    folder = write_samples(str(run), ["a photo of <v> dog"], tmp_path / "out", num_images=2, sampler="euler", steps=2)
+    folder = write_samples(str(run), ["a photo of <v> dog"], tmp_path / "out", num_images=2, steps=2)
     assert len(list(folder.glob("*.png"))) == 2
 
 

@@ -75,8 +75,8 @@ class Sample:
     """Pictures of each prompt."""
     seed: int = 0
     """Of the first image; image i has seed + i."""
-    sampler: Literal["ddim", "pndm", "dpm++", "ddpm", "euler"] = "ddim"
-    """Sampler of the pictures."""
+    sampler: Literal["ddim", "pndm", "dpm++", "ddpm", "euler"] | None = None
+    """Sampler of the pictures. None: the usual one of the model's family, ddim for Stable Diffusion."""
     num_inference_steps: int = setting(25, above=0)
     """Steps of the sampler."""
     guidance_scale: float = 7.5

@@ -24,7 +24,7 @@ def write_samples(
     *,
     num_images: int = 4,
     seed: int = 0,
-    sampler: str = "ddim",
+    sampler: str | None = None,
     steps: int = 25,
     guidance: float = 7.5,
     negative_prompt: str = "",
@@ -35,9 +35,8 @@ def write_samples(
 ) -> Path:
     """`num_images` pictures of each prompt, image i from seed + i; returns the folder, which must be new or empty.
 
-    source, weights, base: as in `open_model`. The folder holds 00.png, 01.png, ... (with as
-    many digits as the last one has) and samples.json, which says
-    how each was made.
+    source, weights, base: as in `open_model`; sampler: None for the usual one of the model's family. The folder holds
+    00.png, 01.png, ... (with as many digits as the last one has) and samples.json, which says how each was made.
     """
     output = Path(output_dir)
     new_folder(output)
@@ -47,7 +46,12 @@ def write_samples(
     family.to("cuda" if torch.cuda.is_available() else "cpu")
     words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts for _ in range(num_images)]
     seeds = [seed + i for _ in prompts for i in range(num_images)]
-    how = {"sampler": sampler, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt}
+    how = {
+        "sampler": sampler or next(iter(family.samplers)),
+        "steps": steps,
+        "guidance": guidance,
+        "negative_prompt": negative_prompt,
+    }
     pictures = sample_images(family, words, seeds, **how, resolution=resolution, batch_size=batch_size)
     with atomic_folder(output, new=True) as folder:
         made_of = {"source": source} | ({"base": base} if base else {})

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 from fewbayes.data.images import DataReport, check_folder
 from fewbayes.errors import UserError
@@ -23,7 +23,7 @@ from fewbayes.models.registry import family_named
 from fewbayes.runs.checkpoints import verify_checkpoint
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.opening import Found, find
-from fewbayes.settings.config import RARE_TOKEN_MARK, TrainConfig
+from fewbayes.settings.config import RARE_TOKEN_MARK, Sampler, TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Asked:
     """As trained with; <v> is the rare token. None: the run's."""
     rare_token: str | None = None
     """The word that <v> stands for. None: the run's or the model's."""
-    sampler: str | None = setting(None, choices=get_args(get_type_hints(TrainConfig)["sampler"]))
+    sampler: Sampler | None = None
     """The one you use. None: the run's, or ddim."""
     num_inference_steps: int | None = setting(None, above=0)
     """None: the run's, or 25."""

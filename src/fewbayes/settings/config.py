@@ -24,6 +24,7 @@ from fewbayes.methods import registered
 from fewbayes.settings.flags import LINE, Names, asks_for_help, help_text, read_yaml, take_flags
 from fewbayes.settings.foreign import ALIASES, INSTEAD
 
+Sampler = Literal["ddim", "pndm", "dpm++", "ddpm", "euler"]
 RARE_TOKEN_MARK = "<v>"
 USUAL_RARE_TOKEN = "sks"
 CLASS_IMAGES_PER_IMAGE = 200
@@ -192,8 +193,8 @@ class TrainConfig(_MethodsOwn):
     """Prompt of the samples, several separated by |. None: instance_prompt."""
     num_validation_images: int = setting(4, above=0, free_on_resume=True)
     """Samples per prompt."""
-    sampler: Literal["ddim", "pndm", "dpm++", "ddpm", "euler"] = setting("ddim", free_on_resume=True)
-    """Sampler of samples and class images."""
+    sampler: Sampler | None = setting(None, free_on_resume=True)
+    """Sampler of samples and class images. None: the usual one of the model's family, ddim for Stable Diffusion."""
     num_inference_steps: int = setting(25, above=0, free_on_resume=True)
     """Steps of the sampler."""
     guidance_scale: float = setting(7.5, at_least=0, free_on_resume=True)

@@ -122,6 +122,7 @@ def class_settings(config: TrainConfig, model_hash: str) -> ClassImageSettings:
     """What class images depend on, where the model has to draw them; model_hash: of the untrained one."""
     assert config.resolution is not None
     assert config.class_prompt is not None
+    assert config.sampler is not None
     return ClassImageSettings(
         model=model_hash,
         prompt=config.with_rare_token(config.class_prompt),

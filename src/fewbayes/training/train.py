@@ -24,6 +24,7 @@ from fewbayes.data.images import check_folder, load_images
 from fewbayes.diffusion.objective import diffusion_loss, preserved_loss
 from fewbayes.methods import make_method
 from fewbayes.models import Family, inspect_model, load_family
+from fewbayes.models.registry import family_named
 from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.posterior.where import select
 from fewbayes.progress import progress as shown_progress
@@ -91,7 +92,8 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     report = check_folder(config.instance_data_dir)
     for note in report.notes if accelerator.is_main_process else ():
         log.warning("%s: %s", report.folder, note)
-    recommended = card.recommended | ({"rare_token": card.rare_token} if card.rare_token else {})
+    usual = {"sampler": next(iter(family_named(card.family).samplers))}
+    recommended = usual | card.recommended | ({"rare_token": card.rare_token} if card.rare_token else {})
     config = config.resolve(recommended, card.resolution, len(report.images))
     assert config.resolution is not None
     assert config.learning_rate is not None
