@@ -37,7 +37,7 @@ HOW = {"steps": 2, "guidance": 3.0, "resolution": 32}
 
 
 @pytest.fixture
-def trained(tmp_path):
+def trained(tmp_path, tmp_path_factory):
     """Makes a run's model without training: the method is attached and its weights are moved at random."""
 
     def make(model, method: str, **changes) -> Trained:
@@ -58,7 +58,7 @@ def trained(tmp_path):
             for weight in chosen.trainable(family).values():
                 step = 0.003 if method == "full" else 0.1
                 weight.add_(step * torch.randn(weight.shape, generator=generator))
-        run = tmp_path / "dog"
+        run = tmp_path_factory.mktemp("runs") / "dog"
         run.mkdir(exist_ok=True)
         (run / "manifest.json").write_text("{}")
         return Trained(Found("run", run, run, config), family, inspect_model(str(model)), "<v>", "raw")
