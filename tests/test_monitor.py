@@ -21,7 +21,7 @@ from fewbayes.stage.monitor import (
 )
 from fewbayes.stage.readings import Blank, Losses, Reading
 from fewbayes.stage.samples import SampleStats, describe
-from fewbayes.stage.scores import CLEAN, SOFTNESS, VISIBLE
+from fewbayes.stage.scores import CLEAN, SOFTNESS, UNCLEAR, VISIBLE
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
 from test_sample_stats import noised, scene
 
@@ -381,6 +381,28 @@ def test_pictures_on_the_way_from_the_base_model_to_the_training_images_are_clea
     for share in (0.2, 0.4, 0.6, 0.8):
         mixed = [(b * (1 - share) + r * share).astype(np.uint8) for b, r in zip(BASE, REFERENCES, strict=True)]
         assert alone(Look(1, LEARNED, stats(mixed))).seen in ("good", "memorised")
+
+
+def test_pictures_like_nothing_that_is_known_are_unclear_and_never_the_best():
+    """Clean pictures of something else altogether: no number tells whether they are what anybody wanted."""
+    elsewhere = stats([scene(seed) for seed in range(60, 64)])
+    watch = monitor()
+    judged = watch.judge(Look(1, LEARNED, elsewhere))
+    assert judged.scores["corruption"] < CORRUPTED
+    assert judged.seen == judged.stage == "unclear"
+    assert "look yourself" in judged.line
+    assert watch.best is None
+    assert watch.judge(Look(2, LEARNED, stats(BASE))).stage == "good"
+    assert watch.judge(Look(3, LEARNED, elsewhere)).stage == "unclear"
+    assert watch.best == 2
+
+
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_good_is_earned_by_likeness_to_what_is_known(kept):
+    """The stranger a picture is, the less it can be called good; a whole set is never good beyond the limit."""
+    pictures = replace(stats(BASE), kept=tuple(kept), likeness=tuple(-1.0 for _ in kept))
+    judged = alone(Look(1, LEARNED, pictures))
+    assert judged.seen != "good" or judged.scores["strangeness"] < UNCLEAR
 
 
 @pytest.mark.parametrize("pictures", [BASE, [np.full_like(BASE[0], grey) for grey in (0, 90, 128, 255)]])

@@ -17,7 +17,7 @@ from fewbayes.settings.flags import parse_command
 
 log = logging.getLogger(__name__)
 
-ABOUT = "The stage of a trained model (underfit, good, corrupted, memorised) and what explains it."
+ABOUT = "The stage of a trained model (underfit, good, unclear, corrupted, memorised) and what explains it."
 
 
 def diagnose(asked: Asked) -> Diagnosis:

@@ -17,6 +17,8 @@ LIKELIEST = ("weights", "scale", "rate", "latents", "sampler", "jitter")
 SAID = {
     "underfit": "Not learned yet: the pictures do not show what the training images show.",
     "good": "Healthy: no sign of the corruption stage, and no copies of the training images.",
+    "unclear": "Unclear, look yourself: the pictures are like neither the base model's nor the training images, so no "
+    "number here can call them good or bad.",
     "corrupted": "Corrupted: on the same seeds the pictures have gone bad compared with the base model's.",
     "memorised": "Memorised: the pictures are close to copies of the training images.",
     None: "Answers that are not finite: the weights are numbers, but what they answer is none, so nothing was sampled.",

@@ -18,6 +18,7 @@ SHOWN = 8
 TITLES = {
     "underfit": "Not learned yet",
     "good": "Healthy",
+    "unclear": "Unclear: look yourself",
     "corrupted": "Corrupted",
     "memorised": "Memorised",
     None: "Answers that are not finite",

@@ -205,12 +205,12 @@ class TrainConfig(_MethodsOwn):
     """Images made at once when sampling."""
 
     monitor_steps: int = setting(0, group="stage monitor", at_least=0, free_on_resume=True)
-    """Steps between looks of the stage monitor, which tells whether the model is underfit, good, corrupted or memorised
-    (stages.jsonl); 0 is never. It sees noise and copies in samples alone, so it needs validation_steps: it looks
-    wherever samples are drawn, and keeps the last model whose samples were good in best/. That takes as much of the
-    disk as the run's result, a whole pipeline with method full, and twice as much while it is replaced. On the
-    embedded model at batch 1 a look by itself took as long as 2.5 steps of LoRA or 1.6 of full fine-tuning, and four
-    samples far longer (benchmarks/monitor_cost.py)."""
+    """Steps between looks of the stage monitor, which tells whether the model is underfit, good, unclear,
+    corrupted or memorised (stages.jsonl); 0 is never. It sees noise and copies in samples alone, so it needs
+    validation_steps: it looks wherever samples are drawn, and keeps the last model whose samples were good in
+    best/. That takes as much of the disk as the run's result, a whole pipeline with method full, and twice as
+    much while it is replaced. On the embedded model at batch 1 a look by itself took as long as 2.5 steps of
+    LoRA or 1.6 of full fine-tuning, and four samples far longer (benchmarks/monitor_cost.py)."""
     stop_when: Literal["never", "corrupted", "memorised"] = setting("never", free_on_resume=True)
     """End training once the monitor has seen this in the samples of two looks in a row. The result is the last model,
     as always; best/ holds the last good one."""

@@ -1,4 +1,7 @@
-"""The stage of a training run, from looks at the model: underfit, good, corrupted or memorised, and why.
+"""The stage of a training run, from looks at the model: underfit, good, unclear, corrupted or memorised, and why.
+
+*Good* has to be earned: pictures that resemble neither the base model's nor the training images are unclear, and for
+your own eyes to judge.
 
 Everything is judged by scores against the base model and the training images (`scores.py`); what is said of it, and
 what can be done, is in `words.py`. Knows nothing of how looks are taken, of evaluators and of files; without torch.
@@ -14,9 +17,9 @@ from fewbayes.stage import words
 from fewbayes.stage.definition import CORRUPTED, IN_A_ROW
 from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats
-from fewbayes.stage.scores import CLEAN, COPY, Standards
+from fewbayes.stage.scores import CLEAN, COPY, UNCLEAR, Standards
 
-Stage = Literal["underfit", "good", "corrupted", "memorised"]
+Stage = Literal["underfit", "good", "unclear", "corrupted", "memorised"]
 ALARMS = ("corrupted", "memorised")
 
 COLLAPSED = 0.75
@@ -62,10 +65,10 @@ class Judgement:
     """stage: after hysteresis; seen: by this look alone, or, where it drew no samples, by the last one that did.
 
     scores: `corruption` in [0, 1]; `averaged_corruption`, of the averaged weights; `memorisation` in [0, 1], 1 for
-    copies; `diversity` over the base model's; `learning`, at most 1, below LEARNED for underfit. Those that the look
-    had no means for are not there. cause: "jitter" where averaging the weights cures the pictures; "diverged" where the
-    model knows the training images worse than the base model does; "lost" where a good look was followed by one that
-    shows no learning.
+    copies; `strangeness`, at most 1, from UNCLEAR on like nothing that is known; `diversity` over the base model's;
+    `learning`, at most 1, below LEARNED for underfit. Those that the look had no means for are not there. cause:
+    "jitter" where averaging the weights cures the pictures; "diverged" where the model knows the training images worse
+    than the base model does; "lost" where a good look was followed by one that shows no learning.
     """
 
     step: int
@@ -185,6 +188,8 @@ class Monitor:
             return "corrupted"
         if scores["memorisation"] >= COPY and (self.standards.several or scores.get("diversity", 1.0) < COLLAPSED):
             return "memorised"
+        if scores["strangeness"] >= UNCLEAR:
+            return "unclear"
         return "good" if scores.get("learning", 0.0) >= LEARNED else "underfit"
 
     def _with_samples(self, look: Look, scores: dict[str, float]) -> _State:

@@ -12,7 +12,7 @@ from statistics import fmean, median
 from fewbayes.stage.definition import CORRUPTED
 from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats
-from fewbayes.stage.scores import COPY, NOISIER, RESTLESS, Standards
+from fewbayes.stage.scores import COPY, NOISIER, RESTLESS, UNCLEAR, Standards
 
 
 def learned(cause: str | None, best: int | None) -> list[str]:
@@ -29,6 +29,9 @@ def pictured(
 ) -> list[str]:
     """Of pictures, what is furthest beyond its limit first. averaged: of the averaged weights; seen: the stage."""
     told = [*_noise(standards, pictures), _likeness(standards, pictures), _saturation(standards, pictures)]
+    if seen == "unclear":
+        beyond = f"strangeness {scores['strangeness']:.2f}, unclear from {UNCLEAR:g}"
+        told.insert(0, f"look yourself: pictures like neither the base model's nor the training images ({beyond})")
     if "diversity" in scores:
         told.append(f"diversity {scores['diversity']:.2f} of the base model's")
     if averaged and seen == "corrupted":
@@ -104,4 +107,6 @@ def options(stages: set[str], cause: str | None, best: int | None) -> tuple[str,
         )
     if "memorised" in stages:
         return (keep, "stop here", "lower the learning rate", "add training images")
+    if "unclear" in stages:
+        return ("look at the pictures yourself", keep, "lower the learning rate")
     return ("train longer", "raise the learning rate") if stages == {"underfit"} else ()

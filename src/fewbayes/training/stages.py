@@ -21,7 +21,6 @@ from fewbayes.methods import Method
 from fewbayes.models import Family
 from fewbayes.runs.folder import RunFolder
 from fewbayes.settings.config import TrainConfig
-from fewbayes.stage.monitor import ALARMS
 from fewbayes.stage.watch import StageWatch
 from fewbayes.training.batches import Pictures
 from fewbayes.training.ema import WeightAverage
@@ -97,7 +96,8 @@ class RunStages:
         self._run.log_stage(judgement.to_dict())  # last: a row tells of a best/ that is there
         self._cause = judgement.cause
         if judgement.stage != before[0] or (judgement.cause in DAMAGE and judgement.cause != before[1]):
-            log.log(logging.WARNING if judgement.stage in ALARMS else logging.INFO, "%s", judgement.line)
+            level = logging.INFO if judgement.stage in ("underfit", "good") else logging.WARNING
+            log.log(level, "%s", judgement.line)
         return self.stop
 
     def to_dict(self) -> dict[str, Any]:
