@@ -212,8 +212,8 @@ def test_the_averaged_weights_of_a_run_are_looked_at_too(run, tmp_path):
     diagnose(Asked(str(run / "checkpoint-2"), str(tmp_path / "out"), num_images=1))
     assert [group["name"] for group in told(Asked("", str(tmp_path / "out")))["pictures"][:4]] == [
         "training",
-        "averaged",
         "base",
+        "averaged",
         "source",
     ]
 

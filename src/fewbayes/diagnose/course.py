@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewbayes.diagnose import lookalikes
 from fewbayes.diagnose.ask import Case
@@ -27,21 +28,24 @@ from fewbayes.stage.scores import CLEAN
 
 log = logging.getLogger(__name__)
 
+Pictures = list[NDArray[np.uint8]]
+
 
 def single(book: Book) -> Diagnosis:
     """The source, whatever it is, beside its base model."""
-    averaged = _averaged(book)
-    judgement = _source_judged(book, averaged)
+    judgement = _source_judged(book, _averaged_pictures(book))
     _settle_samplers(book, judgement)
     return concluded(judgement, book.findings, book.notes)
 
 
-def _source_judged(book: Book, averaged: SampleStats | None) -> Judgement | None:
+def _source_judged(book: Book, averaged: Pictures | None) -> Judgement | None:
+    """averaged: drawn before, so that two models never are in memory, and compared with the base model's now."""
     family, judgement = _source_after_base(book), None
+    averages = _described_averages(book, averaged)
     seen = _seen_whole(book, family, NAMES["source"])
     if seen and seen.stats:
         monitor = Monitor(book.base_look(), book.scene.training, patience=1)
-        judgement = _alone(monitor.judge(Look(book.case.step, seen.reading, seen.stats, averaged)), book.case)
+        judgement = _alone(monitor.judge(Look(book.case.step, seen.reading, seen.stats, averages)), book.case)
     if seen:
         _try_lookalikes(book, family, judgement)
     return judgement
@@ -88,8 +92,14 @@ def _see_base(book: Book, family: Family) -> None:
     book.see("base", seen)
 
 
-def _averaged(book: Book, checkpoint: Path | None = None) -> SampleStats | None:
-    """Of pictures of the averaged weights of the same run, where it has any and the raw ones are asked about."""
+def _averaged(book: Book, checkpoint: Path) -> SampleStats | None:
+    """Of a checkpoint of a timeline, whose base model has been seen."""
+    last = checkpoint == [*book.case.kept.values()][-1]
+    return _described_averages(book, _averaged_pictures(book, checkpoint), shown=last)
+
+
+def _averaged_pictures(book: Book, checkpoint: Path | None = None) -> Pictures | None:
+    """Of the averaged weights of the same run, where it has any and the raw ones are asked about."""
     case = book.case
     if case.config is None or not case.config.use_ema or case.weights == "ema":
         return None
@@ -102,10 +112,16 @@ def _averaged(book: Book, checkpoint: Path | None = None) -> SampleStats | None:
         )
         return None
     log.info("%s", NAMES["averaged"])
-    pictures = book.scene.pictures(family)
+    return book.scene.pictures(family)
+
+
+def _described_averages(book: Book, pictures: Pictures | None, *, shown: bool = True) -> SampleStats | None:
+    """Beside the base model's pictures, which must have been drawn: without them nothing is strange."""
+    if pictures is None:
+        return None
     stats = book.scene.described(pictures)
-    if checkpoint is None or checkpoint == [*case.kept.values()][-1]:
-        book.add("averaged", pictures, stats, **case.how)
+    if shown:
+        book.add("averaged", pictures, stats, **book.case.how)
     return stats
 
 
