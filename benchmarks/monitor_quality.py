@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import mannwhitneyu
 
+from fewbayes.files.decode import typed
 from fewbayes.runs.folder import BEST, BEST_STATE, STAGES, environment
 from fewbayes.stage.definition import CORRUPTED, longest
 from fewbayes.stage.monitor import Judgement, Look, Monitor
@@ -42,7 +43,7 @@ def judgements(run: Path, steps: list[int]) -> tuple[dict[int, Judgement], int |
     if (run / STAGES).is_file():
         rows = [json.loads(line) for line in (run / STAGES).read_text().splitlines()]
         names = Judgement.__dataclass_fields__
-        all_of_them = [Judgement.from_dict({name: row[name] for name in names}) for row in rows]
+        all_of_them = [typed({name: row[name] for name in names}, Judgement, "stages.jsonl") for row in rows]
         kept = run / BEST / BEST_STATE
         step = json.loads(kept.read_text())["step"] if kept.is_file() else None
         return {judgement.step: judgement for judgement in all_of_them if judgement.step in steps}, step

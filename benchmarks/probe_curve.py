@@ -10,6 +10,7 @@ steps, at every few readings also their running average, and samples are drawn. 
 import argparse
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from fewbayes.data.images import crop, load_images
 from fewbayes.diffusion.objective import diffusion_loss
 from fewbayes.diffusion.process import level_of_step
+from fewbayes.files.decode import typed
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.models import load_family
 from fewbayes.sample import sample_images
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace, folder: Path, noun: str, rate: float, seed: in
         began = time.perf_counter()
         reading = prober.read()
         seconds["readings"] += time.perf_counter() - began
-        row = {"step": step, "weights": kind} | reading.numbers(base) | {"reading": reading.to_dict()}
+        row = {"step": step, "weights": kind} | reading.numbers(base) | {"reading": asdict(reading)}
         if step % args.sample_every == 0:
             seeds = list(range(args.samples))
             drawn = [np.asarray(picture) for picture in sample_images(family, [prompt] * len(seeds), seeds, **SAMPLES)]
@@ -101,7 +103,7 @@ PANELS = {
 
 
 def excess_error(row: dict) -> float:
-    excess = Reading.from_dict(row["reading"]).excess_error
+    excess = typed(row["reading"], Reading, "reading").excess_error
     assert excess is not None
     return excess[0]
 

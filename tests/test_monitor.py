@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewbayes.files.decode import typed
 from fewbayes.stage.monitor import (
     CORRUPTED,
     Judgement,
@@ -58,6 +59,11 @@ LETTERS = {name: letter for letter, name in NAMES.items()}
 
 def monitor(**settings) -> Monitor:
     return Monitor(UNDERFIT, TRAINING, **settings)
+
+
+def kept(value):
+    """As it comes back from a checkpoint."""
+    return typed(json.loads(json.dumps(asdict(value))), type(value), "kept")
 
 
 def at(step: int, look: Look, averaged: SampleStats | None = None) -> Look:
@@ -225,18 +231,18 @@ def test_a_restored_monitor_judges_on_as_the_uninterrupted_one(history, cut, pat
     whole, first = monitor(patience=patience), monitor(patience=patience)
     for look in looks[:cut]:
         first.judge(look)
-    restored = Monitor.from_dict(json.loads(json.dumps(first.to_dict())))
+    restored = Monitor.remembering(kept(first.memory))
     together = [whole.judge(look) for look in looks]
     assert [restored.judge(look) for look in looks[cut:]] == together[cut:]
-    assert (restored.best, restored.to_dict()) == (whole.best, whole.to_dict())
+    assert (restored.best, restored.memory) == (whole.best, whole.memory)
 
 
 @pytest.mark.parametrize("letter", SEEN)
 def test_judgements_and_looks_outlive_json(letter):
     look = at(3, SEEN[letter], stats(BASE))
     judged = alone(look)
-    assert Look.from_dict(json.loads(json.dumps(look.to_dict()))) == look
-    assert Judgement.from_dict(json.loads(json.dumps(judged.to_dict()))) == judged
+    assert kept(look) == look
+    assert kept(judged) == judged
     assert all(np.isfinite(score) for score in judged.scores.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from fewbayes.diffusion.conditioning import Conditioning
 from fewbayes.diffusion.process import Ddpm, Process, alpha_bar_of, betas, level_of_step
+from fewbayes.files.decode import typed
 from fewbayes.models import load_family
 from fewbayes.stage import theory
 from fewbayes.stage.probes import PROBES, SCALED_STEP, Prober, ProbeSettings, adapters_off
@@ -207,7 +209,7 @@ def test_what_is_not_asked_is_none_and_alone_as_together():
 
 def test_a_reading_outlives_its_model_as_json():
     reading = prober(gaussian(1.0), others=OTHERS).read(["sigma_1", "gain", "losses", "blank", "scaled"])
-    assert Reading.from_dict(json.loads(json.dumps(reading.to_dict(), allow_nan=False))) == reading
+    assert typed(json.loads(json.dumps(asdict(reading), allow_nan=False)), Reading, "kept") == reading
 
 
 def test_a_narrower_model_has_learned_the_training_image_and_lost_the_others():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from fewbayes.files.decode import typed
 from fewbayes.stage.samples import ROUNDING, SampleStats, coarse, contrast, describe, detail, saturation, unrest
 
 SIDE = 64
@@ -168,4 +170,4 @@ def test_any_picture_has_finite_numbers_in_their_ranges_that_outlive_json(pictur
     assert -1 <= min(found.likeness) <= max(found.likeness) <= 1
     assert found.diversity == 0
     assert min(found.contrast) >= 0
-    assert SampleStats.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert typed(json.loads(json.dumps(asdict(found))), SampleStats, "kept") == found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fewbayes.files.decode import typed
 from fewbayes.runs.folder import RunFolder, read_metrics
 from fewbayes.runs.layout import read_manifest
 from fewbayes.sample import load_for_sampling
@@ -64,7 +65,7 @@ def run(settings, family):
 
 
 def judgements(folder: Path) -> list[Judgement]:
-    return [Judgement.from_dict(row) for row in RunFolder(folder).stages()]
+    return [typed(row, Judgement, "stages.jsonl") for row in RunFolder(folder).stages()]
 
 
 def rows(folder: Path, metric: str) -> list[tuple[int, float]]:
@@ -152,6 +153,9 @@ def test_samples_that_are_drawn_otherwise_are_not_compared_with_those_before(fam
     assert not watch_of(family).resume(None)
     assert not watch_of(family).resume({k: v for k, v in told.items() if k != "twins"})
     assert watch_of(family).resume(told)  # no samples any more: nothing to compare
+    for changes in ({"twins": [[[[300, 0, 0]]]]}, {"monitor": {}}, {"stage": "splendid"}):
+        with pytest.raises(ValueError, match="the stage monitor's part of the checkpoint"):
+            watch_of(family).resume(told | changes)
 
 
 # in a run
@@ -325,7 +329,7 @@ def test_best_is_what_the_true_monitor_last_saw_as_good_and_stays_so_when_nothin
     good = [judgement for judgement in judgements(folder) if judgement.seen == "good"]
     told = json.loads((folder / "best/best.json").read_text())
     assert {key: told[key] for key in ("step", "stage", "seen", "scores")} == {
-        key: value for key, value in good[-1].to_dict().items() if key in told
+        key: value for key, value in asdict(good[-1]).items() if key in told
     }
     kept = tensors(folder / "best")
     with caplog.at_level(logging.INFO, "fewbayes"):

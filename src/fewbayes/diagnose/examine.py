@@ -183,8 +183,8 @@ class Book:
             "numbers": {
                 name: reading.numbers(None if name == "base" else base) for name, reading in self.readings.items()
             },
-            "readings": {name: reading.to_dict() for name, reading in self.readings.items()},
-            "samples": {name: stats.to_dict() for name, stats in self.stats.items()},
+            "readings": {name: asdict(reading) for name, reading in self.readings.items()},
+            "samples": {name: asdict(stats) for name, stats in self.stats.items()},
             "seconds": round(seconds, 1),
             "environment": environment(None),
         }

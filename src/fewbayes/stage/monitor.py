@@ -9,8 +9,10 @@ what can be done, is in `words.py`. Knows nothing of how looks are taken, of eva
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from fewbayes.errors import UserError
 from fewbayes.stage import words
@@ -48,17 +50,6 @@ class Look:
     samples: SampleStats | None = None
     averaged: SampleStats | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> Look:
-        """Undoes `to_dict`, also after JSON."""
-        reading = told["reading"] and Reading.from_dict(told["reading"])
-        samples, averaged = (told[key] and SampleStats.from_dict(told[key]) for key in ("samples", "averaged"))
-        return cls(told["step"], reading, samples, averaged)
-
 
 @dataclass(frozen=True)
 class Judgement:
@@ -87,16 +78,6 @@ class Judgement:
         options = f"; options: {' / '.join(self.options)}" if self.options else ""
         return f"step {self.step}: {stage}{cause}: {'; '.join(self.evidence[:2])}{options}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> Judgement:
-        """Undoes `to_dict`, also after JSON."""
-        lists: dict[str, Any] = {key: tuple(told[key]) for key in ("evidence", "options")}
-        return cls(**(told | lists))
-
 
 @dataclass(frozen=True)
 class _State:
@@ -113,6 +94,16 @@ class _State:
     goods: int = 0
     cured: int = 0
     best: int | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All that a monitor knows, to be kept as JSON."""
+
+    base: Look
+    training: SampleStats
+    patience: Annotated[int, Meta(ge=1)]
+    state: _State
 
 
 class Monitor:
@@ -156,21 +147,16 @@ class Monitor:
             words.options({state.stage, state.seen} if state.streak else set(), cause, state.best),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON; the restored monitor judges on as this one would."""
-        return {
-            "base": self.base.to_dict(),
-            "training": self.standards.training.to_dict(),
-            "patience": self.patience,
-            "state": asdict(self._state),
-        }
+    @property
+    def memory(self) -> Memory:
+        """For a checkpoint; the monitor that remembers it judges on as this one would."""
+        return Memory(self.base, self.standards.training, self.patience, self._state)
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> Monitor:
-        """Undoes `to_dict`, also after JSON."""
-        base, training = Look.from_dict(told["base"]), SampleStats.from_dict(told["training"])
-        monitor = cls(base, training, patience=told["patience"])
-        monitor._state = _State(**told["state"])
+    def remembering(cls, memory: Memory) -> Monitor:
+        """The monitor that had this memory."""
+        monitor = cls(memory.base, memory.training, patience=memory.patience)
+        monitor._state = memory.state
         return monitor
 
     def _checked(self, samples: SampleStats | None, name: str) -> SampleStats | None:

@@ -7,9 +7,8 @@ passes its input through (docs/theory.md). Real models may lie outside. Knows no
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any
 
 from fewbayes.stage import theory
 
@@ -169,31 +168,3 @@ class Reading:
         mine = {name: value for name, value in of.items() if value is not None}
         theirs = base.numbers() if base else {}
         return mine | {f"{name}_ratio": value / theirs[name] for name, value in mine.items() if theirs.get(name)}
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: how the base model's reading outlives the base model in full fine-tuning."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> Reading:
-        """Undoes `to_dict`, also after JSON."""
-        probes = {
-            name: _KINDS[name.removeprefix("others_")](**{key: _tuples(value) for key, value in fields.items()})
-            for name, fields in told.items()
-            if name != "forwards" and fields is not None
-        }
-        return cls(forwards=told["forwards"], **probes)
-
-
-_KINDS = {
-    "sigma_1": Sigma1,
-    "from_noise": Sigma1,
-    "gain": ResidualGain,
-    "losses": Losses,
-    "blank": Blank,
-    "scaled": Scaled,
-}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -8,9 +8,8 @@ stages and no files.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,16 +57,6 @@ class SampleStats:
     unrest: tuple[float, ...]
     distinct: int
     kept: tuple[float, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> SampleStats:
-        """Undoes `to_dict`, also after JSON."""
-        lists: dict[str, Any] = {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
-        return cls(**(told | lists))
 
 
 def describe(

@@ -8,18 +8,32 @@ nothing of training and of files; how a stage is decided is the monitor's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 from torch import Tensor
 
-from fewbayes.stage.monitor import Judgement, Look, Monitor, Stage
+from fewbayes.files.decode import typed
+from fewbayes.stage.monitor import Judgement, Look, Memory, Monitor, Stage
 from fewbayes.stage.probes import Probe, Probed, Prober, ProbeSettings
 from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats, coarse, describe
 
 PROBES: tuple[Probe, ...] = ("sigma_1", "losses", "blank")
 """Those that a look can afford: 12 forwards without other images, 22 with them, of one example each."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a checkpoint holds of a watch. twins: the base model's pictures, as `coarse` makes them."""
+
+    monitor: Memory
+    twins: list[list[list[list[Annotated[int, Meta(ge=0, le=255)]]]]]
+    stage: Stage | None
+    sampled_as: dict[str, Any]
+    weights: str
 
 
 class StageWatch:
@@ -84,20 +98,19 @@ class StageWatch:
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint, as JSON."""
         assert self._monitor is not None, "begin comes first"
-        how = {"sampled_as": self._sampled_as, "weights": self._weights}
         twins = [twin.tolist() for twin in self._twins]
-        return {"monitor": self._monitor.to_dict(), "twins": twins, "stage": self.stage} | how
+        return asdict(_Kept(self._monitor.memory, twins, self.stage, self._sampled_as, self._weights))
 
     def resume(self, told: Mapping[str, Any] | None) -> bool:
         """Go on as the watch that told `to_dict`; False where what it saw cannot be compared with what is to come."""
         if told is None or told.get("weights") != self._weights or "twins" not in told:
             return False
-        if self._sampled_as and told["sampled_as"] != self._sampled_as:
+        kept = typed(told, _Kept, "the stage monitor's part of the checkpoint")
+        if self._sampled_as and kept.sampled_as != self._sampled_as:
             return False
-        self._sampled_as = told["sampled_as"]
-        self._monitor = Monitor.from_dict(told["monitor"])
-        self._twins = [np.array(twin, np.uint8) for twin in told["twins"]]
-        self.stage = told["stage"]
+        self._sampled_as, self.stage = kept.sampled_as, kept.stage
+        self._monitor = Monitor.remembering(kept.monitor)
+        self._twins = [np.array(twin, np.uint8) for twin in kept.twins]
         return True
 
     def _described(self, pictures: Sequence[np.ndarray] | None) -> SampleStats | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -92,8 +93,8 @@ class RunStages:
             scores = {f"stage_{name}": value for name, value in judgement.scores.items()}
             self._log(step, scores | reading.numbers(self._watch.base))
             if self._watch.best == step:
-                self._write_best(judgement.to_dict(), method)
-        self._run.log_stage(judgement.to_dict())  # last: a row tells of a best/ that is there
+                self._write_best(asdict(judgement), method)
+        self._run.log_stage(asdict(judgement))  # last: a row tells of a best/ that is there
         self._cause = judgement.cause
         if judgement.stage != before[0] or (judgement.cause in DAMAGE and judgement.cause != before[1]):
             level = logging.INFO if judgement.stage in ("underfit", "good") else logging.WARNING
