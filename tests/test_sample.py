@@ -14,8 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fewbayes.models import load_family
+from fewbayes.models.sampling import sample_images
 from fewbayes.runs.folder import RunFolder
-from fewbayes.sample import load_for_sampling, sample_images, write_samples
+from fewbayes.runs.opening import open_model
+from fewbayes.sample import write_samples
 from fewbayes.training.train import train
 
 HOW = {"steps": 2, "guidance": 3.0}
@@ -60,11 +62,27 @@ def lora(model, tmp_path):
 
 def test_a_lora_file_of_another_trainer_is_sampled_as_it_was_trained(lora, model):
     file, expected = lora
-    by_file, by_folder = load_for_sampling(str(file), base=model), load_for_sampling(str(file.parent), base=model)
+    by_file, by_folder = open_model(str(file), base=model), open_model(str(file.parent), base=model)
     assert by_file[1] == "<v>"
     np.testing.assert_array_equal(pictures(by_file[0]), expected)
     np.testing.assert_array_equal(pictures(by_folder[0]), expected)
     assert (expected != pictures(load_family(model))).any()
+
+
+def test_alpha_of_a_file_that_does_not_say_it_is_asked_for(eps_model, tmp_path, caplog):
+    family, file = load_family(str(eps_model)), tmp_path / "bare.safetensors"
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = family.denoiser.get_submodule(layer).weight.shape[0]
+    down, up = torch.ones(2, width), torch.ones(width, 2)
+    save_file({f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up}, file)
+    changes = []
+    for alpha in (None, 4):
+        opened, _ = open_model(str(file), base=str(eps_model), lora_alpha=alpha)
+        changes.append(opened.denoiser.get_submodule(layer).get_delta_weight("default"))
+    assert caplog.text.count("does not say its alpha") == 1
+    torch.testing.assert_close(changes[1], 2 * changes[0])
+    with pytest.raises(ValueError, match="needs base"):
+        open_model(str(eps_model), lora_alpha=4)
 
 
 def test_a_peft_folder_is_sampled_as_it_was_trained(eps_model, tmp_path):
@@ -72,13 +90,13 @@ def test_a_peft_folder_is_sampled_as_it_was_trained(eps_model, tmp_path):
     adapted = get_peft_model(family.denoiser, LoraConfig(r=2, lora_alpha=5, target_modules=["to_k"]))
     expected = pictures(shaken(family))
     adapted.save_pretrained(tmp_path / "adapter")
-    again, _ = load_for_sampling(str(tmp_path / "adapter"), base=str(eps_model))
+    again, _ = open_model(str(tmp_path / "adapter"), base=str(eps_model))
     np.testing.assert_array_equal(pictures(again), expected)
     weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
     weights.pop(next(iter(weights)))
     save_file(weights, tmp_path / "adapter/adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"is incomplete: .*has no down \(lora_A\) matrix"):
-        load_for_sampling(str(tmp_path / "adapter"), base=str(eps_model))
+        open_model(str(tmp_path / "adapter"), base=str(eps_model))
 
 
 # PEFT says first that the file's header speaks of layers that the file has not
@@ -86,13 +104,13 @@ def test_a_peft_folder_is_sampled_as_it_was_trained(eps_model, tmp_path):
 def test_a_lora_of_another_model_is_refused(lora, model, eps_model, sdxl_model):
     other = str(sdxl_model if model == str(eps_model) else eps_model)
     with pytest.raises(ValueError, match="for another base model"):
-        load_for_sampling(str(lora[0]), base=other)
+        open_model(str(lora[0]), base=other)
 
 
 def test_a_file_with_nothing_of_ours_in_it_is_refused(eps_model, tmp_path):
     save_file({"transformer.x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"other.safetensors"):
-        load_for_sampling(str(tmp_path / "other.safetensors"), base=str(eps_model))
+        open_model(str(tmp_path / "other.safetensors"), base=str(eps_model))
 
 
 @pytest.mark.parametrize("ends", [("lora_A",), ("lora_B",)])
@@ -100,7 +118,7 @@ def test_half_a_lora_is_refused_in_one_line(eps_model, tmp_path, ends):
     name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     save_file({f"{name}.{end}.weight": torch.ones(4, 16) for end in ends}, tmp_path / "half.safetensors")
     with pytest.raises(ValueError, match=r"half.safetensors is incomplete"):
-        load_for_sampling(str(tmp_path / "half.safetensors"), base=str(eps_model))
+        open_model(str(tmp_path / "half.safetensors"), base=str(eps_model))
 
 
 def test_a_damaged_file_is_said_by_its_name(settings, eps_model, tmp_path):
@@ -108,10 +126,10 @@ def test_a_damaged_file_is_said_by_its_name(settings, eps_model, tmp_path):
     file = run / "pytorch_lora_weights.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"pytorch_lora_weights.safetensors is damaged"):
-        load_for_sampling(str(run))
+        open_model(str(run))
     shutil.copyfile(file, tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match=r"cut.safetensors cannot be read"):
-        load_for_sampling(str(tmp_path / "cut.safetensors"), base=str(eps_model))
+        open_model(str(tmp_path / "cut.safetensors"), base=str(eps_model))
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -126,18 +144,18 @@ def test_a_damaged_best_is_not_said_to_be_written_again(settings, eps_model, met
 
     RunFolder(run).write_best(write, {"step": 1})
     with pytest.raises(ValueError, match="belongs to a run"):
-        load_for_sampling(str(run / "best"), base=str(eps_model))
+        open_model(str(run / "best"), base=str(eps_model))
     file = run / "best" / result
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"best.* is damaged .* it is not written from a checkpoint: sample from"):
-        load_for_sampling(str(run / "best"))
+        open_model(str(run / "best"))
 
 
 def test_the_old_result_of_a_run_that_went_on_is_said_to_be_old(settings, caplog, monkeypatch):
     config = settings(method="lora", max_train_steps=2, checkpointing_steps=1)
     run = train(config, progress=False).folder
     caplog.clear()
-    load_for_sampling(str(run))
+    open_model(str(run))
     assert not caplog.records
 
     def killed(*_):
@@ -147,7 +165,7 @@ def test_the_old_result_of_a_run_that_went_on_is_said_to_be_old(settings, caplog
     with pytest.raises(KeyboardInterrupt):
         train(dataclasses.replace(config, max_train_steps=3), progress=False)
     caplog.clear()
-    load_for_sampling(str(run))
+    open_model(str(run))
     assert "that of 2 steps" in caplog.text
     assert "checkpoint-3" in caplog.text
 
@@ -158,17 +176,17 @@ def test_a_lora_with_layers_that_the_model_has_not_is_refused(lora, model):
     extra = {f"unet.nowhere.{end}.weight": torch.ones(2, 2) for end in ("lora_A", "lora_B")}
     save_file(tensors | extra, file, {"format": "pt"})
     with pytest.raises(ValueError, match=rf"2 of the {len(tensors) + 2} tensors"):
-        load_for_sampling(str(file), base=model)
+        open_model(str(file), base=model)
 
 
 def test_an_adapter_alone_asks_for_its_base(lora):
     with pytest.raises(ValueError, match="base"):
-        load_for_sampling(str(lora[0]))
+        open_model(str(lora[0]))
 
 
 def test_what_is_no_adapter_is_refused_as_one(eps_model):
     with pytest.raises(ValueError, match="no adapter"):
-        load_for_sampling(str(eps_model), base=str(eps_model))
+        open_model(str(eps_model), base=str(eps_model))
 
 
 @pytest.mark.parametrize(("model", "method"), [("eps_model", "lora"), ("eps_model", "oft"), ("sdxl_model", "lora")])
@@ -176,8 +194,8 @@ def test_a_finished_run_its_checkpoint_and_the_trained_weights_are_one_model(req
     model = request.getfixturevalue(model)
     config = settings(model=str(model), method=method, train_text_encoder=True, learning_rate=0.3)
     run = train(config, progress=False).folder
-    finished, token = load_for_sampling(str(run))
-    checkpoint, _ = load_for_sampling(str(run / "checkpoint-4"))
+    finished, token = open_model(str(run))
+    checkpoint, _ = open_model(str(run / "checkpoint-4"))
     assert token == "<v>"
     np.testing.assert_array_equal(pictures(finished), pictures(checkpoint))
     assert (pictures(finished) != pictures(load_family(str(model)))).any()
@@ -189,13 +207,13 @@ def test_a_finished_run_its_checkpoint_and_the_trained_weights_are_one_model(req
 
 def test_averages_of_an_adapter_run_are_sampled_from_its_checkpoint(settings):
     run = train(settings(method="lora", use_ema=True, learning_rate=0.3), progress=False).folder
-    raw, ema = (pictures(load_for_sampling(str(run), weights)[0]) for weights in ("raw", "ema"))
+    raw, ema = (pictures(open_model(str(run), weights)[0]) for weights in ("raw", "ema"))
     assert (raw != ema).any()
 
 
 def test_a_run_of_full_fine_tuning_is_sampled_as_plain_diffusers_does(settings):
     run = train(settings(learning_rate=0.01), progress=False).folder
-    family, _ = load_for_sampling(str(run))
+    family, _ = open_model(str(run))
     plain = StableDiffusionPipeline.from_pretrained(run)
     assert all(torch.equal(a, b) for a, b in zip(plain.unet.parameters(), family.denoiser.parameters(), strict=True))
 
@@ -204,9 +222,9 @@ def test_a_run_without_its_result_is_refused(settings, eps_model):
     run = train(settings(method="lora"), progress=False).folder
     (run / "pytorch_lora_weights.safetensors").unlink()
     with pytest.raises(ValueError, match=r"pytorch_lora_weights.*checkpoint"):
-        load_for_sampling(str(run))
+        open_model(str(run))
     with pytest.raises(ValueError, match="leave base out"):
-        load_for_sampling(str(run), base=str(eps_model))
+        open_model(str(run), base=str(eps_model))
 
 
 def test_an_adapter_run_needs_the_very_model_it_began_from(settings, eps_model, v_model, tmp_path):
@@ -215,7 +233,7 @@ def test_an_adapter_run_needs_the_very_model_it_began_from(settings, eps_model, 
     shutil.rmtree(copy)
     shutil.copytree(v_model, copy)
     with pytest.raises(ValueError, match="not the one"):
-        load_for_sampling(str(run))
+        open_model(str(run))
 
 
 def test_written_samples_say_what_they_are_of(lora, model, tmp_path):

@@ -91,6 +91,8 @@ class Sample:
     """Of a run or checkpoint. None: what the run exported."""
     base: str | None = setting(None, value="MODEL")
     """The model under a LoRA file or a PEFT folder of any trainer."""
+    lora_alpha: float | None = setting(None, above=0)
+    """Of a LoRA file that does not say its own. None: the rank, strength 1."""
 
 
 def _sample(arguments: list[str]) -> int:
@@ -111,6 +113,7 @@ def _sample(arguments: list[str]) -> int:
         batch_size=asked.sample_batch_size,
         weights=asked.weights,
         base=asked.base,
+        lora_alpha=asked.lora_alpha,
     )
     print(f"done: {folder}")
     return 0

@@ -14,8 +14,6 @@ from fewbayes.files.atomic import atomic_folder, new_folder
 from fewbayes.models.sampling import sample_images
 from fewbayes.runs.opening import open_model
 
-load_for_sampling = open_model
-
 
 def write_samples(
     source: str,
@@ -32,17 +30,19 @@ def write_samples(
     batch_size: int = 4,
     weights: str | None = None,
     base: str | None = None,
+    lora_alpha: float | None = None,
 ) -> Path:
     """`num_images` pictures of each prompt, image i from seed + i; returns the folder, which must be new or empty.
 
-    source, weights, base: as in `open_model`; sampler: None for the usual one of the model's family. The folder holds
-    00.png, 01.png, ... (with as many digits as the last one has) and samples.json, which says how each was made.
+    source, weights, base, lora_alpha: as in `open_model`; sampler: None for the usual one of the model's family. The
+    folder holds 00.png, 01.png, ... (with as many digits as the last one has) and samples.json, which says how each was
+    made.
     """
     output = Path(output_dir)
     new_folder(output)
     if not -(2**63) <= seed < 2**64 - num_images:
         raise UserError(f"seed is {seed}; it must be from 0 to 2**64 - 1 with the number of images added")
-    family, rare_token = open_model(source, weights, base=base)
+    family, rare_token = open_model(source, weights, base=base, lora_alpha=lora_alpha)
     family.to("cuda" if torch.cuda.is_available() else "cpu")
     words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts for _ in range(num_images)]
     seeds = [seed + i for _ in prompts for i in range(num_images)]
@@ -55,6 +55,7 @@ def write_samples(
     pictures = sample_images(family, words, seeds, **how, resolution=resolution, batch_size=batch_size)
     with atomic_folder(output, new=True) as folder:
         made_of = {"source": source} | ({"base": base} if base else {})
+        made_of |= {} if lora_alpha is None else {"lora_alpha": lora_alpha}
         rows = []
         for i, picture in enumerate(pictures):
             file = numbered(i, len(pictures))

@@ -38,6 +38,8 @@ class Asked:
     """A new or empty folder."""
     base: str | None = setting(None, value="MODEL")
     """The model that a pipeline or adapter came from; a run knows its own."""
+    lora_alpha: float | None = setting(None, above=0)
+    """Of a LoRA file that does not say its own. None: the rank, strength 1."""
     instance_data_dir: str | None = setting(None, value="DIR")
     """The training images. None: the run's."""
     instance_prompt: str | None = None

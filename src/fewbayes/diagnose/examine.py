@@ -111,10 +111,9 @@ class Scene:
 
 def load_source(case: Case, source: Path | None = None, weights: str | None = None) -> Family:
     """The source that was asked about, or a checkpoint of its run, on the device."""
-    adapter = case.config is None and case.switched
-    family, _ = open_model(
-        str(source or case.asked.source), weights, base=case.asked.base if adapter else None, spoilt=True
-    )
+    base = case.asked.base if case.config is None and case.switched else None
+    alpha, name = case.asked.lora_alpha, str(source or case.asked.source)
+    family, _ = open_model(name, weights, base=base, lora_alpha=alpha, spoilt=True)
     return _placed(family)
 
 
