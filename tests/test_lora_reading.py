@@ -17,10 +17,14 @@ from fewbayes.errors import UserError
 from fewbayes.models.adapters import load_adapter
 from fewbayes.models.lora_reading import attach, read_lora
 
-SPELLINGS = {"unet": ["lora_unet_"], "text_encoder": ["lora_te_", "lora_te1_"]}
 UNET = ["mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "conv_in"]
 UNET += [f"mid_block.attentions.0.transformer_blocks.0.{end}" for end in ("attn2.to_out.0", "ff.net.2")]
 TEXT = ["encoder.layers.0.self_attn.q_proj", "encoder.layers.0.mlp.fc1"]
+
+
+def spellings(part: str, layer: str) -> list[str]:
+    bare = layer.removeprefix("text_model.").replace(".", "_")
+    return [f"lora_unet_{bare}"] if part == "unet" else [f"lora_te_text_model_{bare}", f"lora_te1_text_model_{bare}"]
 
 
 def dotted(part: str, layer: str) -> str:
@@ -105,7 +109,7 @@ def test_every_layout_changes_every_layer_by_alpha_over_rank_b_a(parts, tmp_path
     file = tmp_path_factory.mktemp("lora") / "any.safetensors"
     save_file(tensors, file)
     mine = copy.deepcopy(parts)
-    lora = read_lora(file, mine, SPELLINGS)
+    lora = read_lora(file, mine, spellings)
     assert lora.unsaid == any(alpha is None for _, _, alpha in layers)
     attach(mine, lora)
     for place, change in changes(mine, wanted).items():
@@ -121,8 +125,31 @@ def test_names_of_old_attention_processors(parts, tmp_path):
         for name in (old_processor("unet", layer), old_processor("unet", layer).removeprefix("unet."))[number:][:1]:
             tensors |= {f"{name}.down.weight": down, f"{name}.up.weight": up}
     save_file(tensors, tmp_path / "old.safetensors")
-    lora = read_lora(tmp_path / "old.safetensors", parts, SPELLINGS)
+    lora = read_lora(tmp_path / "old.safetensors", parts, spellings)
     assert set(lora.layers["unet"]) == {UNET[0], UNET[2]}
+
+
+@pytest.mark.parametrize("names_of_the_original", [True, False])
+def test_kohya_files_of_sdxl_have_the_names_of_the_original_release(sdxl_model, tmp_path, names_of_the_original):
+    """sd-scripts trains SDXL under its original names; other trainers write diffusers' own."""
+    from fewbayes.models import load_family
+
+    family = load_family(str(sdxl_model))
+    layer = "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q"
+    stem = "lora_unet_input_blocks_3_1_transformer_blocks_1_attn1_to_q"
+    if not names_of_the_original:
+        stem = f"lora_unet_{layer.replace('.', '_')}"
+    down, up = drawn(family.denoiser, layer, 2, 0, torch.float32)
+    text, text_layer = family.text_encoders["text_encoder_2"], "encoder.layers.1.self_attn.v_proj"
+    down_2, up_2 = drawn(text, text_layer, 3, 1, torch.float32)
+    stem_2 = "lora_te2_text_model_encoder_layers_1_self_attn_v_proj"
+    tensors = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(1.0)}
+    tensors |= {f"{stem_2}.lora_down.weight": down_2, f"{stem_2}.lora_up.weight": up_2}
+    save_file(tensors | {f"{stem_2}.alpha": torch.tensor(6.0)}, tmp_path / "xl.safetensors")
+    load_adapter(family, tmp_path / "xl.safetensors")
+    torch.testing.assert_close(family.denoiser.get_submodule(layer).get_delta_weight("default"), 0.5 * up @ down)
+    changed_2 = text.get_submodule(own_name(text, text_layer)).get_delta_weight("default")
+    torch.testing.assert_close(changed_2, 2 * up_2 @ down_2)
 
 
 def test_rows_of_zeros_with_alpha_scaled_along_change_nothing(parts, tmp_path):
@@ -137,7 +164,7 @@ def test_rows_of_zeros_with_alpha_scaled_along_change_nothing(parts, tmp_path):
             {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b, f"{stem}.alpha": torch.tensor(alpha)}, file
         )
         mine = copy.deepcopy(parts)
-        attach(mine, read_lora(file, mine, SPELLINGS))
+        attach(mine, read_lora(file, mine, spellings))
         found.append(changes(mine, [("unet", UNET[0])])["unet", UNET[0]])
     torch.testing.assert_close(*found)
 
@@ -151,7 +178,7 @@ def test_the_header_gives_the_strength_of_each_layer(parts, tmp_path, rslora):
     header = {"unet.r": 4, "unet.lora_alpha": 8, "unet.use_rslora": rslora, "unet.alpha_pattern": {"to_out.0": 2}}
     file = tmp_path / "pytorch_lora_weights.safetensors"
     save_file(tensors, file, metadata={"lora_adapter_metadata": json.dumps(header)})
-    lora = read_lora(file, parts, SPELLINGS)
+    lora = read_lora(file, parts, spellings)
     assert not lora.unsaid
     for layer, alpha in ((UNET[0], 8), (UNET[2], 2)):
         scale = alpha / (2 if rslora else 4)
@@ -167,7 +194,7 @@ def test_dora_of_kohya_has_rows_of_its_own_lengths(parts, tmp_path):
     tensors = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(1.0)}
     save_file(tensors | {f"{stem}.dora_scale": lengths}, file)
     mine = copy.deepcopy(parts)
-    attach(mine, read_lora(file, mine, SPELLINGS))
+    attach(mine, read_lora(file, mine, spellings))
     layer = mine["unet"].get_submodule(UNET[0])
     moved = layer.get_base_layer().weight + 0.5 * up @ down
     wanted = lengths * moved / moved.norm(dim=1, keepdim=True)
@@ -179,8 +206,8 @@ def test_alpha_of_a_file_that_does_not_say_it_can_be_given(parts, tmp_path):
     down, up = drawn(parts["unet"], UNET[0], 4, 0, torch.float32)
     file = tmp_path / "bare.safetensors"
     save_file({f"unet.{UNET[0]}.lora_A.weight": down, f"unet.{UNET[0]}.lora_B.weight": up}, file)
-    assert read_lora(file, parts, SPELLINGS).unsaid
-    given_one = read_lora(file, parts, SPELLINGS, alpha=8.0)
+    assert read_lora(file, parts, spellings).unsaid
+    given_one = read_lora(file, parts, spellings, alpha=8.0)
     assert not given_one.unsaid
     torch.testing.assert_close(given_one.layers["unet"][UNET[0]].up, 2 * up)
 
@@ -209,7 +236,7 @@ def test_what_is_no_lora_for_this_model_is_refused_in_one_line(parts, tmp_path, 
     whole = {f"{NAME}.lora_A.weight": torch.zeros(2, 16), f"{NAME}.lora_B.weight": torch.zeros(16, 2)}
     save_file(changed(whole, **changes_), tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=said) as refusal:
-        read_lora(tmp_path / "x.safetensors", parts, SPELLINGS)
+        read_lora(tmp_path / "x.safetensors", parts, spellings)
     assert len(str(refusal.value).splitlines()) == 1
 
 
@@ -218,7 +245,7 @@ def test_a_broken_header_is_named(parts, tmp_path, header, said):
     tensors = {f"{NAME}.lora_A.weight": torch.zeros(2, 16), f"{NAME}.lora_B.weight": torch.zeros(16, 2)}
     save_file(tensors, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": header})
     with pytest.raises(UserError, match=said):
-        read_lora(tmp_path / "x.safetensors", parts, SPELLINGS)
+        read_lora(tmp_path / "x.safetensors", parts, spellings)
 
 
 def test_words_that_a_trainer_bundles_are_left_out_and_said(eps_model, tmp_path, caplog):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def load_adapter(family: Family, source: Path, *, alpha: float | None = None, sp
 
 
 def _load_lora(family: Family, modules: dict[str, nn.Module], file: Path, alpha: float | None, spoilt: bool) -> None:
-    lora = read_lora(file, modules, _spellings(family), alpha=alpha, spoilt=spoilt)
+    lora = read_lora(file, modules, partial(_spelled, family), alpha=alpha, spoilt=spoilt)
     if lora.unsaid:
         log.warning("%s does not say its alpha; the rank is taken for it (strength 1), --lora_alpha sets another", file)
     if lora.left_out:
@@ -60,12 +61,18 @@ def _load_lora(family: Family, modules: dict[str, nn.Module], file: Path, alpha:
     attach(modules, lora)
 
 
-def _spellings(family: Family) -> dict[str, list[str]]:
-    """What trainers put before the names of a part's layers, with "_" for each "."."""
-    prefixes = {part: [f"lora_te{number}_"] for number, part in enumerate(family.text_encoders, start=1)}
-    if "text_encoder" in prefixes:
-        prefixes["text_encoder"].append("lora_te_")
-    return {family.denoiser_part: [f"lora_{family.denoiser_part}_"]} | prefixes
+def _spelled(family: Family, part: str, layer: str) -> list[str]:
+    """A layer's names in kohya's files, of one text encoder and of the first of several."""
+    if "kohya" not in family.formats:
+        return []
+    try:
+        name = family.kohya_name(part, layer)
+    except UserError:  # an architecture that kohya's trainers have no names for
+        return []
+    plain = (
+        f"{name.partition('_')[0]}_{part}_{layer.replace('.', '_')}"  # diffusers' own names, by some trainers for XL
+    )
+    return [name, plain, name.replace("lora_te_", "lora_te1_", 1)]
 
 
 def _peft_folders(source: Path, parts: Sequence[str]) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -48,6 +48,8 @@ OTHER_KINDS = {
     "boft": "a BOFT adapter",
 }
 """Parts of names that tell what else a file is."""
+Spellings = Callable[[str, str], Iterable[str]]
+"""(part, layer) -> names."""
 LEFT_OUT = ("bundle_emb.", "emb_params", "string_to_param")
 """Learned words that some trainers bundle with a LoRA; they belong to a tokenizer and are not part of it."""
 
@@ -109,12 +111,12 @@ class _Settings:
 def read_lora(
     file: Path,
     modules: Mapping[str, nn.Module],
-    spellings: Mapping[str, Iterable[str]],
+    spellings: Spellings,
     *,
     alpha: float | None = None,
     spoilt: bool = False,
 ) -> Lora:
-    """The LoRA in a safetensors file, for these modules; `spellings`: see `layer_index`.
+    """The LoRA in a safetensors file, for these modules. spellings: what other trainers call a layer, all of its name.
 
     alpha: of a file that does not say its own; None is strength 1. spoilt: read numbers that are not finite too, to
     look at them. UserError names the layer, the kind or the header that is wrong.
@@ -182,26 +184,19 @@ def attach(modules: Mapping[str, nn.Module], lora: Lora, name: str = "default") 
             _fill(module.get_submodule(layer), factors, name)
 
 
-def layer_index(modules: Mapping[str, nn.Module], spellings: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]:
+def layer_index(modules: Mapping[str, nn.Module], spellings: Spellings) -> dict[str, tuple[str, str]]:
     """(part, layer) by every name that a file may have for it.
 
-    modules: by part, the denoiser first: names without any part's prefix are its own. spellings: by part, the prefixes
-    that trainers put before the names, "lora_unet_" for instance, whose names have "_" for each ".".
+    modules: by part, the denoiser first: names without any part's prefix are its own.
     """
     from torch import nn
 
     index: dict[str, tuple[str, str]] = {}
     for number, (part, module) in enumerate(modules.items()):
         for layer, inner in module.named_modules():
-            if not isinstance(inner, (nn.Linear, nn.Conv2d)):
-                continue
-            for spelled in _spelled(layer):
-                names = [f"{part}.{spelled}", *([spelled] if number == 0 else [])]
-                names += [
-                    f"{prefix}{spelled.replace('.', '_') if prefix.endswith('_') else spelled}"
-                    for prefix in spellings.get(part, ())
-                ]
-                for name in names:
+            if isinstance(inner, (nn.Linear, nn.Conv2d)):
+                own = [spelled for each in _spelled(layer) for spelled in (f"{part}.{each}", each)[: 2 - (number > 0)]]
+                for name in (*own, *spellings(part, layer)):
                     index.setdefault(name, (part, layer))
     return index
 
