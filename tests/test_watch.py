@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from fewbayes.files.decode import typed
 from fewbayes.runs.folder import RunFolder, read_metrics
 from fewbayes.runs.layout import read_manifest
-from fewbayes.sample import load_for_sampling
+from fewbayes.runs.opening import open_model
 from fewbayes.stage import watch as watch_room
 from fewbayes.stage.monitor import Judgement, Look, Monitor
 from fewbayes.stage.watch import PROBES, StageWatch
@@ -214,7 +214,7 @@ def test_best_is_the_model_of_the_last_good_samples_and_can_be_drawn_from(run, s
     folder = run("run", **arm, **WATCHED, checkpointing_steps=2)
     told = json.loads((folder / "best/best.json").read_text())
     assert (told["step"], told["stage"], told["weights"]) == (2, "good", "raw")  # step 3 was good, but not sampled
-    (ours, _), (theirs, word) = (load_for_sampling(str(folder / name)) for name in ("checkpoint-2", "best"))
+    (ours, _), (theirs, word) = (open_model(str(folder / name)) for name in ("checkpoint-2", "best"))
     assert word == "<v>"
     asked = torch.ones(1, 4, 8, 8), torch.tensor([100])
     answers = [model.predict(*asked, model.encode_prompts(["a <v> dog"])) for model in (ours, theirs)]
