@@ -13,6 +13,7 @@ from peft.functional import inject_adapter_in_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fewbayes.errors import UserError
 from fewbayes.models import load_family
 from fewbayes.models.sampling import sample_images
 from fewbayes.runs.folder import RunFolder
@@ -67,6 +68,20 @@ def test_a_lora_file_of_another_trainer_is_sampled_as_it_was_trained(lora, model
     np.testing.assert_array_equal(pictures(by_file[0]), expected)
     np.testing.assert_array_equal(pictures(by_folder[0]), expected)
     assert (expected != pictures(load_family(model))).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"resolution": 30}, "resolution is 30; it must be a multiple of 4, 8 or more"),
+        ({"resolution": 4}, "multiple of 4, 8 or more"),
+        ({"steps": 5000}, "num_inference_steps is 5000; .* give 1000 at most"),
+    ],
+)
+def test_what_no_picture_can_be_drawn_with_is_refused_in_our_words(eps_model, tmp_path, changes, said):
+    with pytest.raises(UserError, match=said):
+        write_samples(str(eps_model), ["a photo"], tmp_path / "out", num_images=1, **changes)
+    assert not (tmp_path / "out").exists()
 
 
 def test_alpha_of_a_file_that_does_not_say_it_is_asked_for(eps_model, tmp_path, caplog):

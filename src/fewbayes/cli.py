@@ -79,7 +79,7 @@ class Sample:
     """Sampler of the pictures. None: the usual one of the model's family, ddim for Stable Diffusion."""
     num_inference_steps: int = setting(25, above=0)
     """Steps of the sampler."""
-    guidance_scale: float = 7.5
+    guidance_scale: float = setting(7.5, at_least=0)
     """Classifier-free guidance; 1 is none."""
     negative_prompt: str = ""
     """Prompt that guidance leads away from."""

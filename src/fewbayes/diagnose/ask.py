@@ -47,10 +47,10 @@ class Asked:
     rare_token: str | None = None
     """The word that <v> stands for. None: the run's or the model's."""
     sampler: Sampler | None = None
-    """The one you use. None: the run's, or ddim."""
+    """The one you use. None: the run's, or the usual one of the model's family."""
     num_inference_steps: int | None = setting(None, above=0)
     """None: the run's, or 25."""
-    guidance_scale: float | None = None
+    guidance_scale: float | None = setting(None, at_least=0)
     """1 is none. None: the run's, or 7.5."""
     negative_prompt: str | None = None
     """None: the run's, or none."""

@@ -5,7 +5,6 @@ What `fewbayes` trains is loaded by its own methods; this is for what comes with
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewbayes.errors import UserError
+from fewbayes.files.decode import plain_json
 from fewbayes.models.family import Family, changeable
 from fewbayes.models.lora_reading import attach, read_lora
 
@@ -87,11 +87,10 @@ def _peft_folders(source: Path, parts: Sequence[str]) -> dict[str, Path]:
 
 
 def _kind(folder: Path) -> str:
-    try:
-        told = json.loads((folder / PEFT_FILE).read_text(encoding="utf-8", errors="replace"))
-        return str(told["peft_type"]).upper()
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / PEFT_FILE} names no peft_type ({error}); save the adapter again") from None
+    told = plain_json(folder / PEFT_FILE, cure="save the adapter again")
+    if not isinstance(told, dict) or not isinstance(told.get("peft_type"), str):
+        raise UserError(f"{folder / PEFT_FILE} names no peft_type; save the adapter again")
+    return told["peft_type"].upper()
 
 
 def _load_peft(module: nn.Module, folder: Path) -> None:
@@ -117,4 +116,8 @@ def _load_peft(module: nn.Module, folder: Path) -> None:
     live = get_peft_model_state_dict(module, save_embedding_layers=False)
     if different := sorted(live.keys() ^ weights.keys()):
         raise UserError(f"{folder}: {len(different)} names of its tensors and of the layers differ, as {different[0]}")
+    for name, tensor in live.items():
+        if tensor.shape != weights[name].shape:
+            found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
+            raise UserError(f"{folder} is for another base model: {name} is {found} there and {wanted} here")
     set_peft_model_state_dict(module, weights)

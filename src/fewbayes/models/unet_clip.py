@@ -291,6 +291,7 @@ class UnetClip(ABC):
         guidance: float,
         resolution: int | None,
     ) -> Tensor:
+        self._check_drawn(steps, resolution)
         return self.pipeline(sampler)(
             **self._prompt_arguments(cond, negative),
             generator=list(generators),
@@ -300,6 +301,17 @@ class UnetClip(ABC):
             width=resolution,
             output_type="latent",
         ).images
+
+    def _check_drawn(self, steps: int, resolution: int | None) -> None:
+        """What diffusers would refuse in its own words, or worse draw."""
+        most = self.scheduler_config["num_train_timesteps"]
+        if steps > most:
+            raise UserError(
+                f"num_inference_steps is {steps}; this model was trained with {most}, so give {most} at most"
+            )
+        side = self._pixels_per_latent
+        if resolution is not None and (resolution % side or resolution < 2 * side):
+            raise UserError(f"resolution is {resolution}; it must be a multiple of {side}, {2 * side} or more")
 
     def pipeline(self, sampler: str = "ddim") -> Any:
         """The diffusers pipeline around the live modules: it samples from the weights of this moment."""

@@ -185,10 +185,11 @@ def _load_result(found: Found, cure: str) -> tuple[Family, str | None]:
     method = make_method(found.config)
     whole = registered()[found.config.method].kind == "full"
     family = None if whole else load_family(found.base_card())
+    if family is not None:
+        method.attach(family)
     try:
         if family is None:
             return load_family(str(found.path)), found.config.rare_token
-        method.attach(family)
         method.load(family, found.path)
     except (SafetensorError, OSError, UserError) as error:
         damaged = found.path if whole else found.path / method.result
