@@ -283,7 +283,8 @@ def outcome(read: Callable[[], object]) -> tuple[str, str]:
             return "memory", str(error)[:100]
         if (code := _exit_code(error)) is not None:
             return ("refused" if code == 2 else "stopped with a message"), ""
-        last = [frame for frame in traceback.extract_tb(error.__traceback__) if "fewbayes" in frame.filename][-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        last = ([frame for frame in frames if "fewbayes" in frame.filename] or frames)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"
         return "traceback", f"{type(error).__name__} in {where}: {str(error)[:120]}"
     return "read", ""
@@ -315,18 +316,20 @@ def build(folder: Path) -> list[Target]:
     """A small thing of each kind, made by the program itself, and the readers of each of its files."""
     import numpy as np
     import torch
-    from fewbayes.diagnose.diagnose import Asked, diagnose, settle
     from PIL import Image
 
     from conftest import build_pipeline
     from fewbayes.data.images import check_folder, load_images
     from fewbayes.data.layouts import read_subjects
+    from fewbayes.diagnose.ask import Asked, settle
+    from fewbayes.diagnose.command import diagnose
     from fewbayes.export import write_export
     from fewbayes.export.card import copy_pictures
     from fewbayes.export.record import read_record
     from fewbayes.export.trained import find_run
     from fewbayes.metrics.evaluate import evaluate_folder
-    from fewbayes.metrics.folders import find_source, read_samples
+    from fewbayes.metrics.folders import read_samples
+    from fewbayes.metrics.sources import find_source
     from fewbayes.models import inspect_model, load_family
     from fewbayes.models.sampling import sample_images
     from fewbayes.page import write_report

@@ -42,14 +42,17 @@ class WeightIndex(TypedDict):
 class Unet(TypedDict):
     """UNet2DConditionModel."""
 
+    _diffusers_version: NotRequired[str]
+    downsample_padding: NotRequired[Annotated[int, Meta(ge=0, le=64)]]
+    freq_shift: NotRequired[float]
     sample_size: Side
     in_channels: Channels
-    out_channels: Channels
     block_out_channels: Blocks
-    down_block_types: Kinds
-    up_block_types: Kinds
-    layers_per_block: PerBlock
-    cross_attention_dim: Channels | Blocks
+    out_channels: NotRequired[Channels]
+    down_block_types: NotRequired[Kinds]
+    up_block_types: NotRequired[Kinds]
+    layers_per_block: NotRequired[PerBlock]
+    cross_attention_dim: NotRequired[Channels | Blocks]
     attention_head_dim: NotRequired[Channels | Blocks]
     num_attention_heads: NotRequired[Channels | Blocks | None]
     transformer_layers_per_block: NotRequired[PerBlock]
@@ -59,6 +62,13 @@ class Unet(TypedDict):
     projection_class_embeddings_input_dim: NotRequired[Channels | None]
     num_class_embeds: NotRequired[Channels | None]
     time_embedding_dim: NotRequired[Channels | None]
+
+
+class ToldSizes(TypedDict):
+    """What the U-Net of SDXL also has: it is told sizes beside the prompt."""
+
+    addition_time_embed_dim: Channels
+    projection_class_embeddings_input_dim: Channels
 
 
 class Autoencoder(TypedDict):
@@ -79,21 +89,27 @@ class Autoencoder(TypedDict):
     latents_std: NotRequired[list[float] | None]
 
 
-class TextEncoder(TypedDict):
-    """CLIPTextModel, with a projection or without."""
+class TextEncoder(TypedDict, total=False):
+    """CLIPTextModel."""
 
     vocab_size: Annotated[int, Meta(ge=1, le=1_000_000)]
     hidden_size: Channels
     intermediate_size: Annotated[int, Meta(ge=1, le=2**20)]
     num_hidden_layers: Annotated[int, Meta(ge=1, le=1000)]
     num_attention_heads: Channels
-    max_position_embeddings: NotRequired[Side]
-    projection_dim: NotRequired[Channels]
+    max_position_embeddings: Side
+
+
+class PooledTextEncoder(TextEncoder):
+    """CLIPTextModelWithProjection."""
+
+    projection_dim: Channels
 
 
 class DdpmScheduler(TypedDict):
     """The noise schedule of a model that was trained by denoising diffusion."""
 
+    _class_name: str
     num_train_timesteps: Annotated[int, Meta(ge=1, le=100_000)]
     beta_start: Fraction
     beta_end: Fraction
@@ -109,6 +125,6 @@ SCHEMAS: dict[str, Any] = {
     "UNet2DConditionModel": Unet,
     "AutoencoderKL": Autoencoder,
     "CLIPTextModel": TextEncoder,
-    "CLIPTextModelWithProjection": TextEncoder,
+    "CLIPTextModelWithProjection": PooledTextEncoder,
 }
 """Of a part's config.json, by the class of the part; others are only held to be tables."""

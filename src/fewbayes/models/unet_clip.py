@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from fewbayes.errors import UserError
-from fewbayes.models.configs import DdpmScheduler
+from fewbayes.models.configs import DdpmScheduler, ToldSizes
 from fewbayes.models.family import ModelCard, Part
 from fewbayes.models.folders import (
+    AGAIN,
     INDEX,
     SCHEDULER,
     SETTINGS,
@@ -139,7 +140,14 @@ class UnetClip(ABC):
 
         def tokenizer(name: str) -> Any:
             with loading(card.folder / name):
-                return CLIPTokenizer.from_pretrained(card.folder / name)
+                found = CLIPTokenizer.from_pretrained(card.folder / name)
+            longest = found.model_max_length
+            if type(longest) is not int or longest < 2 or found.pad_token_id is None:
+                raise UserError(
+                    f"{card.folder / name / 'tokenizer_config.json'}: model_max_length is {longest!r} and pad_token "
+                    f"{found.pad_token!r}; they must be a whole number of at least 2 and a token; {AGAIN}"
+                )
+            return found
 
         with quiet():
             modules = {name: loaded(name, part) for name, part in cls.parts.items()}
@@ -410,7 +418,7 @@ class StableDiffusionXL(UnetClip):
     @classmethod
     def inspect(cls, model: str, folder: Path) -> ModelCard:
         card = super().inspect(model, folder)
-        check_time_ids(folder, read_json(folder / "unet/config.json"))
+        check_time_ids(folder, read_json(folder / "unet/config.json", ToldSizes))
         return card
 
     def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
