@@ -10,10 +10,9 @@ from diffusers import DDPMScheduler
 
 from fewbayes.diffusion.conditioning import Conditioning
 from fewbayes.diffusion.objective import Batch, denoising_errors, diffusion_loss, preserved_loss
-from fewbayes.diffusion.process import PREDICTIONS, Ddpm, Process, alpha_bar_of, betas
+from fewbayes.diffusion.process import PREDICTIONS, Ddpm, Flow, Process, alpha_bar_of, betas
 from fewbayes.models import load_family
 from fewbayes.training.batches import Pictures, draw
-from flow_process import Flow
 
 
 def a_batch(seed: int, size: int = 2) -> Batch:

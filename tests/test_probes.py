@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from fewbayes.diffusion.conditioning import Conditioning
-from fewbayes.diffusion.process import Ddpm, Process, alpha_bar_of, betas, level_of_step
+from fewbayes.diffusion.process import Ddpm, Flow, Process, alpha_bar_of, betas, level_of_step
 from fewbayes.files.decode import typed
 from fewbayes.models import load_family
 from fewbayes.stage import theory
 from fewbayes.stage.probes import PROBES, SCALED_STEP, Prober, ProbeSettings, adapters_off
 from fewbayes.stage.readings import Reading
-from flow_process import NOISIEST, Flow
 
 ALPHA_BAR = alpha_bar_of(betas()).double()
 PROCESSES = {name: Ddpm(alpha_bar_of(betas()), name) for name in ("epsilon", "v_prediction")} | {"flow": Flow()}
@@ -256,7 +255,7 @@ SHARES = [level_of_step(step) / (1 + level_of_step(step)) for step in (50, 100, 
         (PROCESSES["epsilon"], (50, 100, 200, 400, 600), (100, 999)),
         (Ddpm(alpha_bar_of(betas())[9::10].clone()), (4, 9, 19, 39, 59), (9, 99)),
         (Ddpm(alpha_bar_of(betas(), zero_terminal_snr=True), "v_prediction"), (47, 94, 190, 381, 567), (94, 998)),
-        (Flow(), SHARES, (SHARES[1], NOISIEST)),
+        (Flow(), SHARES, (SHARES[1], Flow.LAST)),
     ],
     ids=["stable-diffusion", "hundred-steps", "ends-in-pure-noise", "flow"],
 )

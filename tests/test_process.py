@@ -4,17 +4,19 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from fewbayes.diffusion.process import (
     BETA_SCHEDULES,
     PREDICTIONS,
     Ddpm,
+    Flow,
+    TrainingTimes,
     alpha_bar_of,
     betas,
     level_of_step,
 )
-from flow_process import Flow
 
 STEPS = 1000
 ALPHA_BARS = alpha_bar_of(betas())
@@ -124,7 +126,7 @@ def test_a_time_that_a_schedule_has_not_is_refused(t):
 def test_training_times_are_a_function_of_the_generator(process):
     first, again = (process.draw_times(1000, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, again)
-    assert process.noise_to_signal(first).isfinite().all()
+    assert process.alpha_bar(first).isfinite().all()
     assert len(first.unique()) > 500
 
 
@@ -143,3 +145,35 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 def test_min_snr_is_refused_where_it_is_not_meant():
     with pytest.raises(ValueError, match="min-SNR"):
         PROCESSES["flow"].min_snr_weight(torch.tensor([0.5]), 5.0)
+
+
+SCRIPTS = {
+    "sd3": (TrainingTimes("logit_normal", shift=3.0), {"weighting_scheme": "logit_normal", "logit_mean": 0.0}, 3.0),
+    "mode": (TrainingTimes("mode", scale=0.8), {"weighting_scheme": "mode", "mode_scale": 0.8}, 1.0),
+    "none": (TrainingTimes(), {"weighting_scheme": "none"}, 1.0),
+}
+
+
+@pytest.mark.parametrize(("ours", "density", "shift"), SCRIPTS.values(), ids=SCRIPTS)
+def test_training_times_of_a_flow_are_those_of_the_diffusers_scripts(ours, density, shift):
+    u = compute_density_for_timestep_sampling(
+        batch_size=4000, logit_std=1.0, generator=torch.Generator().manual_seed(7), **density
+    )
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
+    assert torch.equal(ours.draw(4000, torch.Generator().manual_seed(7)), theirs.sigmas[(u * 1000).long()])
+
+
+def test_training_times_may_be_cut_to_a_range_and_prefer_its_ends_or_its_middle():
+    def drawn(**times):
+        return TrainingTimes(steps=None, **times).draw(20_000, torch.Generator().manual_seed(0))
+
+    for shift in (1.0, 3.0):
+        cut = drawn(shift=shift, low=0.2, high=0.6)
+        assert 0.2 <= cut.min() < 0.201
+        assert 0.599 < cut.max() <= 0.6 + 1e-6
+    ends, even, middle = (drawn(density="mode", scale=scale).sub(0.5).abs().mean() for scale in (-1.0, 0.0, 1.7))
+    assert ends > even + 0.02 > middle + 0.04
+    assert drawn(shift=3.0).median() == pytest.approx(0.75, abs=0.01)
+    for wrong in ({"density": "normal"}, {"shift": 0.0}, {"low": 0.6, "high": 0.2}, {"density": "mode", "scale": 3.0}):
+        with pytest.raises(ValueError, match=r"known|greater than 0|from"):
+            TrainingTimes(**wrong)

@@ -21,11 +21,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.diffusion.process import Flow
 from fewbayes.errors import UserError
 from fewbayes.models.family import ModelCard, Part
 from fewbayes.models.folders import INDEX, SCHEDULER, SETTINGS, meta_part, part_class, read_json, settings_of
 from fewbayes.models.registry import register
-from flow_process import NOISIEST, Flow
 
 WORDS, LENGTH, PATCH = 64, 8, 4
 
@@ -231,7 +231,7 @@ class ToyFamily:
             raise UserError(f"sampler {sampler!r} is not known; choose one of {', '.join(self.samplers)}")
         shape = 3 * PATCH**2, *[(resolution or self.card.resolution) // PATCH] * 2
         x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
-        times = torch.linspace(NOISIEST, 0, steps + 1)
+        times = torch.linspace(Flow.LAST, 0, steps + 1)
         for now, then in pairwise(times):
             s = now.expand(len(x)).to(self.device)
             velocity = self.predict(x, s, cond)

@@ -19,8 +19,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -177,6 +178,107 @@ class Ddpm(Process):
         if self.prediction == "v_prediction":
             return snr.clamp(max=gamma) / (snr + 1)
         return snr.clamp(max=gamma)
+
+
+TIME_DENSITIES = ("uniform", "logit_normal", "mode")
+
+
+@dataclass(frozen=True)
+class TrainingTimes:
+    """How a flow model's training draws its times s in (0, 1], in the order of diffusers' training scripts.
+
+    density: of u in [0, 1): "uniform"; "logit_normal", the sigmoid of a normal number of this mean and std; "mode" with
+    scale, heavy at its tails (arXiv 2403.03206, section 3.1; a scale below 0 draws the ends, "U-shaped", one above 0
+    the middle). steps: k = 1 - floor(steps u) / steps, a row of the scheduler's table; None for k = 1 - u.
+    shift: s = shift k / (1 + (shift - 1) k), towards noise above 1. low, high: s is drawn from this range alone, by
+    stretching k over it.
+    """
+
+    density: str = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+    scale: float = 1.29
+    shift: float = 1.0
+    steps: int | None = 1000
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.density not in TIME_DENSITIES:
+            raise UserError(f"time density {self.density!r} is not known here; known are {', '.join(TIME_DENSITIES)}")
+        if not (self.shift > 0 and self.std > 0):
+            raise UserError(f"shift is {self.shift} and std {self.std}; both must be greater than 0")
+        if not -1 <= self.scale <= 2 / (math.pi - 2):
+            raise UserError(f"the mode density has a scale of {self.scale}; it goes from -1 to {2 / (math.pi - 2):.4f}")
+        if not 0 <= self.low < self.high <= 1:
+            raise UserError(
+                f"times are to be drawn from {self.low} to {self.high}; both lie from 0 to 1, in this order"
+            )
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) times on the CPU."""
+        u = self._u(count, generator)
+        k = (self.steps - (self.steps * u).floor().clamp(0, self.steps - 1)) / self.steps if self.steps else 1 - u
+        low, high = (_shifted(s, 1 / self.shift) for s in (self.low, self.high))
+        return _shifted(low + (high - low) * k, self.shift)
+
+    def _u(self, count: int, generator: torch.Generator) -> Tensor:
+        if self.density == "logit_normal":
+            return torch.normal(self.mean, self.std, (count,), generator=generator).sigmoid()
+        u = torch.rand(count, generator=generator)
+        if self.density == "mode":
+            return 1 - u - self.scale * (torch.cos(math.pi * u / 2) ** 2 - 1 + u)
+        return u
+
+
+class Flow(Process):
+    """The straight path of rectified flow (arXiv 2209.03003): a = 1 - s, b = s, answered by the velocity eps - x0.
+
+    Times are s in (0, 1): x_t is nearly clean at 0 and pure noise at 1, which has no ratio of noise to signal.
+    training: how training draws its times.
+    """
+
+    LAST = 0.999
+    """The noisiest time that probes ask for, as Stable Diffusion's last step some signal is left in it."""
+
+    prediction = "flow"
+
+    def __init__(self, training: TrainingTimes | None = None):
+        self.training = training or TrainingTimes()
+
+    def a(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return 1 - t.to(dtype)
+
+    def b(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return t.to(dtype)
+
+    def answer(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(t, dtype=dtype)
+        return -one, one
+
+    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.training.draw(count, generator)
+
+    def times(self, values: Sequence[float]) -> Tensor:
+        for s in values:
+            if not 0 < s < 1:
+                raise UserError(f"time {s:g} does not lie between 0 (clean) and 1 (noise)")
+        return torch.tensor(values, dtype=torch.float64)
+
+    def time_of(self, noise_to_signal: float) -> float:
+        _check_ratio(noise_to_signal)
+        return min(1 / (1 + 1 / noise_to_signal), self.LAST)
+
+    def min_snr_weight(self, t: Tensor, gamma: float) -> Tensor:
+        raise UserError(
+            f"snr_gamma is {gamma}, but min-SNR weights are made for eps and v of a schedule: a flow model's velocity "
+            "weighs its times already, and its training script has no such weights; leave snr_gamma out"
+        )
+
+
+def _shifted(k: Any, shift: float) -> Any:
+    """The time at a resolution whose noise is `shift` times as hard to see (arXiv 2403.03206, Eq. 23)."""
+    return shift * k / (1 + (shift - 1) * k)
 
 
 def _over(factor: Tensor, like: Tensor) -> Tensor:
