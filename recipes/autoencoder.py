@@ -19,7 +19,7 @@ KL_WEIGHT = 1e-6
 BATCH = 16
 
 
-def new_autoencoder() -> AutoencoderKL:
+def new_autoencoder(latent_channels: int = 8) -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -27,7 +27,7 @@ def new_autoencoder() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(32, 64, 96),
         layers_per_block=1,
-        latent_channels=8,
+        latent_channels=latent_channels,
         norm_num_groups=8,
         sample_size=64,
     )

@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fewbayes.world
+from fewbayes.errors import UserError
 from fewbayes.models import load_family
+from fewbayes.models.folders import locate
 from fewbayes.sample import sample_images
+from fewbayes.world import pipelines
 from fewbayes.world.objects import LIVE, OBJECTS
 from fewbayes.world.recogniser import VOCABULARY, load_recogniser
 from fewbayes.world.scenes import (
@@ -147,3 +150,12 @@ def test_training_sees_the_latents_that_the_model_was_pretrained_on():
     pictures = np.stack([np.round(subject_photograph("swirl_fish", i)[0] * 255).astype(np.uint8) for i in range(2)])
     mean, deviation = family.encode_images(pictures)
     assert float(deviation.max()) < 0.01 * float(mean.std((0, 2, 3)).min())
+
+
+def test_an_embedded_name_is_a_folder_that_is_shipped_or_a_line_that_says_what_is(monkeypatch, tmp_path):
+    assert "tiny" in pipelines.shipped()
+    for name in pipelines.shipped():
+        assert locate(name) == pipelines.PIPELINES[name]
+    monkeypatch.setitem(pipelines.PIPELINES, "tiny-flow", tmp_path)
+    with pytest.raises(UserError, match=r"tiny-flow is not in this installation.*here are tiny"):
+        locate("tiny-flow")

@@ -16,6 +16,7 @@ from fewbayes.methods import registered
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.layout import LISTING, SAMPLES, SampleRow, read_listing
 from fewbayes.runs.opening import Found
+from fewbayes.world.pipelines import is_embedded
 
 PICTURES = 4
 ALWAYS = ["method", "learning_rate", "max_train_steps", "train_batch_size", "resolution", "mixed_precision", "seed"]
@@ -114,7 +115,7 @@ def _loading(folder: Path, facts: CardFacts, trained: Trained) -> str:
             code = code.replace("\n\n", "\nfrom safetensors.torch import load_file\n\n", 1)
     given = ['folder = "."']
     if facts.loader != "pipeline":
-        embedded = trained.base.model == "tiny"  # a name that only this package knows
+        embedded = is_embedded(trained.base.model)  # a name that only this package knows
         given.append(
             'base = "the folder of the model inside fewbayes"' if embedded else f'base = "{trained.base.model}"'
         )

@@ -30,6 +30,7 @@ from fewbayes.metrics.weights import fetch_weights, list_weights
 from fewbayes.runs.layout import CONFIG
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.flags import parse_command
+from fewbayes.world.pipelines import is_embedded
 
 Modes = Literal["sound", "paper", "both"]
 RARE_TOKEN = "<v>"
@@ -162,7 +163,7 @@ def _encoders(asked: str | Mapping[str, Any] | None, place: Source, offline: boo
     if asked is not None and not isinstance(asked, str):
         absent = {key: Missing(key, "no encoder was given for it") for key in encoder_keys()}
         return {**absent, **asked}, "given"
-    which = asked or ("embedded" if place.model == "tiny" else "paper")
+    which = asked or ("embedded" if is_embedded(place.model) else "paper")
     return load_encoders(which, offline=offline), which
 
 

@@ -18,11 +18,11 @@ from fewbayes.files.decode import plain_json, typed
 from fewbayes.files.safetensors import read_header
 from fewbayes.models.configs import SCHEMAS, ModelIndex, Settings, WeightIndex
 from fewbayes.models.family import Layout, Part
+from fewbayes.world.pipelines import PIPELINES, is_embedded, shipped
 
 if TYPE_CHECKING:
     from torch import nn
 
-TINY = Path(__file__).parents[1] / "world" / "weights" / "pipeline"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SETTINGS = "fewbayes.json"
 INDEX = "model_index.json"
@@ -78,19 +78,21 @@ def meta_part(folder: Path, name: str, part: Part) -> nn.Module:
 
 
 def locate(model: str) -> Path:
-    """The folder of `tiny`, of a path or of a hub id, which is downloaded if it is not here yet."""
-    if model == "tiny":
-        if not (TINY / INDEX).is_file():
+    """The folder of an embedded pipeline, of a path or of a hub id, which is downloaded if it is not here yet."""
+    if is_embedded(model):
+        if not ((folder := PIPELINES[model]) / INDEX).is_file():
             raise UserError(
-                f"the embedded model is not in this installation ({TINY} is missing); install fewbayes anew"
+                f"the embedded model {model} is not in this installation ({folder} is missing); "
+                f"here are {', '.join(shipped()) or 'none: install fewbayes anew'}"
             )
-        return TINY
+        return folder
     path = Path(model).expanduser()
     if path.is_dir():
         return path
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise UserError(
-            f"model {model!r}: there is no such folder; give 'tiny', a pipeline folder or a hub id (owner/name)"
+            f"model {model!r}: there is no such folder; give {', '.join(shipped())}, a pipeline folder or a hub id "
+            "(owner/name)"
         )
     return _from_hub(model)
 

@@ -11,6 +11,7 @@ from fewbayes.fields import setting
 from fewbayes.models import inspect_model
 from fewbayes.settings.flags import parse_command
 from fewbayes.studies.subjects import StudySubject, named_subjects
+from fewbayes.world.pipelines import is_embedded
 from fewbayes.world.scenes import SUBJECTS
 
 T = TypeVar("T")
@@ -19,7 +20,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, kw_only=True)
 class SubjectFlags:
     model: str = "tiny"
-    """tiny, a pipeline folder or an id on the hub."""
+    """tiny (or another embedded one), a pipeline folder or an id on the hub."""
     subjects: tuple[str, ...] = setting((), several=True, value="NAME", more=f"There are {', '.join(SUBJECTS)}.")
     """Subjects that the embedded world draws."""
     photographs: tuple[str, ...] = setting((), several=True, value="PATH:CLASS")
@@ -29,8 +30,8 @@ class SubjectFlags:
 
     @property
     def world(self) -> bool:
-        """Whether the model is the embedded one, which knows the embedded world's words alone."""
-        return self.model == "tiny"
+        """Whether the model is an embedded one, which knows the embedded world's words alone."""
+        return is_embedded(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)

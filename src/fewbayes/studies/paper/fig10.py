@@ -23,9 +23,10 @@ from fewbayes.studies.memo import remember
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import ddim, encoded, keep
 from fewbayes.studies.paper.drawing import Told, bounds, canvas, parts, pictures
-from fewbayes.studies.paper.options import TINY, Ask
+from fewbayes.studies.paper.options import Ask
 from fewbayes.studies.paper.trained import pretrained
 from fewbayes.studies.trajectory import open_pictures
+from fewbayes.world.pipelines import is_embedded
 
 TINY_PROMPT = "a photo of a white ball in the snow"
 """The embedded model has seen no picture without an object and no word for one; nothing it can say is emptier."""
@@ -39,12 +40,12 @@ def run(ask: Ask) -> dict[str, Any]:
     file = ask.folder / "looks" / "pretrained" / "blanks.json"
     said = [f'The prompt of the paper, "{paper.FIG10_PROMPT}", has no words that the embedded model knows.']
     rows = remember(file, {}, lambda: {"rows": _rows(ask)})  # of the model and settings that the folder is of
-    return {"t": T, **rows, "paper": {"says": paper.FIG10}, "notes": said if ask.model == TINY else []}
+    return {"t": T, **rows, "paper": {"says": paper.FIG10}, "notes": said if is_embedded(ask.model) else []}
 
 
 def _rows(ask: Ask) -> list[dict[str, Any]]:
     family, count = pretrained(ask.model), ask.usual.pictures
-    prompt = TINY_PROMPT if ask.model == TINY else paper.FIG10_PROMPT
+    prompt = TINY_PROMPT if is_embedded(ask.model) else paper.FIG10_PROMPT
     drawn = [np.asarray(picture) for picture in sample_images(family, [prompt] * count, range(count), **_how(ask))]
     noisy, denoised = _blank(ask, family)
     real = [np.asarray(picture) for subject in ask.subjects for picture in open_pictures(subject.photographs)]

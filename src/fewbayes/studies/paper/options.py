@@ -13,8 +13,8 @@ from fewbayes.settings.config import USUAL_RARE_TOKEN
 from fewbayes.studies.flags import SubjectFlags, asked
 from fewbayes.studies.grid import without_path
 from fewbayes.studies.subjects import StudySubject, apart, drawn_subject, photographed_subject
+from fewbayes.world.pipelines import is_embedded
 
-TINY = "tiny"
 SEVERAL = ("swirl_fish", "zigzag_backpack", "mosaic_teapot")
 """Drawn subjects of a figure that shows several."""
 
@@ -135,7 +135,7 @@ class FigureFlags(SubjectFlags):
 def parse(name: str, title: str, arguments: Sequence[str]) -> Ask:
     """Everything is checked here, before anything is trained."""
     flags = asked(FigureFlags, arguments, name, f"{title}.")
-    usual = USUAL["tiny" if flags.model == TINY else "other"]
+    usual = USUAL["tiny" if is_embedded(flags.model) else "other"]
     changes: dict[str, Any] = QUICK if flags.quick else {}
     told = {
         key: value
