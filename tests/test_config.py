@@ -204,7 +204,6 @@ def test_names_of_the_papers_script_are_accepted():
         ({"resolution": 0}, "multiple of 8"),
         ({"resolution": 100}, "multiple of 8 from 16 to 4096"),
         ({"resolution": 10**6}, "4096"),
-        ({"sampler": "ddimm"}, "one of ddim, pndm"),
         ({"where": "liner"}, "did you mean linear"),
         ({"where": "pattern:("}, "regular expression"),
         ({"instance_prompt": "a photo of a dog"}, "without a rare token"),

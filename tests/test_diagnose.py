@@ -22,7 +22,6 @@ from fewbayes.diagnose.command import diagnose, run_diagnose
 from fewbayes.diagnose.course import judge_last
 from fewbayes.diagnose.examine import RESULT
 from fewbayes.diagnose.verdict import Finding, concluded, explained, which_to_keep
-from fewbayes.fields import settings_of
 from fewbayes.models import inspect_model, load_family
 from fewbayes.models.adapters import load_adapter
 from fewbayes.page import write_report
@@ -345,12 +344,6 @@ def test_a_mark_that_stands_for_no_word_is_refused_in_the_prompt_and_in_captions
         settle(asked(lora, instance_data_dir=str(captioned), **plain))
 
 
-def test_the_samplers_offered_are_those_of_training():
-    asked, trained = (settings_of(cls)["sampler"].choices for cls in (Asked, TrainConfig))
-    assert asked == trained
-    assert {"ddim", "dpm++"} <= set(asked)
-
-
 def test_an_unknown_source_a_damaged_file_and_a_full_folder_are_refused(lora, asked, run, tmp_path):
     with pytest.raises(ValueError, match="there is no nowhere"):
         settle(asked("nowhere"))
@@ -411,14 +404,16 @@ def test_strengths_are_undone_bit_for_bit_whatever_happens_inside(lora, eps_mode
 def sampler_finding(source: float, more_steps: float, other_sampler: float) -> Finding:
     how = {"sampler": "ddim", "steps": 5, "guidance": 7.5, "negative_prompt": ""}
     scores = {"source": source, "more_steps": more_steps, "other_sampler": other_sampler}
-    others = lookalikes.other_samplers("ddim", 5, ["ddim", "dpm++"])
+    others = lookalikes.other_samplers("ddim", 5, ["ddim", "dpm++"], None)
     return lookalikes.sampler_too_short(scores, dict.fromkeys(("base", *scores), (3.0, 4.0)), how, others)
 
 
 def test_a_second_sampler_is_one_that_suits_the_model_where_there_is_one():
-    others = {name: lookalikes.other_samplers(name, 5, ["ddim", "pndm", "dpm++"]) for name in ("ddim", "dpm++")}
+    others = {name: lookalikes.other_samplers(name, 5, ["ddim", "pndm", "dpm++"], 1000) for name in ("ddim", "dpm++")}
     assert [found["other_sampler"]["sampler"] for found in others.values()] == ["dpm++", "ddim"]
-    assert lookalikes.other_samplers("euler", 5, ["euler"]) == {"more_steps": {"steps": 20}}
+    assert lookalikes.other_samplers("euler", 5, ["euler"], None) == {"more_steps": {"steps": 20}}
+    assert lookalikes.other_samplers("euler", 5, ["euler"], 8) == {"more_steps": {"steps": 8}}
+    assert lookalikes.other_samplers("euler", 8, ["euler"], 8) == {}
 
 
 def test_clean_pictures_of_any_other_setting_acquit_the_weights():

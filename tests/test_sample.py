@@ -76,9 +76,13 @@ def test_a_lora_file_of_another_trainer_is_sampled_as_it_was_trained(lora, model
         ({"resolution": 30}, "resolution is 30; it must be a multiple of 4, 8 or more"),
         ({"resolution": 4}, "multiple of 4, 8 or more"),
         ({"steps": 5000}, "num_inference_steps is 5000; .* give 1000 at most"),
+        ({"sampler": "ddimm"}, "sampler 'ddimm' is not known; choose one of ddim, pndm"),
     ],
 )
-def test_what_no_picture_can_be_drawn_with_is_refused_in_our_words(eps_model, tmp_path, changes, said):
+def test_what_no_picture_can_be_drawn_with_is_refused_before_anything_is_loaded(
+    eps_model, tmp_path, monkeypatch, changes, said
+):
+    monkeypatch.setattr("fewbayes.models.unet_clip.UnetClip.load", None)
     with pytest.raises(UserError, match=said):
         write_samples(str(eps_model), ["a photo"], tmp_path / "out", num_images=1, **changes)
     assert not (tmp_path / "out").exists()

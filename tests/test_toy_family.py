@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from fewbayes.diagnose.ask import Asked
+from fewbayes.cli import main
+from fewbayes.diagnose.ask import Asked, settle
 from fewbayes.diagnose.command import diagnose
 from fewbayes.export import write_export
 from fewbayes.models import load_family
 from fewbayes.models.adapters import load_adapter
 from fewbayes.runs.opening import open_model
 from fewbayes.sample import write_samples
+from fewbayes.training.prepare import check_drawn
 from fewbayes.training.train import train
 from test_family_contract import a_prediction, is_as_it_was, kept
 from toy_family import build_toy
@@ -46,7 +49,7 @@ def rows(run):
 LOOKS = {"validation_steps": 2, "monitor_steps": 2}
 RUNS = {
     "full-bayes": {"bayes": True, "weight_std": 0.01, "use_ema": True, **LOOKS},
-    "lora": {"method": "lora", "rank": 2, "train_text_encoder": True, **LOOKS},
+    "lora": {"method": "lora", "rank": 2, "train_text_encoder": True, "sampler": "straight", **LOOKS},
     "oft-bayes": {"method": "oft", "oft_blocks": 2, "bayes": True, "weight_std": 0.01},
     "prior": {"with_prior_preservation": True, "class_prompt": "a photo of dog", "num_class_images": 2},
 }
@@ -86,7 +89,10 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(family
 @pytest.mark.parametrize("settings_of_run", [{"method": "lora", "rank": 2}, {"bayes": True, "weight_std": 0.01}])
 def test_it_is_diagnosed(settings_of_run, family, of_toy, tmp_path):
     run = train(of_toy(max_train_steps=2, **settings_of_run), family=family, progress=False).folder
-    found = diagnose(Asked(str(run), str(tmp_path / "diagnosis"), num_images=2, num_inference_steps=2))
+    asked = Asked(str(run), str(tmp_path / "diagnosis"), sampler="straight", num_images=2, num_inference_steps=2)
+    found = diagnose(asked)
+    with pytest.raises(ValueError, match="choose one of straight"):
+        settle(replace(asked, sampler="euler", output_dir=str(tmp_path / "other")))
     assert found.stage is not None
     assert (tmp_path / "diagnosis/diagnosis.json").is_file()
 
@@ -135,6 +141,17 @@ def test_what_its_process_or_layers_have_not_is_refused_with_a_reason_and_no_fol
         train(of_toy("ranks", method="tlora", rank=2), family=family, progress=False)
     with pytest.raises(ValueError, match=r"linear-up.*which this model has not"):
         train(of_toy("places", bayes=True, where="linear-up"), family=family, progress=False)
-    with pytest.raises(ValueError, match="sampler 'ddim' is not known; choose one of euler"):
-        train(of_toy("sampled", sampler="ddim", validation_steps=1), family=family, progress=False)
+    with pytest.raises(ValueError, match="sampler 'ddim' is not known; choose one of straight"):
+        train(of_toy("sampled", sampler="ddim", validation_steps=1), progress=False)
+    coarse = replace(family.card, side_unit=16)
+    with pytest.raises(ValueError, match="resolution is 40; it must be a multiple of 16"):
+        check_drawn(coarse, of_toy(sampler="straight", resolution=40))
     assert not [name for name in ("run", "ranks", "places", "sampled") if (tmp_path / name).exists()]
+
+
+def test_its_sampler_is_named_on_the_command_line(model, tmp_path, capsys):
+    """Its name is none of Stable Diffusion's, so no list of those stands between the user and the family."""
+    asked = ["sample", str(model), "--prompt", "a <v> dog", "--num_images", "1", "--num_inference_steps", "2"]
+    assert main([*asked, "--sampler", "straight", "--output_dir", str(tmp_path / "drawn")]) == 0
+    assert main([*asked, "--sampler", "euler", "--output_dir", str(tmp_path / "refused")]) == 2
+    assert "choose one of straight" in capsys.readouterr().err

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from fewbayes.diffusion.conditioning import Conditioning
 from fewbayes.diffusion.process import Flow
-from fewbayes.errors import UserError
 from fewbayes.models.family import ModelCard, Part
 from fewbayes.models.folders import INDEX, SCHEDULER, SETTINGS, meta_part, part_class, read_json, settings_of
 from fewbayes.models.registry import register
@@ -128,7 +127,7 @@ class ToyFamily:
     }
     denoiser_part = "transformer"
     tokenizer_parts: Sequence[str] = ()
-    samplers: Mapping[str, str] = {"euler": "FlowMatchEulerDiscreteScheduler"}
+    samplers: Mapping[str, str] = {"straight": "FlowMatchEulerDiscreteScheduler"}
     layer_groups: Mapping[str, str] = {
         "self-attention": r"\.attn\.",
         "feed-forward": r"\.mlp\.",
@@ -154,7 +153,8 @@ class ToyFamily:
     def inspect(cls, model: str, folder: Path) -> ModelCard:
         side = read_json(folder / "transformer/config.json")["side"]
         told = settings_of(folder)
-        return ModelCard(model, folder, cls.name, "flow", side * PATCH, told["recommended"], told["rare_token"])
+        advice, word = told["recommended"], told["rare_token"]
+        return ModelCard(model, folder, cls.name, "flow", side * PATCH, advice, word, side_unit=PATCH)
 
     @classmethod
     def load(cls, card: ModelCard) -> Self:
@@ -227,8 +227,6 @@ class ToyFamily:
         resolution: int | None,
     ) -> Tensor:
         """Euler's method from noise to the picture."""
-        if sampler not in self.samplers:
-            raise UserError(f"sampler {sampler!r} is not known; choose one of {', '.join(self.samplers)}")
         shape = 3 * PATCH**2, *[(resolution or self.card.resolution) // PATCH] * 2
         x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
         times = torch.linspace(Flow.LAST, 0, steps + 1)

@@ -75,8 +75,8 @@ class Sample:
     """Pictures of each prompt."""
     seed: int = 0
     """Of the first image; image i has seed + i."""
-    sampler: Literal["ddim", "pndm", "dpm++", "ddpm", "euler"] | None = None
-    """Sampler of the pictures. None: the usual one of the model's family, ddim for Stable Diffusion."""
+    sampler: str | None = None
+    """One of the model's family: ddim, pndm, dpm++, ddpm or euler for Stable Diffusion. None: the usual one."""
     num_inference_steps: int = setting(25, above=0)
     """Steps of the sampler."""
     guidance_scale: float = setting(7.5, at_least=0)

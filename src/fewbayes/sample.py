@@ -12,7 +12,7 @@ from fewbayes.data.images import numbered
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_folder, new_folder
 from fewbayes.models.sampling import sample_images
-from fewbayes.runs.opening import open_model
+from fewbayes.runs.opening import card_of, open_model
 
 
 def write_samples(
@@ -42,12 +42,14 @@ def write_samples(
     new_folder(output)
     if not -(2**63) <= seed < 2**64 - num_images:
         raise UserError(f"seed is {seed}; it must be from 0 to 2**64 - 1 with the number of images added")
+    card = card_of(source, base)
+    card.check_drawn(sampler or card.usual_sampler, steps, resolution)
     family, rare_token = open_model(source, weights, base=base, lora_alpha=lora_alpha)
     family.to("cuda" if torch.cuda.is_available() else "cpu")
     words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts for _ in range(num_images)]
     seeds = [seed + i for _ in prompts for i in range(num_images)]
     how = {
-        "sampler": sampler or next(iter(family.samplers)),
+        "sampler": sampler or card.usual_sampler,
         "steps": steps,
         "guidance": guidance,
         "negative_prompt": negative_prompt,

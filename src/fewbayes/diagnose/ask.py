@@ -23,7 +23,7 @@ from fewbayes.models.registry import family_named
 from fewbayes.runs.checkpoints import verify_checkpoint
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.opening import Found, find
-from fewbayes.settings.config import RARE_TOKEN_MARK, Sampler, TrainConfig
+from fewbayes.settings.config import RARE_TOKEN_MARK, TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Asked:
     """As trained with; <v> is the rare token. None: the run's."""
     rare_token: str | None = None
     """The word that <v> stands for. None: the run's or the model's."""
-    sampler: Sampler | None = None
+    sampler: str | None = None
     """The one you use. None: the run's, or the usual one of the model's family."""
     num_inference_steps: int | None = setting(None, above=0)
     """None: the run's, or 25."""
@@ -93,7 +93,8 @@ class Case:
         """What else the same seeds are sampled with; see `lookalikes.other_samplers`."""
         from fewbayes.diagnose.lookalikes import other_samplers
 
-        return other_samplers(self.how["sampler"], self.how["steps"], list(family_named(self.card.family).samplers))
+        samplers = list(family_named(self.card.family).samplers)
+        return other_samplers(self.how["sampler"], self.how["steps"], samplers, self.card.most_steps)
 
     def worded(self, prompt: str) -> str:
         return prompt.replace(RARE_TOKEN_MARK, self.rare_token or RARE_TOKEN_MARK)
@@ -115,6 +116,9 @@ def settle(asked: Asked) -> Case:
     rare_token = asked.rare_token or (config.rare_token if config else card.rare_token)
     if rare_token is None:
         _check_no_mark([prompt, *(image.caption or "" for image in images.images)], card)
+    resolution = (config.resolution if config else None) or card.resolution
+    how = _how(asked, config, card)
+    card.check_drawn(how["sampler"], how["steps"], resolution)
     return Case(
         asked=asked,
         card=card,
@@ -124,8 +128,8 @@ def settle(asked: Asked) -> Case:
         prompt=prompt,
         rare_token=rare_token,
         images=images,
-        resolution=(config.resolution if config else None) or card.resolution,
-        how=_how(asked, config, card),
+        resolution=resolution,
+        how=how,
         weights=_weights(asked, found) if found else None,
         kept=_checkpoints(found.run) if found and asked.checkpoints else {},
     )
@@ -189,8 +193,7 @@ def _check_no_mark(prompts: Sequence[str], card: ModelCard) -> None:
 
 
 def _how(asked: Asked, config: TrainConfig | None, card: ModelCard) -> dict[str, Any]:
-    sampler = next(iter(family_named(card.family).samplers))
-    usual = {"sampler": sampler, "num_inference_steps": 25, "guidance_scale": 7.5, "negative_prompt": ""}
+    usual = {"sampler": card.usual_sampler, "num_inference_steps": 25, "guidance_scale": 7.5, "negative_prompt": ""}
     found = {
         name: next(v for v in (getattr(asked, name), getattr(config, name, None), value) if v is not None)
         for name, value in usual.items()

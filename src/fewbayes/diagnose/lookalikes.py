@@ -147,14 +147,15 @@ def _lower_everywhere(losses: Losses, own: Losses) -> bool:
 # --- the sampler ------------------------------------------------------------------------------------------------------
 
 
-def other_samplers(sampler: str, steps: int, samplers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Settings that the same seeds are sampled with again, by the name of their pictures.
+def other_samplers(sampler: str, steps: int, samplers: Sequence[str], most: int | None) -> dict[str, dict[str, Any]]:
+    """Settings that the same seeds are sampled with again, by the name of their pictures; there may be none.
 
-    samplers: those that suit the model; one of higher order comes first, and there may be no other.
+    samplers: those that suit the model, of which one of higher order comes first; most: steps that it can take.
     """
     others = [name for name in ("dpm++", *samplers) if name in samplers and name != sampler]
     second = {"other_sampler": {"sampler": others[0]}} if others else {}
-    return {"more_steps": {"steps": MORE_STEPS * steps}, **second}
+    more = min(MORE_STEPS * steps, most or MORE_STEPS * steps)
+    return ({"more_steps": {"steps": more}} if more > steps else {}) | second
 
 
 def sampler_too_short(

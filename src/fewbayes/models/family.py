@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from fewbayes.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -27,7 +29,8 @@ class ModelCard:
 
     family: the name of its family in the registry; prediction_type: what its network answers, as its scheduler's
     settings say; resolution: side of its pictures in pixels; recommended: settings that its folder advises
-    (`fewbayes.json`); rare_token: the word its tokenizer keeps for a new subject, None if it has none.
+    (`fewbayes.json`); rare_token: the word its tokenizer keeps for a new subject, None if it has none. most_steps: that
+    a sampler can take, None for any number; side_unit: a side in pixels is a multiple of it, twice it or more.
     """
 
     model: str
@@ -37,6 +40,32 @@ class ModelCard:
     resolution: int
     recommended: dict[str, Any] = field(default_factory=dict)
     rare_token: str | None = None
+    most_steps: int | None = None
+    side_unit: int = 8
+
+    def check_drawn(self, sampler: str, steps: int = 1, resolution: int | None = None) -> None:
+        """UserError where the model draws no pictures so; None: in its own size."""
+        from fewbayes.models.registry import family_named
+
+        samplers, unit = family_named(self.family).samplers, self.side_unit
+        if sampler not in samplers:
+            raise UserError(f"sampler {sampler!r} is not known; choose one of {', '.join(samplers)}")
+        if steps < 1:
+            raise UserError(f"num_inference_steps is {steps}; it must be at least 1")
+        if self.most_steps is not None and steps > self.most_steps:
+            raise UserError(
+                f"num_inference_steps is {steps}; this model was trained with {self.most_steps}, so give "
+                f"{self.most_steps} at most"
+            )
+        if resolution is not None and (resolution % unit or resolution < 2 * unit):
+            raise UserError(f"resolution is {resolution}; it must be a multiple of {unit}, {2 * unit} or more")
+
+    @property
+    def usual_sampler(self) -> str:
+        """The first that its family names."""
+        from fewbayes.models.registry import family_named
+
+        return next(iter(family_named(self.family).samplers))
 
     def fingerprint(self) -> str:
         """sha256 over the weights and settings of all parts: two folders with one fingerprint are one model."""

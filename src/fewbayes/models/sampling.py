@@ -32,9 +32,8 @@ def sample_images(
     """
     if len(prompts) != len(seeds):
         raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt")
-    if steps < 1:
-        raise UserError(f"num_inference_steps is {steps}; it must be at least 1")
-    sampler = sampler or next(iter(family.samplers))
+    sampler = sampler or family.card.usual_sampler
+    family.card.check_drawn(sampler, steps, resolution)
     pictures: list[Image.Image] = []
     with torch.no_grad():
         different = list(dict.fromkeys(prompts))

@@ -121,6 +121,8 @@ class UnetClip(ABC):
             resolution=int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1),
             recommended=settings.get("recommended", {}),
             rare_token=settings.get("rare_token"),
+            most_steps=read_json(folder / SCHEDULER, DdpmScheduler)["num_train_timesteps"],
+            side_unit=2 ** (len(vae["block_out_channels"]) - 1),
         )
 
     @classmethod
@@ -299,7 +301,6 @@ class UnetClip(ABC):
         guidance: float,
         resolution: int | None,
     ) -> Tensor:
-        self._check_drawn(steps, resolution)
         return self.pipeline(sampler)(
             **self._prompt_arguments(cond, negative),
             generator=list(generators),
@@ -309,17 +310,6 @@ class UnetClip(ABC):
             width=resolution,
             output_type="latent",
         ).images
-
-    def _check_drawn(self, steps: int, resolution: int | None) -> None:
-        """What diffusers would refuse in its own words, or worse draw."""
-        most = self.scheduler_config["num_train_timesteps"]
-        if steps > most:
-            raise UserError(
-                f"num_inference_steps is {steps}; this model was trained with {most}, so give {most} at most"
-            )
-        side = self._pixels_per_latent
-        if resolution is not None and (resolution % side or resolution < 2 * side):
-            raise UserError(f"resolution is {resolution}; it must be a multiple of {side}, {2 * side} or more")
 
     def pipeline(self, sampler: str = "ddim") -> Any:
         """The diffusers pipeline around the live modules: it samples from the weights of this moment."""
@@ -486,8 +476,6 @@ def _process(config: dict[str, Any]) -> Ddpm:
 
 
 def _scheduler(sampler: str, config: dict[str, Any]) -> Any:
-    if sampler not in SAMPLERS:
-        raise UserError(f"sampler {sampler!r} is not known; choose one of {', '.join(SAMPLERS)}")
     with quiet():
         import diffusers
 

@@ -98,6 +98,15 @@ def _config_of(folder: Path) -> TrainConfig | None:
     return load_config(folder / CONFIG, {}) if all((folder / name).is_file() for name in (CONFIG, MANIFEST)) else None
 
 
+def card_of(source: str | Path, base: str | None = None) -> ModelCard:
+    """What is known of the model that `open_model` would load, from its config files alone."""
+    found = find(source)
+    if found is None:
+        return _foreign_card(str(source), base)
+    whole = registered()[found.config.method].kind == "full" and (found.path / found.result).is_file()
+    return inspect_model(str(found.path) if whole else found.config.model)
+
+
 def open_model(
     source: str | Path,
     weights: str | None = None,
@@ -145,10 +154,8 @@ def _open_foreign(
             f"lora_alpha is {lora_alpha:g}; it is the alpha of a LoRA file that does not say its own, is above 0 and "
             "needs base"
         )
+    card = _foreign_card(source, base)
     if base is None:
-        if is_adapter(path):
-            raise UserError(f"{source} holds what was added to a model, not the model: say which with base")
-        card = inspect_model(source)
         return load_family(card), card.rare_token
     if not is_adapter(path):
         if not path.exists():
@@ -157,9 +164,15 @@ def _open_foreign(
             f"{source} is no adapter for {base}: give a LoRA in a .safetensors file, or a folder that holds "
             "pytorch_lora_weights.safetensors or a PEFT adapter_config.json"
         )
-    family = load_family(base)
+    family = load_family(card)
     load_adapter(family, path, alpha=lora_alpha, spoilt=spoilt)
-    return family, family.card.rare_token
+    return family, card.rare_token
+
+
+def _foreign_card(source: str, base: str | None) -> ModelCard:
+    if base is None and is_adapter(Path(source)):
+        raise UserError(f"{source} holds what was added to a model, not the model: say which with base")
+    return inspect_model(base or source)
 
 
 def _load_run(found: Found, weights: str | None) -> tuple[Family, str | None]:

@@ -24,7 +24,6 @@ from fewbayes.methods import registered
 from fewbayes.settings.flags import LINE, Names, asks_for_help, help_text, read_yaml, take_flags
 from fewbayes.settings.foreign import ALIASES, INSTEAD
 
-Sampler = Literal["ddim", "pndm", "dpm++", "ddpm", "euler"]
 RARE_TOKEN_MARK = "<v>"
 USUAL_RARE_TOKEN = "sks"
 CLASS_IMAGES_PER_IMAGE = 200
@@ -193,8 +192,9 @@ class TrainConfig(_MethodsOwn):
     """Prompt of the samples, several separated by |. None: instance_prompt."""
     num_validation_images: int = setting(4, above=0, free_on_resume=True)
     """Samples per prompt."""
-    sampler: Sampler | None = setting(None, free_on_resume=True)
-    """Sampler of samples and class images. None: the usual one of the model's family, ddim for Stable Diffusion."""
+    sampler: str | None = setting(None, free_on_resume=True)
+    """Sampler of samples and class images, one of the model's family: ddim, pndm, dpm++, ddpm or euler for Stable
+    Diffusion. None: the family's usual one, which is ddim there."""
     num_inference_steps: int = setting(25, above=0, free_on_resume=True)
     """Steps of the sampler."""
     guidance_scale: float = setting(7.5, at_least=0, free_on_resume=True)

@@ -73,7 +73,7 @@ def settings(
         validation_steps=every,
         checkpointing_steps=0,  # a minute's run is repeated rather than resumed
         num_validation_images=images,
-        sampler=sampler,  # pyright: ignore[reportArgumentType]
+        sampler=sampler,
     )
 
 

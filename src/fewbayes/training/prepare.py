@@ -22,7 +22,6 @@ from fewbayes.data.images import TrainImage, load_images
 from fewbayes.errors import UserError
 from fewbayes.methods import Method
 from fewbayes.models import Family, ModelCard
-from fewbayes.models.registry import family_named
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.batches import CLASS, Pictures
 from fewbayes.training.class_images import ClassImageSettings, ensure_class_images, present
@@ -39,12 +38,11 @@ def check_packages(config: TrainConfig) -> None:
         )
 
 
-def check_sampler(card: ModelCard, config: TrainConfig) -> None:
-    """Of a run that draws pictures: one that suits the model's family."""
-    samplers = family_named(card.family).samplers
-    draws = config.validation_steps or (config.with_prior_preservation and config.num_class_images)
-    if draws and config.sampler not in samplers:
-        raise UserError(f"sampler {config.sampler!r} is not known; choose one of {', '.join(samplers)}")
+def check_drawn(card: ModelCard, config: TrainConfig) -> None:
+    """The size of the images suits the model, and so do sampler and steps of a run that draws pictures."""
+    assert config.sampler is not None
+    draws = config.validation_steps or config.with_prior_preservation
+    card.check_drawn(config.sampler, config.num_inference_steps if draws else 1, config.resolution)
 
 
 def check_loss(family: Family, config: TrainConfig) -> None:

@@ -24,7 +24,6 @@ from fewbayes.data.images import check_folder, load_images
 from fewbayes.diffusion.objective import diffusion_loss, preserved_loss
 from fewbayes.methods import make_method
 from fewbayes.models import Family, inspect_model, load_family
-from fewbayes.models.registry import family_named
 from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.posterior.where import select
 from fewbayes.progress import progress as shown_progress
@@ -40,11 +39,11 @@ from fewbayes.training.mode import Mode, dropout_draws, dropout_layers
 from fewbayes.training.optimize import Pull, make_optimizer, new_rate, rate_now, set_rates
 from fewbayes.training.prepare import (
     attached,
+    check_drawn,
     check_loss,
     check_masters,
     check_packages,
     check_rare_token,
-    check_sampler,
     class_settings,
     generated_class_images,
     own_class_images,
@@ -92,13 +91,13 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     report = check_folder(config.instance_data_dir)
     for note in report.notes if accelerator.is_main_process else ():
         log.warning("%s: %s", report.folder, note)
-    usual = {"sampler": next(iter(family_named(card.family).samplers))}
-    recommended = usual | card.recommended | ({"rare_token": card.rare_token} if card.rare_token else {})
+    recommended = {"sampler": card.usual_sampler} | card.recommended
+    recommended |= {"rare_token": card.rare_token} if card.rare_token else {}
     config = config.resolve(recommended, card.resolution, len(report.images))
     assert config.resolution is not None
     assert config.learning_rate is not None
     assert config.max_train_steps is not None
-    check_sampler(card, config)
+    check_drawn(card, config)
     images = load_images(report.folder, resolution=config.resolution, center_crop=config.center_crop, report=report)
     given_class_images = own_class_images(config)
     model_hash = card.fingerprint()
