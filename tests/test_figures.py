@@ -21,10 +21,11 @@ from fewbayes.diffusion.process import Ddpm
 from fewbayes.errors import UserError
 from fewbayes.stage.definition import fidelity_dip
 from fewbayes.stage.theory import k_response
-from fewbayes.studies.paper import draw_figure, fig4, figures, paper, run_figure
+from fewbayes.studies.paper import fig4, figures, paper
 from fewbayes.studies.paper.denoise import ddim, one_step
 from fewbayes.studies.paper.fidelity import dips
 from fewbayes.studies.paper.fig5 import _inputs
+from fewbayes.studies.paper.make import draw_figure, run_figure
 from fewbayes.studies.paper.options import parse
 from fewbayes.studies.paper.trained import left_out
 from fewbayes.training.train import NonFiniteError

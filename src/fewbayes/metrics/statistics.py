@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from fewbayes.errors import UserError
 
@@ -108,6 +107,8 @@ def interval(units: Units, *, level: float = LEVEL, within: tuple[float, float] 
     rest. within: what a score can be, (0, 1) for a share; the interval ends there. With one subject the interval covers
     the mean of that subject over other seeds, and of no other subject.
     """
+    from scipy.special import stdtrit  # commands that only look up a palette or a table do not wait for it
+
     if not 0 < level < 1:
         raise UserError(f"level is {level}; it must lie between 0 and 1, say 0.95")
     groups = _by_subject(units)

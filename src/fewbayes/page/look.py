@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK, FAINT, STAGE, EMA = "#1c1e21", "#b9bdc3", "#e8a100", "#5d6470"
 NAMED = {INK: "ink", FAINT: "faint", STAGE: "stage", EMA: "ema"}
@@ -106,8 +106,17 @@ def style_sheet(arms: int) -> str:
 @contextmanager
 def style() -> Iterator[None]:
     """Whatever is drawn within has the one style."""
+    import matplotlib
+
     with matplotlib.rc_context(STYLE):
         yield
+
+
+def empty(width: float, height: float) -> Figure:
+    """A figure of so many inches, whose parts make room for one another."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Figure, file: Path, dots: int = 110) -> Path:

@@ -1,15 +1,16 @@
 """Studies: grids of trainings that differ in a few settings, read, tabled and drawn in the file of their name.
 
-A study is a module of this package with a function under `@study(name, about)`; `studies()` finds them all, so that a
-new one touches no other file.
+A study is a module of this package with a function under `@study(name, about)`, or a figure of the paper: a file
+`paper/figN.py` whose docstring begins with its title. `studies()` reads both off the files, so that a new one touches
+no other file, and listing them imports none.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+import ast
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 Run = Callable[[Sequence[str]], Iterable[Path]]
@@ -18,29 +19,45 @@ Run = Callable[[Sequence[str]], Iterable[Path]]
 
 @dataclass(frozen=True)
 class Study:
-    """about: one line for the list of studies."""
+    """about: one line for the list of studies; run: its module is imported when it is called."""
 
     name: str
     about: str
     run: Run
 
 
-_known: dict[str, Study] = {}
-
-
 def study(name: str, about: str) -> Callable[[Run], Run]:
-    """Makes a function the study `fewbayes experiment <name>`."""
-
-    def register(run: Run) -> Run:
-        assert name not in _known or _known[name].run.__module__ == run.__module__, f"two studies are called {name}"
-        _known[name] = Study(name, about, run)
-        return run
-
-    return register
+    """Marks a function as the study `fewbayes experiment <name>`. Both have to be written out: nobody runs the file."""
+    assert name, about
+    return lambda run: run
 
 
 def studies() -> dict[str, Study]:
-    """All studies by name, those of a file together."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-    return dict(_known)
+    """All studies by name, the figures first, in the paper's order."""
+    files = [file for place in __path__ for file in sorted(Path(place).glob("*.py"))]
+    files += [file for place in __path__ for file in sorted(Path(place).glob("*/__init__.py"))]
+    from fewbayes.studies.paper import figures
+
+    found = [_figure(name, title) for name, title in figures().items()]
+    found += [one for file in files for one in _marked(file)]
+    names = [one.name for one in found]
+    assert len(set(names)) == len(names), f"two studies have one name among {', '.join(names)}"
+    return {one.name: one for one in found}
+
+
+def _figure(name: str, title: str) -> Study:
+    return Study(name, title, lambda arguments: import_module(f"{__name__}.paper.make").make(name, arguments))
+
+
+def _marked(file: Path) -> Iterator[Study]:
+    module = file.parent.name if file.stem == "__init__" else file.stem
+    for node in ast.parse(file.read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            for mark in node.decorator_list:
+                if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == study.__name__:
+                    name, about = (ast.literal_eval(argument) for argument in mark.args)
+                    yield Study(name, about, _later(module, node.name))
+
+
+def _later(module: str, function: str) -> Run:
+    return lambda arguments: getattr(import_module(f"{__name__}.{module}"), function)(arguments)

@@ -11,14 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
-from fewbayes.page.look import save, style
+from fewbayes.page.look import empty, save, style
 from fewbayes.page.table import Column, Table, markdown
 from fewbayes.stage.definition import longest
 from fewbayes.studies import study
@@ -26,6 +25,9 @@ from fewbayes.studies.course import corrupted, measures
 from fewbayes.studies.flags import asked
 from fewbayes.studies.followed import CHECKPOINTS, FollowedFlags, follow, trainings
 from fewbayes.studies.grid import Arm
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "map"
 QUESTION = "Where does the corruption stage appear, and what moves its onset, its depth and its end?"
@@ -227,7 +229,7 @@ def draw(file: Path) -> Path:
 def _strips(told: Mapping[str, Any]) -> Figure:
     rows = rows_of(told)
     subjects = list(dict.fromkeys(cell["subject"] for cell in told["cells"]))
-    figure = Figure(figsize=(2.6 + 2.4 * len(subjects), 0.9 + 0.27 * len(rows)), layout="constrained")
+    figure = empty(2.6 + 2.4 * len(subjects), 0.9 + 0.27 * len(rows))
     panels = figure.subplots(1, len(subjects), sharey=True, squeeze=False)[0]
     image = None
     for axis, subject in zip(panels, subjects, strict=True):

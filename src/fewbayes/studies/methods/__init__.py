@@ -28,7 +28,7 @@ from fewbayes.models import inspect_model
 from fewbayes.page import write_report
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import RARE_TOKEN_MARK, TrainConfig
-from fewbayes.studies import study as register
+from fewbayes.studies import study
 from fewbayes.studies.flags import SubjectFlags, asked
 from fewbayes.studies.grid import Arm, command, experiment, grid, in_parallel, is_done
 from fewbayes.studies.methods.cells import (
@@ -67,7 +67,7 @@ def study_arms(methods: Sequence[str], changes: Mapping[str, Any]) -> list[Arm]:
     return arms
 
 
-def study(
+def run_study(
     folder: Path,
     subjects: Sequence[StudySubject],
     arms: Sequence[Arm],
@@ -226,7 +226,7 @@ def run_methods(arguments: Sequence[str]) -> Path:
         guidance=flags.guidance_scale,
         unrelated=flags.mode == "sound",  # the authors' averages are over every picture there is
     )
-    return study(
+    return run_study(
         folder,
         subjects,
         arms,
@@ -239,6 +239,6 @@ def run_methods(arguments: Sequence[str]) -> Path:
     )
 
 
-@register("methods", "full, LoRA and OFT, plain and Bayesian, scored by the five metrics of the paper")
+@study("methods", "full, LoRA and OFT, plain and Bayesian, scored by the five metrics of the paper")
 def page_of_methods(arguments: Sequence[str]) -> list[Path]:
     return [write_report(run_methods(arguments))]

@@ -97,7 +97,7 @@ class RemediesFlags(FollowedFlags):
     """The arms in the pictures; without it a few of each kind."""
 
 
-@study(NAME, "what removes the corruption stage: Bayesian weights, lower rates, averages, and other controls")
+@study("remedies", "what removes the corruption stage: Bayesian weights, lower rates, averages, and other controls")
 def run_remedies(arguments: Sequence[str]) -> list[Path]:
     """The file of results, its tables and its pictures."""
     flags = asked(RemediesFlags, arguments, NAME, __doc__)

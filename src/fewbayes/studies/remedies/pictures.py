@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
-from fewbayes.page.look import FAINT, colours, save, style
+from fewbayes.page.look import FAINT, colours, empty, save, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = {
     "full": ("plain", "bayes-0.01", "bayes-0.03", "slow", "slow-bayes", "l2-10"),
@@ -29,7 +31,7 @@ def curves(study: Mapping[str, Any], arms: Sequence[str]) -> Figure:
     """DRAWN over the steps: a column per subject, a line per arm, averaged weights dashed."""
     labels = {arm["name"]: arm["label"] for arm in study["arms"]}
     subjects = list(dict.fromkeys(cell["subject"] for cell in study["cells"]))
-    figure = Figure(figsize=(2.9 * len(subjects), 2.4 * len(DRAWN) + 0.6), layout="constrained")
+    figure = empty(2.9 * len(subjects), 2.4 * len(DRAWN) + 0.6)
     axes = figure.subplots(len(DRAWN), len(subjects), sharex=True, sharey="row", squeeze=False)
     for row, (name, words) in zip(axes, DRAWN.items(), strict=True):
         row[0].set_ylabel(words)
@@ -77,7 +79,7 @@ def strips(study: Mapping[str, Any], folder: Path, subject: str, arms: Sequence[
     first = cells[arms[0]]
     rows = [(arms[0], "raw"), *([(arms[0], "ema")] if first["ema"] else []), *((arm, "raw") for arm in [*there][1:])]
     steps = [row["step"] for row in first["raw"]]
-    figure = Figure(figsize=(1.05 * len(steps) + 1.9, 1.08 * len(rows) + 0.3), layout="constrained")
+    figure = empty(1.05 * len(steps) + 1.9, 1.08 * len(rows) + 0.3)
     axes = figure.subplots(len(rows), len(steps), squeeze=False)
     for line, (arm, weights) in zip(axes, rows, strict=True):
         for axis, step in zip(line, steps, strict=True):
