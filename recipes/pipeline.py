@@ -92,6 +92,17 @@ def new_unet(latent_channels: int) -> UNet2DConditionModel:
     )
 
 
+@torch.no_grad()
+def widened_unet(narrow: UNet2DConditionModel, latent_channels: int) -> UNet2DConditionModel:
+    """`narrow` for more latent channels: its blocks as they are, the new channels of both ends at zero."""
+    unet = new_unet(latent_channels)
+    for part in (unet.conv_in.weight, unet.conv_out.weight, unet.conv_out.bias):
+        part.zero_()
+    for ours, theirs in zip(unet.parameters(), narrow.parameters(), strict=True):
+        ours[tuple(slice(size) for size in theirs.shape)] = theirs
+    return unet
+
+
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return tokenizer(
         captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
@@ -116,17 +127,26 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, path: Path) -> np.ndarray:
 
 
 def pretrain_pipeline(
-    folder: Path, vae: AutoencoderKL, pictures: np.ndarray, steps: int, latents_path: Path
+    folder: Path,
+    vae: AutoencoderKL,
+    pictures: np.ndarray,
+    steps: int,
+    latents_path: Path,
+    start: StableDiffusionPipeline | None = None,
+    peak: float = 1e-3,
 ) -> StableDiffusionPipeline:
+    """From nothing, or from the words and the U-Net of a pipeline whose latents have fewer channels."""
     torch.manual_seed(1)
     captions = scene_captions(len(pictures))
-    tokenizer = kept_tokenizer(folder / "tokenizer", captions)
+    tokenizer = start.tokenizer if start else kept_tokenizer(folder / "tokenizer", captions)
     latents, ids = encode(vae, pictures, latents_path), tokens(tokenizer, captions)
     unspoken = tokens(tokenizer, [""])
-    text_encoder = new_text_encoder(tokenizer).to(device())
-    unet = new_unet(vae.config.latent_channels).to(device())
+    channels = vae.config.latent_channels
+    text_encoder = start.text_encoder.float() if start else new_text_encoder(tokenizer)
+    unet = widened_unet(start.unet, channels) if start else new_unet(channels)
+    modules = {"unet": unet.to(device()).train(), "text_encoder": text_encoder.to(device()).train()}
     scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    training = Training(folder, {"unet": unet, "text_encoder": text_encoder}, total=steps, peak=1e-3, ema=0.999)
+    training = Training(folder, modules, total=steps, peak=peak, ema=0.999)
 
     def loss_of(step: int) -> torch.Tensor:
         random = torch.Generator().manual_seed(1_000_003 * step + 1)

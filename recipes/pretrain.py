@@ -59,6 +59,16 @@ def size_of(module: torch.nn.Module) -> dict:
     return {"class": type(module).__name__, "parameters": sum(p.numel() for p in module.parameters())}
 
 
+def made_here(pipeline: StableDiffusionPipeline) -> dict:
+    """Of what size a pipeline is, and where and when it was made."""
+    return {
+        "made": time.strftime("%Y-%m-%d"),
+        "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "parts": {name: size_of(getattr(pipeline, name)) for name in ("unet", "vae", "text_encoder")},
+    }
+
+
 def curve_of(folder: Path) -> dict:
     from safetensors import safe_open
 
@@ -93,16 +103,12 @@ def main() -> None:
 
     pipeline = StableDiffusionPipeline.from_pretrained(work / "export" / "pipeline")
     held_out = scene_pictures(work / "data", 4000, HELD_OUT)
-    report = {
-        "made": time.strftime("%Y-%m-%d"),
-        "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
+    report = made_here(pipeline) | {
         "scenes": options.scenes,
         "stages": {name: curve_of(work / name) for name in ("autoencoder", "recogniser", "pipeline")},
         "recogniser_held_out": held_out_accuracy(recogniser, work / "data"),
         "autoencoder_psnr_scenes": float(np.mean(psnr(vae.float(), held_out[:500]))),
         "prompts": judge_pipeline(pipeline, recogniser),
-        "parts": {name: size_of(getattr(pipeline, name)) for name in ("unet", "vae", "text_encoder")},
     }
     if options.photographs:
         report["autoencoder_psnr_photographs"] = photograph_psnr(vae, options.photographs)

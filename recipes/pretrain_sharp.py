@@ -1,0 +1,74 @@
+"""Continue the embedded pipeline `tiny` on a sharper autoencoder: `tiny-sharp`; then judge and export it.
+
+    python recipes/pretrain_sharp.py --work build/sharp            # two CPU cores: under two hours; a GPU: minutes
+    python recipes/pretrain_sharp.py --work build/sharp --export   # also place the weights inside the package
+
+Run it again after an interruption: every stage continues from its last checkpoint.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+from autoencoder import fix_deviations, psnr, standardise
+from card import write_card
+from fewbayes.world.pipelines import PIPELINES
+from fewbayes.world.recogniser import load_recogniser
+from judge import judge_pipeline, photograph_psnr, write_sample_grid
+from pipeline import pretrain_pipeline
+from pretrain import curve_of, halve, made_here
+from sharp_autoencoder import pretrain_sharp_autoencoder
+from training import HELD_OUT, scene_pictures
+
+
+def sharp_autoencoder(work: Path, pictures: np.ndarray, steps: int) -> AutoencoderKL:
+    """The autoencoder of `tiny-sharp` and `tiny-flow`, standardised, in float32."""
+    narrow = AutoencoderKL.from_pretrained(PIPELINES["tiny"] / "vae").float()
+    vae = pretrain_sharp_autoencoder(work / "autoencoder", narrow, pictures, steps)
+    standardise(vae, pictures)
+    fix_deviations(vae)
+    vae.register_to_config(shift_factor=0.0)
+    return vae
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and results")
+    parser.add_argument("--scenes", type=int, default=80_000)
+    parser.add_argument("--autoencoder_steps", type=int, default=2500)
+    parser.add_argument("--pipeline_steps", type=int, default=4000)
+    parser.add_argument("--photographs", type=Path, help="folder of photographs to judge the autoencoder on")
+    parser.add_argument("--export", action="store_true", help="place the weights in the package")
+    options = parser.parse_args()
+    work: Path = options.work
+
+    pictures = scene_pictures(work / "data", options.scenes)
+    vae = sharp_autoencoder(work, pictures, options.autoencoder_steps)
+    latents = work / "data" / f"latents-{options.scenes}-{options.autoencoder_steps}.npy"
+    start = StableDiffusionPipeline.from_pretrained(PIPELINES["tiny"])
+    pipeline = pretrain_pipeline(work / "pipeline", vae, pictures, options.pipeline_steps, latents, start, peak=6e-4)
+    halve(pipeline, work / "export")
+
+    pipeline = StableDiffusionPipeline.from_pretrained(work / "export")
+    report = made_here(pipeline) | {
+        "scenes": options.scenes,
+        "stages": {name: curve_of(work / name) for name in ("autoencoder", "pipeline")},
+        "autoencoder_psnr_scenes": float(np.mean(psnr(vae, scene_pictures(work / "data", 4000, HELD_OUT)[:500]))),
+        "prompts": judge_pipeline(pipeline, load_recogniser()),
+    }
+    if options.photographs:
+        report["autoencoder_psnr_photographs"] = photograph_psnr(vae, options.photographs)
+    (work / "export" / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_sample_grid(pipeline, work / "export" / "samples.png")
+    write_card(report, work / "export", "tiny-sharp")
+    print(json.dumps({k: v for k, v in report.items() if k != "stages"}, indent=1))
+    if options.export:
+        shutil.copytree(work / "export", PIPELINES["tiny-sharp"], dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main()
