@@ -28,6 +28,7 @@ from fewbayes.settings.config import (
     train_settings,
 )
 from fewbayes.settings.foreign import INSTEAD
+from fewbayes.settings.recipes import RECIPES
 
 NEEDED = {
     "model": "tiny",
@@ -77,6 +78,40 @@ def test_explicit_goes_before_recommended_before_the_papers_default():
     assert (bare.learning_rate, bare.weight_std, bare.prior_std) == (5e-6, 0.01, 0.01)
     assert (bare.resolution, bare.max_train_steps, bare.num_class_images) == (64, 600, 600)
     assert (bare.rare_token, bare.validation_prompts) == ("sks", (NEEDED["instance_prompt"],))
+
+
+PAPER = {  # section 5.1 of the paper for six images: method, rate, steps, class images, deviation
+    "paper-dreambooth": ("full", 5e-6, 1200, 1200, 0.01),
+    "paper-lora": ("lora", 1e-4, 2400, None, 0.01),
+    "paper-oft": ("oft", 1e-4, 1200, None, 0.01 / math.sqrt(2)),
+    "authors-dreambooth": ("full", 5e-6, 1200, 200, 0.01),
+    "authors-lora": ("lora", 1e-4, 2400, 200, 0.01),
+    "authors-oft": ("oft", 1e-4, 1200, 200, 0.01 / math.sqrt(2)),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_is_the_papers_table_for_its_images_and_flags_go_before_it(name):
+    given = NEEDED | {"recipe": name, "instance_prompt": "a photo of a <v> dog"}
+    made = load_config(None, given | {"bayes": True}).resolve({"learning_rate": 0.1, "weight_std": 0.5}, 512, 6)
+    found = (made.method, made.learning_rate, made.max_train_steps, made.num_class_images, made.weight_std)
+    assert found == PAPER[name]
+    assert (made.sampler, made.num_inference_steps, made.guidance_scale) == ("pndm", 50, 7.5)
+    assert made.class_prompt == ("a photo of a dog" if made.with_prior_preservation else None)
+    assert (made.kl_weight, made.kl_direction, made.train_batch_size) == (0, "reverse", 1)
+    plain = load_config(None, given | {"steps_per_image": 250, "learning_rate": 1e-3}).resolve({}, 512, 4)
+    assert (plain.max_train_steps, plain.learning_rate, plain.weight_std) == (1000, 1e-3, None)
+    assert plain.use_8bit_adam is (name in ("authors-dreambooth", "authors-oft"))
+    assert load_config(None, made.to_dict()) == made
+
+
+def test_every_recipe_is_a_valid_config_with_a_source_for_each_value():
+    for name, recipe in RECIPES.items():
+        assert all(source for part in (recipe.always, recipe.bayesian, recipe.plain) for _, source in part.values())
+        for bayes in (False, True):
+            assert load_config(None, NEEDED | {"recipe": name, "bayes": bayes}).recipe == name
+    with pytest.raises(UserError, match="one of paper-dreambooth"):
+        load_config(None, NEEDED | {"recipe": "paper-lore"})
 
 
 def test_the_prior_is_as_wide_as_the_weights_unless_said():
@@ -209,7 +244,7 @@ def test_names_of_the_papers_script_are_accepted():
         ({"instance_prompt": "a photo of a dog"}, "without a rare token"),
         ({"instance_prompt": "a photo of a qwe dog", "rare_token": "sks"}, "without a rare token"),
         ({"rare_token": "two words"}, "one word"),
-        ({"with_prior_preservation": True}, "needs class_prompt"),
+        ({"with_prior_preservation": True, "instance_prompt": "a photo of <v>"}, "needs class_prompt"),
         ({"export_weights": "ema"}, "add use_ema"),
         ({"validation_prompt": " | "}, "validation_prompt is ' | '; it must be one or more prompts"),
         ({"bayes": True, "weight_std_mode": "relative"}, r"needs weight_std.* 0\.3 is a sensible one"),

@@ -48,7 +48,16 @@ Few-shot fine-tuning of diffusion models with Bayesian weights.
 def _train(arguments: list[str]) -> int:
     from fewbayes.settings.config import parse_train_args
 
-    config = parse_train_args(arguments)
+    shown = "--show_config" in arguments
+    config = parse_train_args([each for each in arguments if each != "--show_config"])
+    if shown:
+        from fewbayes.data.images import check_folder
+        from fewbayes.models import inspect_model
+        from fewbayes.settings.config import resolved
+
+        images = len(check_folder(config.instance_data_dir).images)
+        print(resolved(config, inspect_model(config.model), images).to_yaml(), end="")
+        return 0
     from fewbayes.training.train import train
 
     result = train(config)

@@ -23,7 +23,8 @@ from fewbayes.models.registry import family_named
 from fewbayes.runs.checkpoints import verify_checkpoint
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.opening import Found, find
-from fewbayes.settings.config import RARE_TOKEN_MARK, TrainConfig
+from fewbayes.settings.agreement import RARE_TOKEN_MARK
+from fewbayes.settings.config import TrainConfig
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
 """The settings of a training run: names, limits, defaults, and what must agree for a run to be continued.
 
 The field names are those of the diffusers DreamBooth scripts wherever one exists there. A setting is looked for on the
-command line first, then in the YAML file, then among what the model recommends, then among the paper's defaults.
+command line first, then in the YAML file, in the recipe that is named there, among what the model recommends, and at
+last among the paper's defaults.
 
 It does not know how a setting is carried out: no torch, no images, nothing but the standard library and yaml.
 """
@@ -14,18 +15,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from fewbayes.errors import UserError
 from fewbayes.fields import Setting, check_fields, compose, setting, settings_of
 from fewbayes.methods import registered
+from fewbayes.settings.agreement import (
+    RARE_TOKEN_MARK,
+    USUAL_RARE_TOKEN,
+    check_agreement,
+    check_copies_can_be_told,
+    without_token,
+)
 from fewbayes.settings.flags import LINE, Names, asks_for_help, help_text, read_yaml, take_flags
 from fewbayes.settings.foreign import ALIASES, INSTEAD
+from fewbayes.settings.recipes import RECIPES
 
-RARE_TOKEN_MARK = "<v>"
-USUAL_RARE_TOKEN = "sks"
+if TYPE_CHECKING:
+    from fewbayes.models.family import ModelCard
+
 CLASS_IMAGES_PER_IMAGE = 200
 METHODS = registered()
 
@@ -57,6 +67,16 @@ class TrainConfig(_MethodsOwn):
     """Prompt of these images, with <v> where the rare token stands: "a photo of a <v> dog"."""
     output_dir: str = setting(free_on_resume=True)
     """Run folder. The same command on the same folder continues the run."""
+    recipe: str | None = setting(
+        None,
+        choices=tuple(RECIPES),
+        free_on_resume=True,
+        unsaid_if_default=True,
+        own_none=True,
+        more="; ".join(f"{name}: {each.about}" for name, each in RECIPES.items()) + ".",
+    )
+    """Begin with these settings; all that you give goes before them. It is read from files and the command line: in
+    code, take `RECIPES[name].settings(bayes)`."""
     rare_token: str | None = setting(None, must=(lambda word: len(word.split()) == 1, "one word"))
     """The word that <v> stands for. None: the model's own, else `sks`."""
 
@@ -95,7 +115,7 @@ class TrainConfig(_MethodsOwn):
     class_data_dir: str | None = setting(None, needs="with_prior_preservation")
     """Folder of class images, yours or generated. None: generated ones are kept in the user's cache by content."""
     class_prompt: str | None = setting(None, needs="with_prior_preservation")
-    """Prompt of the class images: "a photo of a dog". Needed with prior preservation."""
+    """Prompt of the class images: "a photo of a dog". None: instance_prompt without <v>."""
     num_class_images: int | None = setting(None, above=0, needs="with_prior_preservation")
     """Number of class images. None: 200 per training image."""
     prior_loss_weight: float = setting(1.0, at_least=0, needs="with_prior_preservation")
@@ -119,6 +139,8 @@ class TrainConfig(_MethodsOwn):
 
     max_train_steps: int | None = setting(None, group="optimization", above=0)
     """Number of optimizer steps. None: those of the paper for the method, 200 or 400 per training image."""
+    steps_per_image: int | None = setting(None, above=0, unsaid_if_default=True, own_none=True)
+    """Instead of max_train_steps: this many for each training image."""
     train_batch_size: int = setting(1, above=0)
     """Images per step and process."""
     gradient_accumulation_steps: int = setting(1, above=0)
@@ -217,12 +239,7 @@ class TrainConfig(_MethodsOwn):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _check_rare_token(self)
-        _check_switches(self)
-        _check_method(self)
-        _check_weight_std(self)
-        _check_monitor(self)
-        _check_together(self)
+        check_agreement(self, train_settings(), _users)
 
     @property
     def validation_prompts(self) -> tuple[str, ...]:
@@ -245,7 +262,8 @@ class TrainConfig(_MethodsOwn):
             "learning_rate": METHODS[self.method].learning_rate,
             "weight_std": 0.01,
             "resolution": native_resolution,
-            "max_train_steps": METHODS[self.method].steps_per_image * n_images,
+            "max_train_steps": (self.steps_per_image or METHODS[self.method].steps_per_image) * n_images,
+            "class_prompt": without_token(self.instance_prompt),
             "num_class_images": CLASS_IMAGES_PER_IMAGE * n_images,
             "validation_prompt": self.instance_prompt,
         }
@@ -255,9 +273,11 @@ class TrainConfig(_MethodsOwn):
         }
         if self.weight_std_mode == "relative" or self.weight_std_tolerance is not None:
             idle |= {"weight_std", "prior_std"}  # those on offer are absolute ones
-        _check_copies_can_be_told(self, n_images)
+        check_copies_can_be_told(self, n_images)
         filled = dataclasses.replace(
-            self, **{key: v for key, v in offered.items() if getattr(self, key) is None and key not in idle}
+            self,
+            steps_per_image=None,
+            **{key: v for key, v in offered.items() if getattr(self, key) is None and key not in idle},
         )
         return dataclasses.replace(filled, prior_std=filled.weight_std) if filled.prior_std is None else filled
 
@@ -330,114 +350,6 @@ def _names() -> Names:
     return Names(train_settings(), ALIASES, INSTEAD)
 
 
-# --- settings that do not go together ---------------------------------------------------------------------------------
-
-
-def _check_rare_token(config: TrainConfig) -> None:
-    prompt, word = config.instance_prompt, config.rare_token or USUAL_RARE_TOKEN
-    if RARE_TOKEN_MARK not in prompt and word not in re.split(r"[\s,.;:!?\"']+", prompt):
-        raise UserError(
-            f"instance_prompt is {prompt!r}, without a rare token: write {RARE_TOKEN_MARK} where it stands, as in "
-            f'"a photo of a {RARE_TOKEN_MARK} dog", or name a word of the prompt by rare_token'
-        )
-
-
-def _check_switches(config: TrainConfig) -> None:
-    idle: dict[str, list[str]] = {}
-    for name, each in train_settings().items():
-        switch = each.about.needs
-        if switch and not getattr(config, switch) and getattr(config, name) != each.default:
-            idle.setdefault(switch, []).append(f"{name} is {getattr(config, name)}")
-    for switch, given in idle.items():
-        them = "it" if len(given) == 1 else "them"
-        raise UserError(f"{', '.join(given)}, but {switch} is off, without which nothing uses {them}; add {switch}")
-
-
-def _check_method(config: TrainConfig) -> None:
-    entry = METHODS[config.method]
-    for name, each in train_settings().items():
-        if config.method not in _users(name) and getattr(config, name) != each.default:
-            raise UserError(
-                f"{name} is {getattr(config, name)}, which method {config.method} never uses; "
-                f"leave it out, or take method {' or '.join(_users(name))}"
-            )
-    entry.settings.check(config)
-    if config.bayes and entry.random is None:
-        raise UserError(
-            f"method {config.method} is there to be compared with Bayesian weights and does not take them; "
-            "leave bayes out, or take method lora"
-        )
-    if config.text_encoder_lr is not None and not (config.train_text_encoder or config.train_rare_token):
-        raise UserError(
-            f"text_encoder_lr is {config.text_encoder_lr:g}, but nothing of the text encoders is trained; "
-            "add train_text_encoder or train_rare_token"
-        )
-
-
-def _check_together(config: TrainConfig) -> None:
-    rate = max(config.learning_rate or 0.0, config.text_encoder_lr or 0.0)
-    if rate * config.l2_init_weight > 1:
-        raise UserError(
-            f"l2_init_weight is {config.l2_init_weight:g}, at a learning rate of {rate:g} more than the whole way back "
-            f"in one step; it must be at most {1 / rate:g}"
-        )
-    if config.with_prior_preservation and not (config.class_prompt or "").strip():
-        raise UserError('with_prior_preservation needs class_prompt, as in "a photo of a dog"')
-    if config.lr_scheduler == "constant" and config.lr_warmup_steps > 0:
-        raise UserError(
-            f"lr_warmup_steps is {config.lr_warmup_steps}, which lr_scheduler constant never uses; "
-            "take lr_scheduler constant_with_warmup, or lr_warmup_steps 0"
-        )
-    if config.bayes and config.kl_weight > 0:
-        for name in ("weight_std", "prior_std"):
-            if getattr(config, name) == 0:
-                raise UserError(f"{name} is 0, where the divergence is infinite; take kl_weight 0 or {name} above 0")
-
-
-def _check_weight_std(config: TrainConfig) -> None:
-    if config.weight_std_tolerance is not None and config.weight_std is not None:
-        raise UserError(
-            f"weight_std_tolerance is {config.weight_std_tolerance:g}, which finds weight_std, and weight_std is "
-            f"{config.weight_std:g} already; give one of them"
-        )
-    if config.bayes and config.weight_std_mode == "relative" and not METHODS[config.method].has_spread:
-        raise UserError(
-            "weight_std_mode is relative, in multiples of each weight's spread, but the random weights of method "
-            f"{config.method} begin at zero and have none; take weight_std_mode absolute, or method full"
-        )
-    open_ = config.weight_std is None and config.weight_std_tolerance is None
-    if config.weight_std_mode == "relative" and open_:
-        raise UserError(
-            "weight_std_mode relative needs weight_std, a multiple of each weight's spread: 0.3 is a sensible one; "
-            "or have it found by weight_std_tolerance 0.05"
-        )
-
-
-def _check_monitor(config: TrainConfig) -> None:
-    if config.stop_when == "never":
-        return
-    if not config.monitor_steps:
-        raise UserError(
-            f"stop_when is {config.stop_when}, but monitor_steps is 0 and nobody looks; add monitor_steps, 100 is a "
-            "sensible one"
-        )
-    if not config.validation_steps:
-        raise UserError(
-            f"stop_when is {config.stop_when}, but validation_steps is 0 and the monitor says that of samples alone; "
-            f"add validation_steps, {config.monitor_steps} shows it samples at every look"
-        )
-
-
-def _check_copies_can_be_told(config: TrainConfig, n_images: int) -> None:
-    """Good pictures of one training image are all like it; that they are copies shows in how alike they are."""
-    if config.stop_when == "memorised" and n_images == 1 and config.num_validation_images < 2:
-        raise UserError(
-            f"stop_when is memorised, but with 1 training image and num_validation_images "
-            f"{config.num_validation_images} the monitor cannot tell a copy from a good picture: it compares samples "
-            "of one prompt; give num_validation_images 2 or more, 4 is a sensible one, or more training images"
-        )
-
-
 def _recommended_for(method: str, recommended: Mapping[str, Any]) -> dict[str, Any]:
     """The model's advice for a method: its own entry over the common ones."""
     source = "the model's fewbayes.json"
@@ -457,6 +369,13 @@ def memory_bytes(text: str) -> int:
     """The bytes of a memory_limit such as 24GB (10^9) or 24GiB (2^30)."""
     train_settings()["memory_limit"].check(text)
     return _bytes(text)
+
+
+def resolved(config: TrainConfig, card: ModelCard, n_images: int) -> TrainConfig:
+    """The settings that a training of this model on so many images has: nothing that it needs is open."""
+    token = {"rare_token": card.rare_token} if card.rare_token else {}
+    recommended = {"sampler": card.usual_sampler} | card.recommended | token
+    return config.resolve(recommended, card.resolution, n_images)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -482,6 +401,8 @@ def _config(yaml_path: str | Path | None, overrides: Mapping[str, Any]) -> Train
     missing = [name for name, each in train_settings().items() if each.needed and settings.get(name) is None]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}; give --{missing[0]} <value>, or a line in the YAML file")
+    if recipe := RECIPES.get(str(settings.get("recipe"))):
+        settings = recipe.settings(settings.get("bayes") is True) | settings
     return TrainConfig(**_names().converted(settings))
 
 
@@ -490,6 +411,7 @@ def train_help() -> str:
     opening = (
         "usage: fewbayes train [config.yaml] [--key value ...]\n\n"
         "Fine-tunes a model on a folder of images. Settings come from the YAML file, those given here go before it. "
-        "The same command on the same --output_dir continues a run. Flags of the diffusers DreamBooth scripts work."
+        "The same command on the same --output_dir continues a run. Flags of the diffusers DreamBooth scripts work. "
+        "With --show_config it prints every setting as it would train, and trains nothing."
     )
     return help_text(train_settings().values(), opening)

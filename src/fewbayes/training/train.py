@@ -28,7 +28,7 @@ from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.posterior.where import select
 from fewbayes.progress import progress as shown_progress
 from fewbayes.runs.folder import RunFolder
-from fewbayes.settings.config import TrainConfig
+from fewbayes.settings.config import TrainConfig, resolved
 from fewbayes.training import memory
 from fewbayes.training.batches import CLASS, INSTANCE, Share
 from fewbayes.training.bayes import calibrated, log_posterior, make_posterior, named_deviations
@@ -91,9 +91,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     report = check_folder(config.instance_data_dir)
     for note in report.notes if accelerator.is_main_process else ():
         log.warning("%s: %s", report.folder, note)
-    recommended = {"sampler": card.usual_sampler} | card.recommended
-    recommended |= {"rare_token": card.rare_token} if card.rare_token else {}
-    config = config.resolve(recommended, card.resolution, len(report.images))
+    config = resolved(config, card, len(report.images))
     assert config.resolution is not None
     assert config.learning_rate is not None
     assert config.max_train_steps is not None

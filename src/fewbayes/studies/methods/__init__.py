@@ -27,7 +27,8 @@ from fewbayes.methods import registered
 from fewbayes.models import inspect_model
 from fewbayes.page import write_report
 from fewbayes.runs.provenance import environment
-from fewbayes.settings.config import RARE_TOKEN_MARK, TrainConfig
+from fewbayes.settings.agreement import RARE_TOKEN_MARK
+from fewbayes.settings.config import TrainConfig
 from fewbayes.studies import study
 from fewbayes.studies.flags import SubjectFlags, asked
 from fewbayes.studies.grid import Arm, command, experiment, grid, in_parallel, is_done

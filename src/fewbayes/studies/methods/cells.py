@@ -16,7 +16,7 @@ from typing import Any, Literal
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_folder, atomic_write, file_sha256
 from fewbayes.models import inspect_model
-from fewbayes.settings.config import USUAL_RARE_TOKEN
+from fewbayes.settings.agreement import USUAL_RARE_TOKEN
 from fewbayes.studies.memo import content, digest, recall, remember
 from fewbayes.studies.prompts import IMAGES_PER_PROMPT, class_prompt, drift_prompts, prompts, samples
 from fewbayes.studies.subjects import StudySubject

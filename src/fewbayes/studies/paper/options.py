@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fewbayes.fields import setting
 from fewbayes.models import inspect_model
-from fewbayes.settings.config import USUAL_RARE_TOKEN
+from fewbayes.settings.agreement import USUAL_RARE_TOKEN
 from fewbayes.studies.flags import SubjectFlags, asked
 from fewbayes.studies.grid import without_path
 from fewbayes.studies.subjects import StudySubject, apart, drawn_subject, photographed_subject
