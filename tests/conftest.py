@@ -167,6 +167,7 @@ def settings(eps_model, photos, tmp_path):
             "instance_prompt": f"a photo of {RARE_TOKEN} dog",
             "output_dir": str(tmp_path / output),
             "max_train_steps": 4,
+            "checkpointing_steps": 500,
             "learning_rate": 1e-3,
             "num_inference_steps": 2,
             "num_validation_images": 2,

@@ -154,31 +154,6 @@ def test_numbers_that_run_away_are_exit_code_1(command, capsys):
     assert "step " in capsys.readouterr().err
 
 
-def test_an_interrupted_run_exits_130_and_the_same_command_ends_it(command, capsys, caplog, tmp_path, monkeypatch):
-    arguments = command(max_train_steps=40, checkpointing_steps=1, checkpoints_total_limit=1)
-    whole = RunFolder.write_checkpoint
-
-    def interrupt_at_the_third(self, step, *more, **options):
-        whole(self, step, *more, **options)
-        if step == 3:
-            signal.raise_signal(signal.SIGINT)  # as the keyboard does, at a moment that every machine reaches
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(RunFolder, "write_checkpoint", interrupt_at_the_third)
-            code = main(arguments)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert code == 130
-    assert "same command" in capsys.readouterr().err
-    assert not (tmp_path / "run/model_index.json").exists()
-    assert main(arguments) == 0
-    assert "continuing" in caplog.text
-    assert "done: 40 steps" in capsys.readouterr().out
-    assert (tmp_path / "run/model_index.json").is_file()
-
-
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["-h"], 0), ([], 2), (["two_shot"], 2)])
 def test_experiment_names_what_there_is_whatever_it_is_asked(arguments, code, capsys):
     assert main(["experiment", *arguments]) == code

@@ -28,7 +28,7 @@ from fewbayes.files.atomic import atomic_folder, atomic_write
 from fewbayes.runs import provenance
 from fewbayes.runs.checkpoints import verify_checkpoint
 from fewbayes.runs.folder import RunFolder, read_metrics
-from fewbayes.runs.layout import Best, Manifest
+from fewbayes.runs.layout import Best, Manifest, read_best
 from fewbayes.runs.provenance import environment
 
 ROUNDS = 15  # of killing at random moments
@@ -655,20 +655,15 @@ def test_a_best_model_that_a_kill_left_between_two_names_is_put_back(run, monkey
     assert not list(run.path.glob(".tmp-*"))
 
 
-def test_a_best_model_that_is_dropped_is_never_put_back(run, monkeypatch):
-    """Not even when the kill comes before anything of it is removed."""
+def test_a_best_model_beyond_the_checkpoint_is_renamed_and_goes_when_its_step_comes_again(run):
     assert run.best() is None
-    write_best(run, "old", 1)
-    assert run.best() == Best(step=1)
-    monkeypatch.setattr("fewbayes.files.atomic.remove", lambda path: None)
-    run.drop_best()
-    monkeypatch.undo()
-    assert run.best() is None
-    litter = next(run.path.glob(".tmp-*"))
-    os.replace(litter, run.path / f".tmp-00000000-1-0-7-{litter.name.rpartition('-')[2]}")
-    RunFolder(run.path)._sweep()
-    assert not list(run.path.glob(".tmp-*"))
-    assert not (run.path / "best").exists()
+    write_best(run, "late", 4)
+    aside = run.set_best_aside(4)
+    assert (run.best(), read_best(aside), aside.name) == (None, Best(step=4), "best-4")
+    write_best(run, "early", 2)
+    assert (aside / "model").read_text() == "late"
+    write_best(run, "late", 4)
+    assert names(run.path) & {"best", "best-4"} == {"best"}
 
 
 # --- files and folders ------------------------------------------------------------------------------------------------

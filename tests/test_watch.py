@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from fewbayes.files.decode import typed
 from fewbayes.runs.folder import RunFolder, read_metrics
-from fewbayes.runs.layout import read_manifest
+from fewbayes.runs.layout import read_best, read_manifest
 from fewbayes.runs.opening import open_model
 from fewbayes.stage import watch as watch_room
 from fewbayes.stage.monitor import Judgement, Look, Monitor
@@ -367,7 +367,7 @@ def killed_after_a_good_look(settings, family, stages_are):
     ],
     ids=["other samples", "fewer steps"],
 )
-def test_best_of_a_step_that_is_not_reached_any_more_is_no_longer_there(
+def test_best_of_a_step_that_is_not_reached_any_more_is_kept_under_its_step(
     settings, family, stages_are, killed_after_a_good_look, caplog, changes, said
 ):
     folder = killed_after_a_good_look(3)
@@ -375,17 +375,20 @@ def test_best_of_a_step_that_is_not_reached_any_more_is_no_longer_there(
     with caplog.at_level(logging.INFO, "fewbayes"):
         again = train(settings("run", **WATCHED | {"checkpointing_steps": 3} | changes), family=family, progress=False)
     assert again.resumed_from == 3
+    assert read_best(folder / "best-4").step == 4
     assert not (folder / "best").exists()
-    assert "best/ holds step 4, and training goes on from step 3: it is removed" in caplog.text
+    assert "goes on from step 3, so best/ (step 4) is kept as best-4/" in caplog.text
     assert said in caplog.text
 
 
-def test_a_run_that_begins_again_keeps_no_best_of_before(settings, family, stages_are, killed_after_a_good_look):
+def test_a_run_that_begins_again_keeps_best_of_before_under_its_step(
+    settings, family, stages_are, killed_after_a_good_look
+):
     folder = killed_after_a_good_look(3)
     shutil.rmtree(folder / "checkpoint-3")
     stages_are(dict.fromkeys(range(1, 7), "underfit"))
     train(settings("run", **WATCHED), family=family, progress=False)
-    assert not (folder / "best").exists()
+    assert sorted(path.name for path in folder.glob("best*")) == ["best-4"]
 
 
 def test_best_is_written_again_from_the_checkpoint_of_its_step(settings, family, killed_after_a_good_look):

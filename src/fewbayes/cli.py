@@ -1,13 +1,15 @@
 """The `fewbayes` command. Each subcommand imports what it needs when it runs, so `--help` answers at once.
 
 Exit codes: 0 done; 1 the run failed (numbers that are not finite, a full disk, no memory); 2 something that the user
-can mend, said in one message; 130 interrupted, to be continued by the same command.
+can mend, said in one message; 130 or 143 stopped by Ctrl-C
+or SIGTERM, to be continued by the same command.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -234,9 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("fewbayes").setLevel(logging.INFO)
     try:
         return command(arguments[1:])
-    except KeyboardInterrupt:
-        continues = "; the same command continues from the newest checkpoint" if arguments[0] == "train" else ""
-        return _refuse(f"interrupted{continues}", 130)
+    except KeyboardInterrupt as stopped:
+        again = "the same command begins anew" if arguments[0] != "train" else "run the same command to continue"
+        return _refuse(str(stopped) or f"stopped; {again}", 128 + getattr(stopped, "signal", signal.SIGINT))
     except Exception as error:
         code = _exit_code(error)
         if code is None or os.environ.get("FEWBAYES_TRACEBACK"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from fewbayes.errors import UserError
 from fewbayes.files.decode import plain_yaml, typed
 from fewbayes.metrics.listing import read_listing
-from fewbayes.runs.layout import CONFIG, MANIFEST, read_manifest
+from fewbayes.runs.layout import CONFIG, MANIFEST, part_of_run, read_manifest
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,16 @@ class Settings:
 
 
 def find_source(source: str | Path, samples: str | None = None) -> Source:
-    """A run's last samples (or those of `samples` inside it) and its references; any other folder is itself."""
+    """A run's last samples (or those of `samples` inside it) and its references; any other folder is itself.
+
+    Of a run's best/ or checkpoint-N: the samples of that step.
+    """
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give a run or a folder of pictures")
+    part = part_of_run(folder)
+    if part and not samples:
+        folder, samples = part[0], _samples_of(folder, *part)
     if not (folder / CONFIG).is_file():
         return Source(_inside(folder, samples), model=_model_behind(_inside(folder, samples)))
     settings = _settings(folder)
@@ -69,6 +75,17 @@ def _last_samples(run: Path) -> Path:
             "evaluate DIR, or name a folder inside the run with --samples"
         )
     return steps[-1]
+
+
+def _samples_of(named: Path, run: Path, step: int) -> str:
+    drawn = sorted(int(path.name[5:]) for path in (run / "samples").glob("step-*") if path.name[5:].isdecimal())
+    if step not in drawn:
+        there = f"it has those of step {', '.join(map(str, drawn))}" if drawn else "it has none"
+        raise UserError(
+            f"the run {run} holds no samples of step {step} ({there}); make some by `fewbayes sample {named} --prompt "
+            "... --output_dir DIR` and evaluate DIR"
+        )
+    return f"samples/step-{step:06d}"
 
 
 def _exported(run: Path) -> str | None:

@@ -8,12 +8,16 @@ from typing import Any
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """The page of a run, an experiment, an evaluation, a study or a diagnosis, whichever the folder holds; its path."""
+    """The page of a run, an experiment, an evaluation, a study or a diagnosis, whichever the folder holds; its path.
+
+    A run's best/ and its checkpoint-N have the page of the run.
+    """
     from fewbayes.page.diagnosis_page import is_diagnosis, write_diagnosis_report
     from fewbayes.page.evaluation import is_evaluation, write_evaluation_report
     from fewbayes.page.page import write_run_report
+    from fewbayes.runs.layout import part_of_run
 
-    folder = Path(folder)
+    folder, _ = part_of_run(Path(folder)) or (Path(folder), None)
     if is_diagnosis(folder):
         return write_diagnosis_report(folder, output)
     return (write_evaluation_report if is_evaluation(folder) else write_run_report)(folder, output)

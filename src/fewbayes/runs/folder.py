@@ -56,6 +56,7 @@ from fewbayes.runs.layout import (
     Row,
     StageRow,
     Start,
+    read_best,
     read_manifest,
 )
 from fewbayes.runs.layout import STATE as STATE
@@ -263,6 +264,8 @@ class RunFolder:
         with explained, atomic_folder(self.path / BEST) as folder:
             writer(folder)
             (folder / BEST_STATE).write_text(json.dumps(_plain(told), indent=2) + "\n")
+        if (aside := self._aside(told["step"])).exists():
+            retire(aside, "dropped")  # what a step leaves behind is a function of the step
 
     def stages(self) -> list[StageRow]:
         """All judgements so far."""
@@ -271,14 +274,20 @@ class RunFolder:
 
     def best(self) -> Best | None:
         """What best.json says; None without a best/ that says it."""
-        try:
-            return read_json(self.path / BEST / BEST_STATE, Best)
-        except UserError:
-            return None
+        return read_best(self.path / BEST)
 
-    def drop_best(self) -> None:
-        """Removes best/. A kill in between leaves litter that is not put back, as half of it may be gone."""
-        retire(self.path / BEST, "dropped")
+    def set_best_aside(self, step: int) -> Path:
+        """Renames the best/ of `step`, which lies beyond what the run goes on from; where it is now."""
+        aside = self._aside(step)
+        if aside.exists():
+            retire(self.path / BEST, "dropped")
+        else:
+            os.replace(self.path / BEST, aside)
+            sync_folder(self.path)
+        return aside
+
+    def _aside(self, step: int) -> Path:
+        return self.path / f"{BEST}-{step}"
 
     # rows of metrics and stages
 
@@ -317,6 +326,13 @@ class RunFolder:
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint that is whole by the sizes of its files; a quick look."""
         return next((step_of(path) for path in reversed(self.checkpoints()) if looks_whole(path)), None)
+
+    def on_disk(self) -> str:
+        """What is there of a run that ends now, and what the same command does with it."""
+        step = self.newest_step()
+        if step is None:
+            return "No checkpoint is saved yet: the same command begins again at step 0."
+        return f"Saved in {self.path / f'checkpoint-{step}'}. Run the same command to continue from there."
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint, every file of it read against its hash; torn ones are passed over and said."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
+from fewbayes.errors import UserError
 from fewbayes.files.decode import Count, Sha256, read_json
 
 CONFIG, MANIFEST, METRICS, STATE = "config.yaml", "manifest.json", "metrics.jsonl", "trainer_state.json"
@@ -134,6 +135,25 @@ def read_manifest(folder: str | Path) -> Manifest:
     path = Path(folder) / MANIFEST
     cure = "restore it, or give another output_dir" if path.exists() else f"{folder} is not a run folder"
     return read_json(path, Manifest, cure=cure)
+
+
+def read_best(folder: Path) -> Best | None:
+    """What the best.json in a folder says; None without one that says it."""
+    try:
+        return read_json(folder / BEST_STATE, Best)
+    except UserError:
+        return None
+
+
+def part_of_run(path: Path) -> tuple[Path, int] | None:
+    """The run of a best/ or a checkpoint-N, and the step that lies there; None for anything else."""
+    run, best = path.resolve().parent, read_best(path)
+    if not (run / CONFIG).is_file():
+        return None
+    if best:
+        return run, best.step
+    number = path.name.removeprefix("checkpoint-")
+    return (run, int(number)) if (path / STATE).is_file() and number.isdecimal() else None
 
 
 def read_listing(folder: str | Path) -> list[SampleRow]:

@@ -18,7 +18,7 @@ from fewbayes.models import Family, ModelCard, inspect_model, load_family
 from fewbayes.models.adapters import is_adapter, load_adapter
 from fewbayes.runs.checkpoints import Checkpoint, verify_checkpoint
 from fewbayes.runs.folder import RunFolder
-from fewbayes.runs.layout import BEST_STATE, CONFIG, MANIFEST, STATE, Manifest, read_manifest
+from fewbayes.runs.layout import BEST_STATE, CONFIG, MANIFEST, STATE, Manifest, read_best, read_manifest
 from fewbayes.settings.config import TrainConfig, load_config
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Found:
         """Which weights lie in the result of a run or in its best/, "raw" or "ema"; None where nothing says it."""
         if self.kind == "run":
             return self.manifest.exported
-        best = RunFolder(self.run).best() if self.kind == "best" else None
+        best = read_best(self.path) if self.kind == "best" else None
         return best.weights if best else None
 
     @property
@@ -55,7 +55,7 @@ class Found:
             return verify_checkpoint(self.path).step
         run = RunFolder(self.run)
         if self.kind == "best":
-            best = run.best()
+            best = read_best(self.path)
             return best.step if best else 1
         return self.manifest.steps or run.newest_step() or 1
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from fewbayes.models.family import ModelCard
 
 CLASS_IMAGES_PER_IMAGE = 200
+CHECKPOINTS, MOST_BETWEEN = 4, 500
+"""Checkpoints of a run that does not say how many, and the most steps between two of them."""
 METHODS = registered()
 
 # A type checker cannot know the fields of methods that register themselves; the classes of their settings do.
@@ -197,11 +199,13 @@ class TrainConfig(_MethodsOwn):
         must=(lambda text: bool(_bytes(text)), "a number with its unit, as in 24GB, 11.5GiB or 800MB"),
     )
     """Refuse to begin where training would need more than this, as in 24GB. None: what the device has free."""
-    checkpointing_steps: int = setting(500, at_least=0, free_on_resume=True)
+    checkpointing_steps: int | None = setting(None, at_least=0, free_on_resume=True, own_none=True)
     """Steps between checkpoints; one more follows the last step, so that a finished run can be made longer, export its
-    averages and show its deviations. 0: no checkpoints at all, to save disk and time; a killed run begins again."""
-    checkpoints_total_limit: int | None = setting(None, above=0, free_on_resume=True)
-    """Number of newest checkpoints to keep. None: all."""
+    averages and show its deviations, and one where you stop it by Ctrl-C. None: a quarter of the run, 500 at most.
+    0: none, to save disk and time, but where you stop it; a killed run begins again."""
+    checkpoints_total_limit: int | None = setting(None, above=0, free_on_resume=True, own_none=True)
+    """Number of newest checkpoints to keep. None: all; but two with method full, whose checkpoints are three models
+    large, where checkpointing_steps is None too."""
 
     validation_steps: int = setting(0, group="samples", at_least=0, free_on_resume=True)
     """Steps between samples, step 0 included; 0 is never."""
@@ -279,7 +283,13 @@ class TrainConfig(_MethodsOwn):
             steps_per_image=None,
             **{key: v for key, v in offered.items() if getattr(self, key) is None and key not in idle},
         )
-        return dataclasses.replace(filled, prior_std=filled.weight_std) if filled.prior_std is None else filled
+        rest: dict[str, Any] = {} if filled.prior_std is not None else {"prior_std": filled.weight_std}
+        if filled.checkpointing_steps is None:
+            assert filled.max_train_steps is not None
+            rest["checkpointing_steps"] = min(MOST_BETWEEN, -(-filled.max_train_steps // CHECKPOINTS))
+            if filled.checkpoints_total_limit is None and METHODS[self.method].kind == "full":
+                rest["checkpoints_total_limit"] = 2
+        return dataclasses.replace(filled, **rest)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by name."""

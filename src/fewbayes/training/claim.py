@@ -97,12 +97,14 @@ def claimed(
 
 
 def _drop_after(run: RunFolder, step: int) -> None:
-    """Rows, samples and the best model of later steps go; these steps will be taken again."""
+    """Rows and samples of later steps go, as these steps will be taken again; a later best/ is renamed."""
     run.resume_from(step)
     best = run.best()
     if best and best.step > step:
-        log.warning("best/ holds step %d, and training goes on from step %d: it is removed", best.step, max(step, 0))
-        run.drop_best()
+        aside = run.set_best_aside(best.step)
+        log.info(
+            "training goes on from step %d, so best/ (step %d) is kept as %s/", max(step, 0), best.step, aside.name
+        )
     for folder in (run.path / "samples").glob("step-*"):
         number = folder.name.removeprefix("step-")
         if number.isdecimal() and int(number) > step:

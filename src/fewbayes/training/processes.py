@@ -94,6 +94,11 @@ def average_gradients(accelerator: Accelerator, weights: Iterable[nn.Parameter],
         del gradients[:taken]
 
 
+def any_of(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether it is set in any of the processes, in all of them; waits for the device."""
+    return bool(mean_over_processes(accelerator, torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
 def mean_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
     """Elementwise, in all of them."""
     return cast("Tensor", accelerator.reduce(values, "mean"))

@@ -50,7 +50,8 @@ from fewbayes.training.prepare import (
     pictures_of,
     warn_of_open_channels,
 )
-from fewbayes.training.processes import average_gradients, check_same_gpus, from_main, make_accelerator
+from fewbayes.training.processes import any_of, average_gradients, check_same_gpus, from_main, make_accelerator
+from fewbayes.training.signals import Interrupted, Signals
 from fewbayes.training.stages import RunStages
 from fewbayes.training.validation import draw, validate, write_reference
 from fewbayes.training.watch import NonFiniteError, Watch
@@ -116,6 +117,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     need = memory.check(card, config, accelerator.device, loaded=there)
 
     with ExitStack() as stack:
+        signals = stack.enter_context(Signals(run.on_disk))
         # The model, what of it is trained, and what of that is random.
         given, family = family, family or load_family(card)
         check_rare_token(family, config.rare_token)
@@ -183,6 +185,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
                 from_main(accelerator, lambda: stages.restore_best(start, method))
 
         done, stopped = start, stages is not None and stages.stop
+        signals.patient = True
         for step in range(start, start if stopped else config.max_train_steps):
             done = step + 1
             due = _due(done, config)
@@ -231,11 +234,19 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
                     seen = validate(done, config, run, family, average, instance, accelerator) if due.sample else {}
                     if stages:
                         stopped = from_main(accelerator, partial(stages.look, done, seen, method))
-            if due.checkpoint or (stopped and config.checkpointing_steps):
+            interrupted = (
+                signals.asked if accelerator.num_processes == 1 else due.look and any_of(accelerator, signals.asked)
+            )
+            if due.checkpoint or interrupted or (stopped and config.checkpointing_steps):
                 # last: what belongs to a step is on disk before its checkpoint is
                 _write_checkpoint(done, config, run, accelerator, state, stages)
             if stopped:
                 break
+            if interrupted and done < config.max_train_steps:
+                raise Interrupted(
+                    f"Stopped at step {done} of {config.max_train_steps}. {run.on_disk()}", signals.number
+                )
+        signals.patient = False
 
         if accelerator.is_main_process:
             if posterior:
