@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ import pytest
 from PIL import Image
 
 from fewbayes.cli import COMMANDS, main
-from fewbayes.runs.folder import RunFolder
 from fewbayes.studies import studies
 from fewbayes.training.train import train
 

@@ -1,6 +1,5 @@
 """best/ and checkpoint-N of a run are taken wherever a run is."""
 
-import json
 from pathlib import Path
 
 import pytest

@@ -71,13 +71,13 @@ def test_the_first_signal_ends_after_the_step_and_the_same_command_ends_bit_for_
 def test_the_second_signal_ends_at_once(settings, family, interrupted_at, monkeypatch):
     monkeypatch.setattr(signals, "SAME", 0.0)
     interrupted_at(4, signal.SIGTERM, signal.SIGINT)
-    with pytest.raises(Interrupted, match="Stopped at once. Saved in .*checkpoint-2. Run the same") as raised:
+    with pytest.raises(Interrupted, match=r"Stopped at once\. Saved in .*checkpoint-2\. Run the same") as raised:
         train(settings(**ARM, checkpointing_steps=2), family=family, progress=False)
     assert raised.value.signal == signal.SIGINT
 
 
 def test_before_the_first_step_nothing_is_waited_for():
-    with Signals(lambda: "Nothing is lost."), pytest.raises(Interrupted, match="Stopped at once. Nothing is lost"):
+    with Signals(lambda: "Nothing is lost."), pytest.raises(Interrupted, match=r"Stopped at once\. Nothing is lost"):
         signal.raise_signal(signal.SIGTERM)
 
 

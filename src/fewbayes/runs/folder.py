@@ -38,7 +38,7 @@ from fewbayes.files.atomic import (
 )
 from fewbayes.files.atomic import file_sha256 as file_sha256
 from fewbayes.files.atomic import new_folder as new_folder
-from fewbayes.files.decode import plain_json, plain_json_lines, read_json, typed
+from fewbayes.files.decode import plain_json, plain_json_lines, typed
 from fewbayes.runs.checkpoints import Checkpoint, is_whole, looks_whole, seal_checkpoint, step_of, verify_checkpoint
 from fewbayes.runs.layout import (
     APPENDED,
