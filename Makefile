@@ -9,7 +9,7 @@ WORKERS ?= 2
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,study]"
 	touch $@
 
 demo: $(BIN)/.ready  ## one photograph, plain and Bayesian fine-tuning side by side, a page at the end

@@ -21,7 +21,7 @@ FLOORS = (
     "sample training",
     "diagnose export",
     "page",
-    "studies",
+    "studies survey",
     "cli __main__",
 )
 """Rooms from the lowest floor up. A room imports from lower floors and from its own."""

@@ -40,6 +40,8 @@ Few-shot fine-tuning of diffusion models with Bayesian weights.
              fewbayes evaluate OUT --output_dir SCORES
   report   a page from a run, an evaluation or an experiment folder:
              fewbayes report OUT
+  study    a blinded user study: make it from runs, serve it, read it:
+             fewbayes study make RUN RUN --output_dir STUDY
   demo     plain against Bayesian one-shot fine-tuning on this machine, ending in a page
   experiment  the grids behind the tables of docs/, one command each
 
@@ -187,6 +189,12 @@ def _experiment(arguments: list[str]) -> int:
     return 0
 
 
+def _study(arguments: list[str]) -> int:
+    from fewbayes.survey import run_study
+
+    return run_study(arguments)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """A page from a run, an evaluation or an experiment folder."""
@@ -213,6 +221,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "diagnose": _diagnose,
     "evaluate": _evaluate,
     "report": _report,
+    "study": _study,
     "demo": _demo,
     "experiment": _experiment,
 }

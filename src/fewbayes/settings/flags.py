@@ -110,7 +110,8 @@ def take_flags(names: Names, arguments: Sequence[str]) -> list[tuple[str, Any]]:
                     "a YAML file comes first" if token.endswith((".yaml", ".yml")) else "put text with spaces in quotes"
                 )
                 raise UserError(f"{LINE}: {token!r} belongs to no flag; {hint}")
-            taken.append((places.pop(0), token))
+            many = names.settings[places[0]].many
+            taken.append((places[0], [token]) if many else (places.pop(0), token))
             continue
         flag, equals, text = token[2:].partition("=")
         taken.append(_take_value(names, names.own(flag), text if equals else None, tokens))
