@@ -130,6 +130,62 @@ def build_sdxl(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def build_sd3(folder: Path, *, t5: bool = True, seed: int = 0) -> Path:
+    """The same of SD3: 16 channels of latents, two blocks of which the first has attention among pictures alone."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+    clips = _tokenizer(folder / "tokenizer"), _tokenizer(folder / "tokenizer_2", pad_token="a")
+    torch.manual_seed(seed)
+    transformer = SD3Transformer2DModel(
+        sample_size=SIDE // 4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        caption_projection_dim=16,
+        pooled_projection_dim=16 + 24,
+        pos_embed_max_size=16,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    vae = _vae(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609)
+    encoders = [
+        CLIPTextModelWithProjection(_text_config(its, width, 2)) for its, width in zip(clips, (16, 24), strict=True)
+    ]
+    third = tokenizer_3 = None
+    if t5:
+        tokenizer_3 = _t5_tokenizer(folder / "tokenizer_3")
+        third = T5EncoderModel(
+            T5Config(vocab_size=len(tokenizer_3), d_model=48, d_kv=8, d_ff=64, num_layers=1, num_heads=2)
+        )
+    StableDiffusion3Pipeline(
+        transformer,
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae,
+        encoders[0],
+        clips[0],
+        encoders[1],
+        clips[1],
+        third,
+        tokenizer_3,
+    ).save_pretrained(folder)
+    note = {"rare_token": RARE_TOKEN, "recommended": {}}
+    (folder / "fewbayes.json").write_text(json.dumps(note))
+    return folder
+
+
+def _t5_tokenizer(folder: Path):
+    """One of single letters."""
+    from transformers import T5TokenizerFast
+
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *string.ascii_lowercase]
+    tokenizer = T5TokenizerFast(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
+    tokenizer.save_pretrained(folder)
+    return T5TokenizerFast.from_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def eps_model(tmp_path_factory) -> Path:
     return build_pipeline(tmp_path_factory.mktemp("eps_model"))
@@ -143,6 +199,11 @@ def v_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def sdxl_model(tmp_path_factory) -> Path:
     return build_sdxl(tmp_path_factory.mktemp("sdxl_model"))
+
+
+@pytest.fixture(scope="session")
+def sd3_model(tmp_path_factory) -> Path:
+    return build_sd3(tmp_path_factory.mktemp("sd3_model"))
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,7 @@ class ToyFamily:
         "text_encoder": Part("toy_family", "ToyText", "diffusion_pytorch_model", once=True),
     }
     denoiser_part = "transformer"
-    tokenizer_parts: Sequence[str] = ()
+    tokenizer_parts: Mapping[str, str] = {}
     samplers: Mapping[str, str] = {"straight": "FlowMatchEulerDiscreteScheduler"}
     layer_groups: Mapping[str, str] = {
         "self-attention": r"\.attn\.",

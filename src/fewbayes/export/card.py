@@ -13,6 +13,8 @@ import yaml
 from fewbayes.export.metadata import with_rare_token
 from fewbayes.export.trained import Trained, name_of
 from fewbayes.methods import registered
+from fewbayes.models.folders import left_out
+from fewbayes.models.registry import family_named
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.layout import LISTING, SAMPLES, SampleRow, read_listing
 from fewbayes.runs.opening import Found
@@ -40,15 +42,15 @@ for key, end in (("clip_l", ""), ("clip_g", "_2")):
 LOADING = {
     "pipeline": """from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained(folder)""",
+pipeline = DiffusionPipeline.from_pretrained(folder{without})""",
     "lora": """from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained(base)
+pipeline = DiffusionPipeline.from_pretrained(base{without})
 pipeline.load_lora_weights(folder, weight_name="{file}")""",
     "peft": """from diffusers import DiffusionPipeline
 from peft import PeftModel
 
-pipeline = DiffusionPipeline.from_pretrained(base)
+pipeline = DiffusionPipeline.from_pretrained(base{without})
 # each changes its part of the pipeline in place
 {parts}""",
     "original": """from diffusers import {pipeline}
@@ -108,7 +110,9 @@ def _loading(folder: Path, facts: CardFacts, trained: Trained) -> str:
     pipeline, several = trained.family.pipeline_class, len(trained.family.text_encoders) > 1
     parts = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
     lines = [f'PeftModel.from_pretrained(pipeline.{part}, f"{{folder}}/{part}")' for part in parts]
-    code = LOADING[facts.loader].format(file=facts.file, pipeline=pipeline, parts="\n".join(lines))
+    absent = left_out(trained.base.folder, family_named(trained.base.family))
+    without = "".join(f", {name}=None" for name in absent)
+    code = LOADING[facts.loader].format(file=facts.file, pipeline=pipeline, parts="\n".join(lines), without=without)
     if facts.word:
         code += "\n" + (WORDS if several else WORD).format(word=facts.word)
         if several:

@@ -18,10 +18,10 @@ def load(job):
     folder, file = Path(job["export"]), job["file"]
     kind = getattr(diffusers, job["pipeline"])
     if job["loader"] == "pipeline":
-        return diffusers.DiffusionPipeline.from_pretrained(folder)
+        return diffusers.DiffusionPipeline.from_pretrained(folder, **job["left_out"])
     if job["loader"] == "original":
         return kind.from_single_file(str(folder / file), config=job["base"], local_files_only=True)
-    pipeline = kind.from_pretrained(job["base"], use_safetensors=True, **job["arguments"])
+    pipeline = kind.from_pretrained(job["base"], use_safetensors=True, **job["arguments"], **job["left_out"])
     if job["loader"] == "lora":
         pipeline.load_lora_weights(str(folder), weight_name=file)
     else:

@@ -121,8 +121,36 @@ class DdpmScheduler(TypedDict):
     timestep_spacing: NotRequired[str]
 
 
+class FlowScheduler(TypedDict):
+    """FlowMatchEulerDiscreteScheduler."""
+
+    _class_name: str
+    num_train_timesteps: Annotated[int, Meta(ge=1, le=100_000)]
+    shift: NotRequired[Annotated[float, Meta(gt=0, le=1000)]]
+    use_dynamic_shifting: NotRequired[bool]
+
+
+class Sd3Transformer(TypedDict):
+    """SD3Transformer2DModel."""
+
+    sample_size: Side
+    in_channels: Channels
+    patch_size: Annotated[int, Meta(ge=1, le=64)]
+    num_layers: Annotated[int, Meta(ge=1, le=1000)]
+    attention_head_dim: Channels
+    num_attention_heads: Channels
+    joint_attention_dim: Channels
+    caption_projection_dim: Channels
+    pooled_projection_dim: Channels
+    pos_embed_max_size: Side
+    out_channels: NotRequired[Channels | None]
+    dual_attention_layers: NotRequired[Annotated[list[Layers], Meta(max_length=1000)]]
+    qk_norm: NotRequired[str | None]
+
+
 SCHEMAS: dict[str, Any] = {
     "UNet2DConditionModel": Unet,
+    "SD3Transformer2DModel": Sd3Transformer,
     "AutoencoderKL": Autoencoder,
     "CLIPTextModel": TextEncoder,
     "CLIPTextModelWithProjection": PooledTextEncoder,

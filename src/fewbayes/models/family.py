@@ -80,7 +80,7 @@ class Part:
     """A part with weights, a folder of a pipeline: where its class comes from, and the stem of its files.
 
     dtype: what it is loaded in, whatever it is stored in; once: what it makes of pictures and prompts can be kept, and
-    the denoiser predicts without it.
+    the denoiser predicts without it; optional: a folder may name it as null, with its tokenizer.
     """
 
     library: str
@@ -88,14 +88,16 @@ class Part:
     stem: str
     dtype: str = "float32"
     once: bool = False
+    optional: bool = False
 
 
 class Layout(Protocol):
     """What a family's pipeline folders hold; known of the class, before any model is loaded.
 
     name: in the registry; pipeline_class: the one that model_index.json names; described: the models in words; parts:
-    by folder, `denoiser_part` among them; tokenizer_parts: folders without weights; samplers: scheduler classes of
-    diffusers by the names that users give, the usual one first.
+    by folder, `denoiser_part` among them (a loaded family names those that it has); tokenizer_parts: folders without
+    weights, by the class in transformers that reads them; samplers: scheduler classes of diffusers by the names that
+    users give, the usual one first.
     layer_groups: of the denoiser, by which `where` speaks: "self-attention", "cross-attention", "feed-forward", "time",
     "time-embedding" (common to all blocks), "up", ... and a regular expression of module paths each; a group that the
     network has not is left out. adapter_targets: "attention" and "ff", endings of the names of linear layers that get
@@ -110,7 +112,7 @@ class Layout(Protocol):
     described: str
     parts: Mapping[str, Part]
     denoiser_part: str
-    tokenizer_parts: Sequence[str]
+    tokenizer_parts: Mapping[str, str]
     samplers: Mapping[str, str]
     layer_groups: Mapping[str, str]
     adapter_targets: Mapping[str, Sequence[str]]
@@ -128,8 +130,8 @@ class Layout(Protocol):
 class Family(Layout, Protocol):
     """A loaded model. Networks compute in float32 unless said otherwise.
 
-    denoiser: what is fine-tuned; text_encoders and tokenizers: by their folders' names, "text_encoder" and "tokenizer",
-    "text_encoder_2" and "tokenizer_2", ...
+    denoiser: what is fine-tuned; text_encoders, those that may be fine-tuned too, and tokenizers: by their folders'
+    names, "text_encoder" and "tokenizer", "text_encoder_2" and "tokenizer_2", ...
     """
 
     card: ModelCard

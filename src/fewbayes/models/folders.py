@@ -33,11 +33,30 @@ AGAIN = "fetch or copy the model again"
 def check_layout(folder: Path, family: type[Layout]) -> None:
     """Check every part of a pipeline by its files alone; UserError names the first thing that is wrong."""
     index = read_json(folder / INDEX, ModelIndex)
-    for name in family.parts:
+    parts, tokenizers = present(folder, family)
+    for name in parts:
         _check_weights(folder, name, family, index)
-    for tokenizer in family.tokenizer_parts:
+    for tokenizer in tokenizers:
         _check_tokenizer(folder / tokenizer)
     read_json(folder / SCHEDULER)
+
+
+def present(folder: Path, family: type[Layout]) -> tuple[dict[str, Part], list[str]]:
+    """The parts and the tokenizers of a folder: all of the family's but the optional ones that it names as null."""
+    absent = {
+        name
+        for name, part in family.parts.items()
+        if part.optional and (folder / INDEX).is_file() and not any(read_json(folder / INDEX).get(name) or ())
+    }
+    parts = {name: part for name, part in family.parts.items() if name not in absent}
+    without = {name.replace("text_encoder", "tokenizer") for name in absent}
+    return parts, [name for name in family.tokenizer_parts if name not in without]
+
+
+def left_out(folder: Path, family: type[Layout]) -> dict[str, None]:
+    """What a folder names as null, as `from_pretrained` of its pipeline's class has to be told."""
+    parts, tokenizers = present(folder, family)
+    return dict.fromkeys(name for name in (*family.parts, *family.tokenizer_parts) if name not in (*parts, *tokenizers))
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -47,11 +66,11 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 def fingerprint(folder: Path, family: type[Layout]) -> str:
     """sha256 over the files of the parts that we load, names and contents, in the order of the layout."""
-    parts = [*family.parts, *family.tokenizer_parts, "scheduler"]
+    parts, tokenizers = present(folder, family)
     # Files of other precisions or formats in the same folder are not what is loaded.
     files = [
         path
-        for part in parts
+        for part in (*parts, *tokenizers, "scheduler")
         for path in sorted((folder / part).iterdir())
         if path.suffix in (".json", ".txt") or path in weight_files(folder, part, family.parts.get(part))
     ]

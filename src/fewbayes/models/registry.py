@@ -16,7 +16,7 @@ from fewbayes.models.family import Family, ModelCard
 if TYPE_CHECKING:
     from torch import nn
 
-BUILT_IN = ("fewbayes.models.unet_clip",)
+BUILT_IN = ("fewbayes.models.unet_clip", "fewbayes.models.sd3")
 _REGISTERED: dict[str, type[Family]] = {}
 
 F = TypeVar("F", bound=type[Family])
@@ -95,10 +95,11 @@ def parameter_counts(card: ModelCard) -> dict[str, int]:
 
     Only the config.json of each part is read.
     """
-    from fewbayes.models.folders import meta_part
+    from fewbayes.models.folders import meta_part, present
 
     family = family_named(card.family)
-    modules = {name: meta_part(card.folder, name, part) for name, part in family.parts.items()}
+    parts, _ = present(card.folder, family)
+    modules = {name: meta_part(card.folder, name, part) for name, part in parts.items()}
     return {
         "denoiser" if name == family.denoiser_part else name: sum(weight.numel() for weight in module.parameters())
         for name, module in modules.items()

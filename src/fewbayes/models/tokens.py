@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 SLOW_TOKENIZER = ("vocab.json", "merges.txt", "added_tokens.json")
 
 
-def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """(batch, the tokenizer's length), padded and cut."""
-    longest = tokenizer.model_max_length
+def token_ids(tokenizer: Any, prompts: Sequence[str], longest: int | None = None) -> Tensor:
+    """(batch, longest), padded and cut; None: the tokenizer's length."""
+    longest = longest or tokenizer.model_max_length
     padded = tokenizer(list(prompts), padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
     return padded.input_ids
 

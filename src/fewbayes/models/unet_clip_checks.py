@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fewbayes.errors import UserError
 from fewbayes.models.folders import read_json
 
-if TYPE_CHECKING:
-    from torch import nn
 
-
-def check_finite(folder: Path, vae: nn.Module) -> None:
-    broken = [name for name, weight in vae.named_parameters() if not weight.isfinite().all()]
-    if broken:
-        raise UserError(
-            f"{folder} holds numbers that are not finite ({broken[0]}), as a conversion to half precision may leave "
-            "them: every picture would be NaN; put the float32 autoencoder of the same model in its place"
-        )
-
-
-def check_channels(folder: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+def check_channels(folder: Path, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
     if unet["in_channels"] != vae["latent_channels"]:
         raise UserError(
             f"{folder / 'unet'} takes {unet['in_channels']} channels and the autoencoder gives "

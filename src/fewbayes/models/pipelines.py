@@ -1,0 +1,377 @@
+"""What families of diffusers pipelines share: an autoencoder, text encoders, tokenizers, a denoiser and a scheduler.
+
+The autoencoder always computes in float32, whatever autocast surrounds it: SDXL's own gives NaN in half precision.
+Knows nothing of training, of posteriors or of run folders.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+from fewbayes.errors import UserError
+from fewbayes.models.family import ModelCard, Part
+from fewbayes.models.folders import (
+    AGAIN,
+    SCHEDULER,
+    SETTINGS,
+    loading,
+    meta_part,
+    part_class,
+    present,
+    quiet,
+    read_json,
+    settings_of,
+    weight_files,
+)
+from fewbayes.models.tokens import prompt_length, token_ids, word_length, write_slow_tokenizer
+from fewbayes.models.unet_clip_keys import clip_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from torch import Tensor, nn
+
+    from fewbayes.diffusion.conditioning import Conditioning
+    from fewbayes.diffusion.process import Process
+
+log = logging.getLogger("fewbayes")
+
+VAE = Part("diffusers", "AutoencoderKL", "diffusion_pytorch_model", once=True)
+POOLED_CLIP = Part("transformers", "CLIPTextModelWithProjection", "model", once=True)
+DECODED_AT_ONCE = 2**20  # pixels: one picture of SDXL, four of SD
+
+
+class PipelineFamily(ABC):
+    """See `fewbayes.models.family` for what every member means."""
+
+    name: str
+    pipeline_class: str
+    described: str
+    parts: Mapping[str, Part]
+    denoiser_part: str
+    tokenizer_parts: Mapping[str, str]
+    samplers: Mapping[str, str]
+    layer_groups: Mapping[str, str]
+    adapter_targets: Mapping[str, Sequence[str]]
+    text_targets: Sequence[str] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    formats: Sequence[str] = ()
+    foreign_arguments: Mapping[str, Any] = {}
+    tag: str
+    scheduler_schema: ClassVar[Any] = dict[str, Any]
+    drawn_with: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(
+        self,
+        card: ModelCard,
+        modules: Mapping[str, nn.Module],
+        tokenizers: Mapping[str, Any],
+        scheduler_config: dict[str, Any],
+    ):
+        for module in modules.values():
+            module.eval().requires_grad_(False)
+        self.card = card
+        self.modules = dict(modules)
+        self.parts = {name: self.parts[name] for name in modules}
+        self.tokenizers = dict(tokenizers)
+        self.scheduler_config = scheduler_config
+        self.process: Process = self._process(scheduler_config)
+        self._measured: set[str] = set()
+
+    @classmethod
+    @abstractmethod
+    def _process(cls, scheduler: Mapping[str, Any]) -> Process:
+        """Of a scheduler's settings."""
+
+    @classmethod
+    def inspect(cls, model: str, folder: Path) -> ModelCard:
+        denoiser, vae = read_json(folder / cls.denoiser_part / "config.json"), read_json(folder / "vae/config.json")
+        cls._check(folder, denoiser, vae)
+        pixels = 2 ** (len(vae["block_out_channels"]) - 1)
+        scheduler, settings = read_json(folder / SCHEDULER, cls.scheduler_schema), settings_of(folder)
+        return ModelCard(
+            model=model,
+            folder=folder,
+            family=cls.name,
+            prediction_type=cls._predicts(scheduler),
+            resolution=int(denoiser["sample_size"]) * pixels,
+            recommended=settings.get("recommended", {}),
+            rare_token=settings.get("rare_token"),
+            most_steps=scheduler.get("num_train_timesteps"),
+            side_unit=pixels * denoiser.get("patch_size", 1),
+        )
+
+    @classmethod
+    @abstractmethod
+    def _check(cls, folder: Path, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+        """UserError for what names this pipeline and cannot be trained here."""
+
+    @classmethod
+    def _predicts(cls, scheduler: Mapping[str, Any]) -> str:
+        return "flow"
+
+    @classmethod
+    def load(cls, card: ModelCard) -> Self:
+        """Load all parts on the CPU in float32, whatever they are stored in."""
+        import torch
+
+        if (card.folder / "safety_checker").is_dir():
+            log.warning("the safety checker of %s is not loaded, and will not be in what is saved", card.model)
+
+        def loaded(name: str, part: Part) -> Any:
+            variant = "fp16" if ".fp16" in weight_files(card.folder, name, part)[0].name else None
+            with loading(card.folder / name):
+                module = part_class(part).from_pretrained(card.folder / name, use_safetensors=True, variant=variant)
+                return module.to(getattr(torch, part.dtype))
+
+        def tokenizer(name: str) -> Any:
+            import transformers
+
+            with loading(card.folder / name):
+                found = getattr(transformers, cls.tokenizer_parts[name]).from_pretrained(card.folder / name)
+            longest = found.model_max_length
+            if type(longest) is not int or longest < 2 or found.pad_token_id is None:
+                raise UserError(
+                    f"{card.folder / name / 'tokenizer_config.json'}: model_max_length is {longest!r} and pad_token "
+                    f"{found.pad_token!r}; they must be a whole number of at least 2 and a token; {AGAIN}"
+                )
+            return found
+
+        with quiet():
+            parts, tokenizer_parts = present(card.folder, cls)
+            modules = {name: loaded(name, part) for name, part in parts.items()}
+            tokenizers = {name: tokenizer(name) for name in tokenizer_parts}
+        check_finite(card.folder / "vae", modules["vae"])
+        return cls(card, modules, tokenizers, read_json(card.folder / SCHEDULER))
+
+    @classmethod
+    def without_weights(cls, card: ModelCard) -> Self:
+        parts, _ = present(card.folder, cls)
+        modules = {name: meta_part(card.folder, name, part) for name, part in parts.items()}
+        return cls(card, modules, {}, read_json(card.folder / SCHEDULER))
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return cast("AutoencoderKL", self.modules["vae"])
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.modules[self.denoiser_part]
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """Those that fine-tuning may change."""
+        return {name: it for name, it in self.modules.items() if self.parts[name].kind.startswith("CLIPText")}
+
+    @property
+    def device(self) -> torch.device:
+        return cast("Any", self.denoiser).device
+
+    def to(self, device: torch.device | str) -> Self:
+        for module in self.modules.values():
+            module.to(device)
+        self.process = self.process.to(device)
+        return self
+
+    def checkpoint_gradients(self, on: bool) -> None:
+        verb = "enable" if on else "disable"
+        getattr(self.denoiser, f"{verb}_gradient_checkpointing")()
+        for text_encoder in self.text_encoders.values():
+            # transformers 5 has renamed its own
+            ours = getattr(text_encoder, f"activation_checkpointing_{verb}", None)
+            (ours or getattr(text_encoder, f"gradient_checkpointing_{verb}"))()
+            text_encoder.train(on)  # transformers recompute in training mode only; CLIP's text encoders drop nothing
+
+    def encode_images(self, pixels: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the scaled latents of uint8 pictures (batch, height, width, 3).
+
+        A draw of the latents is mean + std * normal, already multiplied by the autoencoder's scaling factor.
+        """
+        import torch
+
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            # a copy: arrays of pictures are often read-only, which torch does not like
+            batch = (pixels if isinstance(pixels, torch.Tensor) else torch.tensor(pixels)).to(self.device)
+            if batch.dtype != torch.uint8 or batch.dim() != 4 or batch.shape[-1] != 3:
+                raise UserError(
+                    f"pictures must be uint8 (batch, height, width, 3), not {batch.dtype} {tuple(batch.shape)}"
+                )
+            scaled = batch.permute(0, 3, 1, 2).to(self.vae.dtype) / 127.5 - 1
+            latents = cast("Any", self.vae.encode(scaled)).latent_dist
+            return (latents.mean - self._latent_shift) * self._latent_scale, latents.std * self._latent_scale
+
+    def decode_latents(self, latents: Tensor) -> np.ndarray:
+        """uint8 pictures (batch, height, width, 3) of scaled latents, a megapixel at a time."""
+        import torch
+
+        pixels = latents[0, 0].numel() * self._pixels_per_latent**2
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            unscaled = self._unscaled(latents.to(self.device, self.vae.dtype))
+            chunks = unscaled.split(max(1, DECODED_AT_ONCE // pixels))
+            decoded = torch.cat([self.vae.decode(cast("Any", chunk), return_dict=False)[0] for chunk in chunks])
+            shades = (decoded * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
+        return (shades.cpu().numpy() * 255).round().astype("uint8")
+
+    def decoded(self, latents: Tensor, dtype: torch.dtype) -> Tensor:
+        import torch
+
+        with torch.no_grad():
+            vae: Any = torch.nn.Module.to(copy.deepcopy(self.vae), dtype)  # diffusers' own `to` has something to say
+            unscaled = self._unscaled(latents.to(self.device))
+            return vae.decode(unscaled.to(dtype), return_dict=False)[0].float()
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        return latents / self._latent_scale + self._latent_shift
+
+    @property
+    def _latent_scale(self) -> float:
+        return cast("Any", self.vae.config).scaling_factor
+
+    @property
+    def _latent_shift(self) -> float:
+        return cast("Any", self.vae.config).shift_factor or 0.0
+
+    @property
+    def _pixels_per_latent(self) -> int:
+        return 2 ** (len(cast("Any", self.vae.config).block_out_channels) - 1)
+
+    def count_tokens(self, word: str) -> int:
+        read = {name.replace("text_encoder", "tokenizer") for name in self.text_encoders} or {*self.tokenizers}
+        counts = [word_length(tokenizer, word) for name, tokenizer in self.tokenizers.items() if name in read]
+        return max(counts) if all(counts) else 0
+
+    def _token_ids(self, tokenizer: str, prompts: Sequence[str]) -> Tensor:
+        """(batch, tokens) on the device; a prompt that is too long is said once."""
+        mine = self.tokenizers[tokenizer]
+        for prompt in set(prompts) - self._measured:
+            if (length := prompt_length(mine, prompt)) > mine.model_max_length:
+                log.warning(
+                    "the prompt %r has %d tokens; what is beyond %d is ignored", prompt, length, mine.model_max_length
+                )
+        self._measured.update(prompts)
+        return token_ids(mine, prompts).to(self.device)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        return self._encoded([self._token_ids(tokenizer, prompts) for tokenizer in self.tokenizers])
+
+    @abstractmethod
+    def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
+        """Of (batch, tokens) ids for each text encoder."""
+
+    def example_batch(self, count: int, resolution: int, *, encode: bool) -> tuple[Tensor, Tensor, Conditioning]:
+        import torch
+
+        ids = [torch.zeros(count, tokens, dtype=torch.long) for tokens in self._lengths()]
+        cond = self._encoded(ids) if encode else self._shaped(count, ids[0].shape[1])
+        side = resolution // self._pixels_per_latent
+        xt = torch.empty(count, cast("Any", self.denoiser).config.in_channels, side, side)
+        return xt, self.process.draw_times(count, torch.Generator()), cond
+
+    def _lengths(self) -> list[int]:
+        """Of a prompt in tokens, for each text encoder."""
+        return [encoder.config.max_position_embeddings for encoder in self.text_encoders.values()]
+
+    @abstractmethod
+    def _shaped(self, count: int, tokens: int) -> Conditioning:
+        """Numbers that mean nothing in the shapes of encoded prompts."""
+
+    def encode_negative(self, prompt: str) -> Conditioning:
+        return self.encode_prompts([prompt])
+
+    @abstractmethod
+    def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor: ...
+
+    @abstractmethod
+    def _prompt_arguments(self, cond: Conditioning, negative: Conditioning) -> dict[str, Any]:
+        """The prompts as arguments of the pipeline's call; as many rows in both."""
+
+    def _pipeline_settings(self) -> dict[str, Any]:
+        """Arguments of the pipeline's class beside its parts; None for parts that it can do without."""
+        return dict.fromkeys({*type(self).parts, *self.tokenizer_parts} - {*self.modules, *self.tokenizers})
+
+    def draw_latents(
+        self,
+        cond: Conditioning,
+        negative: Conditioning,
+        generators: Sequence[torch.Generator],
+        *,
+        sampler: str,
+        steps: int,
+        guidance: float,
+        resolution: int | None,
+    ) -> Tensor:
+        return self.pipeline(sampler)(
+            **self._prompt_arguments(cond, negative),
+            generator=list(generators),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=resolution,
+            width=resolution,
+            output_type="latent",
+        ).images
+
+    def pipeline(self, sampler: str | None = None) -> Any:
+        """The diffusers pipeline around the live modules: it samples from the weights of this moment."""
+        kind = self.samplers[sampler or self.card.usual_sampler]
+        return self._pipeline(_scheduler(kind, {**self.scheduler_config, **self.drawn_with}))
+
+    def _pipeline(self, scheduler: Any) -> Any:
+        with quiet():  # the import too has something to say
+            import diffusers
+
+            kind = getattr(diffusers, self.pipeline_class)
+            pipeline = kind(**self.modules, **self.tokenizers, scheduler=scheduler, **self._pipeline_settings())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def lora_name(self, part: str, layer: str) -> str:
+        """transformers 5.6 dropped `text_model.`: newer loaders strip that part and older ones want it."""
+        return layer if part == self.denoiser_part else clip_name(layer)
+
+    @abstractmethod
+    def published_as(self) -> tuple[str, str]: ...
+
+    def kohya_name(self, part: str, layer: str) -> str:
+        raise AssertionError(f"{self.formats} has no kohya")
+
+    def original_weights(self) -> dict[str, Tensor]:
+        raise AssertionError(f"{self.formats} has no original")
+
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        pipeline = self._pipeline(_scheduler(self.scheduler_config["_class_name"], self.scheduler_config))
+        with quiet():
+            pipeline.save_pretrained(folder, safe_serialization=True)
+        for name, tokenizer in self.tokenizers.items():
+            if self.tokenizer_parts[name] == "CLIPTokenizer":
+                write_slow_tokenizer(tokenizer, folder / name, like=self.card.folder / name)
+        if (self.card.folder / SETTINGS).is_file():
+            shutil.copyfile(self.card.folder / SETTINGS, folder / SETTINGS)
+
+
+def named(**tensors: Tensor) -> Conditioning:
+    from fewbayes.diffusion.conditioning import Conditioning
+
+    return Conditioning(**tensors)
+
+
+def check_finite(folder: Path, vae: nn.Module) -> None:
+    broken = [name for name, weight in vae.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{folder} holds numbers that are not finite ({broken[0]}), as a conversion to half precision may leave "
+            "them: every picture would be NaN; put the float32 autoencoder of the same model in its place"
+        )
+
+
+def _scheduler(kind: str, config: Mapping[str, Any]) -> Any:
+    with quiet():  # of settings that another scheduler has no use for
+        import diffusers
+
+        return getattr(diffusers, kind).from_config(dict(config))
