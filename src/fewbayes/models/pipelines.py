@@ -318,8 +318,9 @@ class PipelineFamily(ABC):
 
     def pipeline(self, sampler: str | None = None) -> Any:
         """The diffusers pipeline around the live modules: it samples from the weights of this moment."""
-        kind = self.samplers[sampler or self.card.usual_sampler]
-        return self._pipeline(_scheduler(kind, {**self.scheduler_config, **self.drawn_with}))
+        sampler = sampler or self.card.usual_sampler
+        self.card.check_drawn(sampler)
+        return self._pipeline(_scheduler(self.samplers[sampler], {**self.scheduler_config, **self.drawn_with}))
 
     def _pipeline(self, scheduler: Any) -> Any:
         with quiet():  # the import too has something to say
