@@ -93,7 +93,6 @@ def make_step(arm: str, args: argparse.Namespace) -> tuple[Step, int]:
     autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
 
     def step(number: int) -> None:
-        method.begin_step(network, number)
         with posterior.sample(number) if posterior else contextlib.nullcontext():
             with torch.autocast(args.device, autocast, enabled=autocast is not None):
                 prediction = unet(latents, times, prompt).sample

@@ -45,9 +45,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora, use_dora": {"method": "lora", "use_dora": True, **TEXT},
     "lora, train_rare_token": {"method": "lora", "train_rare_token": True},
     "oft": {"method": "oft", **TEXT},
-    "monteclora": {"method": "monteclora", **TEXT},
-    "pvera": {"method": "pvera", **TEXT},
-    "tlora": {"method": "tlora"},
 }
 QUICK = ("full", "lora", "lora, use_dora", "oft")
 PROMPT, SEEDS, RANK = "a photo of <v>", [0, 1], 4

@@ -14,7 +14,7 @@ from fewbayes.runs.folder import read_metrics
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.train import train
 
-ARMS = [(name, bayes) for name, entry in registered().items() for bayes in (False, True) if entry.random or not bayes]
+ARMS = [(name, bayes) for name, entry in registered().items() for bayes in (False, True)]
 MODELS = ("eps_model", "v_model", "sdxl_model")
 
 

@@ -291,7 +291,6 @@ def test_every_method_trains_two_steps_and_leaves_no_trace(family, settings, met
         for step in range(2):
             random = torch.Generator().manual_seed(step)
             t, eps = family.process.draw_times(2, random), torch.randn(x0.shape, generator=random)
-            made.begin_step(family, step)
             with posterior.sample(step) if posterior else nullcontext():
                 diffusion_loss(family, Batch(x0, eps, t, family.encode_prompts(PROMPTS[:2]))).backward()
             optimizer.step()

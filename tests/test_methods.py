@@ -2,25 +2,20 @@
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from peft import PeftModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from fewbayes.methods import make_method, registered
-from fewbayes.methods._tlora_layer import active_ranks
 from fewbayes.methods.adapters import adapter_layers
 from fewbayes.models import load_family
 from fewbayes.posterior.where import select
-from fewbayes.sample import sample_images
 
 XT = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([100, 900])
 PROMPTS = ["a photo of <v> dog", "a photo of"]
 METHODS = registered()
-COMPARISON_ARMS = [name for name, entry in METHODS.items() if entry.random is None]
 ADAPTERS = [name for name in METHODS if name != "full"]
-WITH_TEXT_ENCODER = [name for name in METHODS if name != "tlora"]
 
 
 @pytest.fixture
@@ -75,12 +70,6 @@ def test_an_unknown_method_is_refused_with_the_known_ones(settings):
         make_method(config)
 
 
-@pytest.mark.parametrize("method", COMPARISON_ARMS)
-def test_comparison_arms_refuse_bayesian_weights(settings, method):
-    with pytest.raises(ValueError, match="bayes"):
-        make_method(settings(method=method, bayes=True))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_attaching_changes_no_prediction_and_draws_nothing_from_the_global_generator(family, make, method):
     before, state = prediction(family), torch.get_rng_state()
@@ -99,12 +88,11 @@ def test_detaching_leaves_no_trace(request, make, method, rare, model):
     family = request.getfixturevalue(model)
     prediction(family)  # transformers hangs hooks of its own into a text encoder when it is first used
     before = anatomy(family)
-    attached = make(method, train_rare_token=rare, train_text_encoder=method not in ("full", "tlora"))
+    attached = make(method, train_rare_token=rare, train_text_encoder=method != "full")
     attached.attach(family)
     if method != "full":
         move(attached.trainable(family))
         attached.training(family, True)
-        attached.begin_step(family, 0)
         prediction(family)
     attached.detach(family)
     assert_same(before, anatomy(family))
@@ -117,8 +105,7 @@ def test_adapters_begin_as_a_function_of_the_seed(family, make, method):
         attached = make(method, seed=seed)
         attached.attach(family)
         names = attached.trainable(family)
-        buffers = [value for name, value in family.denoiser.named_buffers() if "pvera_A" in name]
-        starts.append([weight.detach().clone() for weight in [*names.values(), *buffers]])
+        starts.append([weight.detach().clone() for weight in names.values()])
         attached.detach(family)
     assert all(torch.equal(*pair) for pair in zip(starts[0], starts[1], strict=True))
     if method != "oft":  # whose rotations begin at the identity
@@ -135,7 +122,7 @@ def test_only_what_is_named_gets_gradients(family, make, method):
     attached.detach(family)
 
 
-@pytest.mark.parametrize("method", WITH_TEXT_ENCODER)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["family", "xl"])
 def test_names_say_which_part_a_weight_belongs_to(request, make, method, model):
     family = request.getfixturevalue(model)
@@ -151,9 +138,7 @@ def test_names_say_which_part_a_weight_belongs_to(request, make, method, model):
 @pytest.mark.parametrize("rare", [False, True])
 def test_what_was_exported_is_read_back(request, make, tmp_path, method, model, rare):
     family = request.getfixturevalue(model)
-    attached = make(
-        method, train_rare_token=rare, train_text_encoder=method != "tlora" and not (method == "full" and rare)
-    )
+    attached = make(method, train_rare_token=rare, train_text_encoder=not (method == "full" and rare))
     attached.attach(family)
     weights = attached.trainable(family)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -187,15 +172,6 @@ def test_what_may_be_random_is_found_in_the_denoiser(family, make, method):
     attached.detach(family)
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "oft", "pvera", "tlora"])
-def test_only_montecarlo_lora_has_a_penalty(family, make, method):
-    attached = make(method)
-    attached.attach(family)
-    attached.training(family, True)
-    assert attached.penalty(family) is None
-    attached.detach(family)
-
-
 def test_lora_for_two_text_encoders_loads_in_plain_diffusers(xl, make, sdxl_model, tmp_path):
     attached = make("lora", train_text_encoder=True, rank=2, lora_alpha=3.0)
     attached.attach(xl)
@@ -216,176 +192,6 @@ def test_lora_for_two_text_encoders_loads_in_plain_diffusers(xl, make, sdxl_mode
 def prediction_of(unet, cond):
     more = {"text_embeds": cond["pooled"], "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2)}
     return unet(XT, T, encoder_hidden_states=cond["tokens"], added_cond_kwargs=more).sample
-
-
-# MonteCLoRA
-
-
-@pytest.fixture
-def montecarlo(family, make):
-    attached = make("monteclora")
-    attached.attach(family)
-    move(attached.trainable(family))
-    yield attached
-    attached.detach(family)
-
-
-@pytest.mark.parametrize("method", ["monteclora", "pvera"])
-def test_noise_is_a_function_of_step_and_row_and_only_there_in_training(family, make, method):
-    attached = make(method)
-    attached.attach(family)
-    move(attached.trainable(family))
-    still = prediction(family)
-    attached.training(family, True)
-    state = torch.get_rng_state()
-    drawn = []
-    for step, row in ((3, 0), (3, 0), (4, 0), (3, 1)):
-        attached.begin_step(family, step, row)
-        drawn.append(prediction(family))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-    assert not torch.equal(drawn[0], drawn[3])
-    assert not torch.equal(drawn[0], still)
-    attached.training(family, False)
-    assert torch.equal(prediction(family), still)
-    attached.detach(family)
-
-
-@pytest.mark.parametrize("method", ["monteclora", "pvera"])
-def test_recomputing_activations_changes_no_gradient(family, make, method):
-    attached = make(method)
-    attached.attach(family)
-    weights = attached.trainable(family)
-    move(weights)
-    attached.training(family, True)
-    attached.begin_step(family, 5)
-    cond, gradients = family.encode_prompts(PROMPTS).detach(), []
-    for on in (False, True):
-        family.checkpoint_gradients(on)
-        family.predict(XT, T, cond).square().sum().backward()
-        gradients.append([weight.grad.clone() for weight in weights.values() if weight.grad is not None])
-        for weight in weights.values():
-            weight.grad = None
-    family.checkpoint_gradients(False)
-    attached.detach(family)
-    assert gradients[0]
-    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
-
-
-def test_the_penalty_trains_the_noise(family, montecarlo):
-    assert montecarlo.penalty(family) is None
-    montecarlo.training(family, True)
-    montecarlo.begin_step(family, 0)
-    family.predict(XT, T, family.encode_prompts(PROMPTS))
-    penalty = montecarlo.penalty(family)
-    assert penalty.isfinite()
-    penalty.backward()
-    noise = [weight for name, weight in montecarlo.trainable(family).items() if "prior" in name]
-    assert noise
-    assert all(weight.grad is not None and weight.grad.any() for weight in noise)
-    for weight in montecarlo.trainable(family).values():
-        weight.grad = None
-
-
-def test_the_penalty_is_that_of_peft(family, montecarlo):
-    from peft import LoraModel
-
-    montecarlo.training(family, True)
-    montecarlo.begin_step(family, 0)
-    prediction(family)
-    theirs = LoraModel._get_monteclora_loss(family.denoiser, "default")
-    torch.testing.assert_close(montecarlo.penalty(family), theirs)
-
-
-def test_the_mean_of_montecarlo_lora_is_a_plain_lora(family, montecarlo, eps_model, tmp_path):
-    montecarlo.export(family, tmp_path)
-    plain = StableDiffusionPipeline.from_pretrained(eps_model)
-    plain.load_lora_weights(tmp_path)
-    with torch.no_grad():
-        theirs = plain.unet(XT, T, encoder_hidden_states=family.encode_prompts(PROMPTS)["tokens"]).sample
-    torch.testing.assert_close(theirs, prediction(family), atol=1e-6, rtol=1e-5)
-
-
-# PVeRA
-
-
-def test_plain_peft_loads_pvera_and_predicts_the_same(family, make, eps_model, tmp_path):
-    attached = make("pvera")
-    attached.attach(family)
-    move(attached.trainable(family))
-    attached.export(family, tmp_path)
-    plain = UNet2DConditionModel.from_pretrained(eps_model, subfolder="unet")
-    plain = PeftModel.from_pretrained(plain, tmp_path / "unet").eval()
-    with torch.no_grad():
-        theirs = plain(XT, T, encoder_hidden_states=family.encode_prompts(PROMPTS)["tokens"]).sample
-    torch.testing.assert_close(theirs, prediction(family), atol=1e-6, rtol=1e-5)
-    attached.detach(family)
-
-
-# T-LoRA
-
-
-@pytest.fixture
-def tlora(family, make):
-    attached = make("tlora", rank=4)
-    attached.attach(family)
-    yield attached
-    attached.detach(family)
-
-
-def test_ranks_fall_from_all_to_half_with_the_noise():
-    t = torch.tensor([0, 1, 250, 499, 500, 999])
-    assert active_ranks(t, 8, 1000).tolist() == [8, 7, 7, 6, 6, 4]
-    assert active_ranks(t, 1, 1000).tolist() == [1] * 6
-
-
-def test_a_rank_that_is_masked_is_not_trained(family, tlora):
-    weights = tlora.trainable(family)
-    family.predict(XT, torch.tensor([999, 999]), family.encode_prompts(PROMPTS).detach()).square().sum().backward()
-    rows = torch.stack([w.grad.abs().amax(1) for name, w in weights.items() if name.endswith("lora_A")])
-    assert not rows[:, 2:].any()
-    assert rows[:, :2].all()
-    for weight in weights.values():
-        weight.grad = None
-
-
-def test_each_example_of_a_batch_has_the_ranks_of_its_own_timestep(family, tlora):
-    move(tlora.trainable(family))
-    with torch.no_grad():
-        cond = family.encode_prompts(PROMPTS)
-        together = family.predict(XT, T, cond)
-        alone = [family.predict(XT[i : i + 1], T[i : i + 1], cond.rows([i])) for i in range(2)]
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
-
-
-def test_directions_are_orthonormal_at_the_start(family, tlora):
-    for name, weight in tlora.trainable(family).items():
-        if name.endswith(("lora_A", "lora_B")):
-            frame = weight if name.endswith("A") else weight.T
-            torch.testing.assert_close(frame @ frame.T, torch.eye(4), atol=1e-5, rtol=0)
-
-
-def test_the_mask_acts_in_sampling_too(family, tlora):
-    move(tlora.trainable(family), by=0.5)
-    masked = sample_images(family, PROMPTS[:1], [1], steps=3)[0]
-    family.denoiser.get_submodule(next(iter(layers_of(family)))).clock.steps = 10**9  # all ranks at every timestep
-    assert sample_images(family, PROMPTS[:1], [1], steps=3)[0].tobytes() != masked.tobytes()
-
-
-def layers_of(family):
-    return {name: layer for name, layer in family.denoiser.named_modules() if hasattr(layer, "clock")}
-
-
-def test_ranks_that_a_layer_does_not_have_are_refused(family, make):
-    with pytest.raises(ValueError, match="rank is 99"):
-        make("tlora", rank=99).attach(family)
-    assert not layers_of(family)
-
-
-def test_text_encoders_have_no_timestep(make):
-    with pytest.raises(ValueError, match="train_text_encoder"):
-        make("tlora", train_text_encoder=True)
 
 
 # the rare token

@@ -137,8 +137,6 @@ def test_a_format_without_names_for_its_layers_is_refused_before_anything_is_loa
 def test_what_its_process_or_layers_have_not_is_refused_with_a_reason_and_no_folder(family, of_toy, tmp_path):
     with pytest.raises(ValueError, match="min-SNR"):
         train(of_toy(snr_gamma=5.0), family=family, progress=False)
-    with pytest.raises(ValueError, match="counts the steps of a schedule"):
-        train(of_toy("ranks", method="tlora", rank=2), family=family, progress=False)
     with pytest.raises(ValueError, match=r"linear-up.*which this model has not"):
         train(of_toy("places", bayes=True, where="linear-up"), family=family, progress=False)
     with pytest.raises(ValueError, match="sampler 'ddim' is not known; choose one of straight"):
@@ -146,7 +144,7 @@ def test_what_its_process_or_layers_have_not_is_refused_with_a_reason_and_no_fol
     coarse = replace(family.card, side_unit=16)
     with pytest.raises(ValueError, match="resolution is 40; it must be a multiple of 16"):
         check_drawn(coarse, of_toy(sampler="straight", resolution=40))
-    assert not [name for name in ("run", "ranks", "places", "sampled") if (tmp_path / name).exists()]
+    assert not [name for name in ("run", "places", "sampled") if (tmp_path / name).exists()]
 
 
 def test_its_sampler_is_named_on_the_command_line(model, tmp_path, capsys):

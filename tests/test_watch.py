@@ -167,8 +167,7 @@ def test_samples_that_are_drawn_otherwise_are_not_compared_with_those_before(fam
         {"bayes": True, "use_ema": True},
         {"method": "lora", "rank": 2, "lora_dropout": 0.5, "dropout": 0.3},
         {"method": "oft", "mixed_precision": "bf16"},
-        {"method": "pvera"},
-        {"method": "tlora", "train_rare_token": True},
+        {"method": "lora", "train_rare_token": True},
     ],
     ids=lambda arm: arm.get("method", "full"),
 )

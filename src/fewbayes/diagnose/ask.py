@@ -207,8 +207,7 @@ def _switched(asked: Asked, config: TrainConfig | None) -> bool:
     """Whether the base model is what is left when the adapters are off; a learned word is no adapter."""
     if config is None:
         return is_adapter(Path(asked.source))
-    method = registered()[config.method]
-    return method.kind in ("lora", "adapter") and method.random is not None and not config.train_rare_token
+    return registered()[config.method].kind in ("lora", "adapter") and not config.train_rare_token
 
 
 def _weights(asked: Asked, found: Found) -> str:

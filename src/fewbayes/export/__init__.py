@@ -27,10 +27,6 @@ OF_OTHERS = ("kohya", "comfyui", "original")
 DTYPES: tuple[str, ...] = get_args(Dtype)
 DEFAULT_RANK = 16
 
-_MOVES = (
-    "T-LoRA's rank depends on the noise level of each step, so no single set of weights, and no format outside its own "
-    "program, does what it does; sample from the run itself"
-)
 # (kind, format): how it is written ("lora": as it is, "svd": by truncated SVD, ...), or why it is not
 ROUTES = {
     ("lora", "diffusers"): "lora",
@@ -56,7 +52,6 @@ ROUTES = {
     ("adapter", "svd-lora"): "svd",
     ("adapter", "kohya"): "svd",
     ("adapter", "comfyui"): "svd",
-    **{("timestep", format): f"!{_MOVES}" for format in FORMATS},
 }
 
 

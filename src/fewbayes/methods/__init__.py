@@ -1,7 +1,7 @@
 """Fine-tuning methods: which weights are trained, which of them may be random, and what is saved.
 
-Every method is one small file with the same verbs in the same order: attach, trainable, random, penalty, begin_step,
-training, export, load, detach. It registers itself (`registry.py`). Knows nothing of optimizers or run folders.
+Every method is one small file with the same verbs in the same order: attach, trainable, random, training,
+export, load, detach. It registers itself (`registry.py`). Knows nothing of optimizers or run folders.
 """
 
 from fewbayes.methods.registry import Method, MethodSettings, Registered, make_method, register, registered

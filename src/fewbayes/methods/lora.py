@@ -32,31 +32,15 @@ RESULT = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRankSettings(AdapterSettings):
+class LoraSettings(AdapterSettings):
     rank: int = setting(4, above=0)
     """Rank of the low-rank matrices."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScaledSettings(LowRankSettings):
-    lora_alpha: float | None = setting(None, above=0, own_none=True)
-    """Low-rank updates are scaled by lora_alpha / rank. None: the rank, so that they are not scaled at all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DroppedSettings(LowRankSettings):
     lora_dropout: float = setting(0.0, at_least=0, below=1)
     """Share of the adapters' inputs that is dropped during training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlainLoraSettings(ScaledSettings, DroppedSettings):
+    lora_alpha: float | None = setting(None, above=0, own_none=True)
+    """Low-rank updates are scaled by lora_alpha / rank. None: the rank, so that they are not scaled at all."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(rank) instead (rank-stabilised LoRA)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings(PlainLoraSettings):
     use_dora: bool = False
     """Learn the lengths of the weight's rows apart from their directions (DoRA)."""
 
@@ -69,7 +53,7 @@ class Lora(PeftMethod):
 
         return LoraModel
 
-    def peft_config(self, part: str, module: nn.Module, targets: list[str], **more: Any) -> Any:
+    def peft_config(self, part: str, module: nn.Module, targets: list[str]) -> Any:
         from peft import LoraConfig
 
         config = self.config
@@ -81,7 +65,6 @@ class Lora(PeftMethod):
             use_rslora=config.use_rslora,
             init_lora_weights="gaussian",  # A ~ N(0, 1 / rank^2), B = 0, as in diffusers' scripts and the authors'
             target_modules=targets,
-            **more,
         )
 
     def export(self, family: Family, folder: Path) -> None:
@@ -117,8 +100,8 @@ class Lora(PeftMethod):
 
 
 def _header(part: nn.Module) -> dict[str, Any]:
-    """The settings that a loader needs to give the adapter the strength it was trained with: those of a plain LoRA."""
-    settings = cast("Any", part).peft_config[ADAPTER].to_dict() | {"monteclora_config": None}
+    """The settings that a loader needs to give the adapter the strength it was trained with."""
+    settings = cast("Any", part).peft_config[ADAPTER].to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
 
 

@@ -57,12 +57,6 @@ class RareToken(Method):
     def random(self, family: Family) -> tuple[nn.Module, str]:
         return self.method.random(family)
 
-    def penalty(self, family: Family) -> Tensor | None:
-        return self.method.penalty(family)
-
-    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
-        self.method.begin_step(family, step, row)
-
     def training(self, family: Family, on: bool) -> None:
         self.method.training(family, on)
 

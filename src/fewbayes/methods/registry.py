@@ -2,7 +2,7 @@
 
 Each is one file of this folder that ends in `register(...)`; nothing else names them. The files are found and imported
 when somebody first asks which methods there are, so they import torch and PEFT inside functions alone: the settings
-and the help of the command need every method's fields. What cannot do without stands in a file beside them whose name
+and the help of the command need every method's fields. Layers of a method's own stand in a file beside it whose name
 begins with an underscore. Knows no single method.
 """
 
@@ -21,7 +21,7 @@ from fewbayes.errors import UserError
 from fewbayes.models.registry import family_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from fewbayes.models import Family
 
@@ -68,22 +68,10 @@ class Method:
 
     def random(self, family: Family) -> tuple[nn.Module, Any]:
         """The module whose weights a posterior may make random, and the rule that picks among them."""
-        pattern = registered()[self.config.method].random
-        assert pattern, f"method {self.config.method} has no random weights"
-        return family.denoiser, f"pattern:{pattern}"
-
-    def penalty(self, family: Family) -> Tensor | None:
-        """The method's own regulariser after a forward pass, to be added to the loss; None if it has none."""
-        return None
-
-    def begin_step(self, family: Family, step: int, row: int = 0) -> None:
-        """Called before each forward pass of optimizer step `step`, on the images of its batch from `row` on.
-
-        A method's own noise is a function of both: micro-batches and processes draw each their own.
-        """
+        return family.denoiser, f"pattern:{registered()[self.config.method].random}"
 
     def training(self, family: Family, on: bool) -> None:
-        """Switch what belongs to training alone (dropout, noise of its own); off after `attach`."""
+        """Switch what belongs to training alone, such as dropout; off after `attach`."""
 
     def export(self, family: Family, folder: Path) -> None:
         """Write the trained model, or what was added to it, as others load it."""
@@ -113,14 +101,13 @@ class Registered:
     """Of the paper's experiments with it."""
     steps_per_image: int
     """Of the paper's experiments with it."""
-    kind: Literal["full", "lora", "adapter", "timestep"]
-    """Of its export: a whole pipeline; a LoRA file, a sum of low-rank products; another adapter, which can be merged;
-    or weights that depend on the timestep, which no other program knows."""
+    kind: Literal["full", "lora", "adapter"]
+    """Of its export: a whole pipeline; a LoRA file, a sum of low-rank products; or another adapter, which can be
+    merged."""
     result: str
     """See `Method.result`; "{denoiser}" in it stands for the folder of a pipeline's denoiser."""
-    random: str | None
-    """Pattern of the denoiser's parameters that may be random. None: a method of others with a noise or a cure of its
-    own, which Bayesian weights are compared with and never mixed with."""
+    random: str
+    """Pattern of the denoiser's parameters that may be random."""
     has_spread: bool = False
     """Its random weights do not begin at zero, so that weight_std can be relative to their spread."""
 
@@ -148,9 +135,9 @@ def _import_all() -> None:
 
 
 def registered() -> Mapping[str, Registered]:
-    """All methods by name: those that take Bayesian weights, then those that are compared with them."""
+    """All methods by name."""
     _import_all()
-    return {each.name: each for each in sorted(_REGISTERED.values(), key=lambda each: (each.random is None, each.name))}
+    return {name: _REGISTERED[name] for name in sorted(_REGISTERED)}
 
 
 def make_method(config: MethodSettings) -> Method:

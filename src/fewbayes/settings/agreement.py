@@ -60,11 +60,6 @@ def _check_method(config: TrainConfig, settings: Mapping[str, Setting], users: U
                 f"leave it out, or take method {' or '.join(users(name))}"
             )
     entry.settings.check(config)
-    if config.bayes and entry.random is None:
-        raise UserError(
-            f"method {config.method} is there to be compared with Bayesian weights and does not take them; "
-            "leave bayes out, or take method lora"
-        )
     if config.text_encoder_lr is not None and not (config.train_text_encoder or config.train_rare_token):
         raise UserError(
             f"text_encoder_lr is {config.text_encoder_lr:g}, but nothing of the text encoders is trained; "

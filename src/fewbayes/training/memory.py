@@ -198,10 +198,9 @@ class _Counts:
 
 
 def _what_matters(config: TrainConfig) -> TrainConfig:
-    """The settings that shapes depend on; the comparison arms are counted as the LoRA of the same rank."""
-    method = registered()[config.method]
-    counted = registered()["lora"] if method.random is None else method
-    values = {name: getattr(config, name) for name in (*_MATTERS, *counted.own_settings)} | {"method": counted.name}
+    """The settings that shapes depend on."""
+    own = registered()[config.method].own_settings
+    values = {name: getattr(config, name) for name in (*_MATTERS, *own)} | {"method": config.method}
     return TrainConfig(model="-", instance_data_dir="-", instance_prompt="<v>", output_dir="-", **values)
 
 

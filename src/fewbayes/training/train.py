@@ -197,7 +197,6 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             with posterior.sample(step) if posterior else nullcontext():
                 for micro_batch in range(share.micro_batches):
                     rows = share.rows(micro_batch)
-                    method.begin_step(family, step, rows.start)
                     with dropout_draws(config.seed, step, rows.start, accelerator.device), accelerator.autocast():
                         batches = [source.batch(drawn, rows) for source, drawn in zip(sources, draws, strict=True)]
                         if config.with_prior_preservation:
@@ -205,9 +204,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
                             part = preserved_loss(family, batches[0], batches[1], weight, snr_gamma=gamma)
                         else:
                             part = diffusion_loss(family, batches[0], snr_gamma=config.snr_gamma)
-                    penalty = method.penalty(family)
-                    objective = part if penalty is None else part + penalty
-                    accelerator.backward(objective / share.micro_batches)
+                    accelerator.backward(part / share.micro_batches)
                     loss += part.detach() / share.micro_batches
                 average_gradients(accelerator, weights.values())
 

@@ -47,24 +47,22 @@ from fewbayes.studies.prompts import IMAGES_PER_PROMPT, PROMPT_SETS
 from fewbayes.studies.subjects import StudySubject, apart, dataset_subjects, drawn_subject, photographed_subject
 
 LABELS = {name: entry.title for name, entry in registered().items()}
-TAKES_BAYES = tuple(name for name, entry in registered().items() if entry.random)
 QUESTION = (
     "Does a Gaussian over the weights improve few-shot fine-tuning, method by method, in the five metrics of the paper?"
 )
 
 
 def study_arms(methods: Sequence[str], changes: Mapping[str, Any]) -> list[Arm]:
-    """Each method plain and, where it takes Bayesian weights, Bayesian; `changes` hold for all arms alike."""
+    """Each method plain and Bayesian; `changes` hold for all arms alike."""
     arms = []
     for method in methods:
         if method not in LABELS:
             raise UserError(f"{method!r} is not a method; there are {', '.join(LABELS)}")
         label = LABELS[method]
         arms.append(Arm(method, label, {"method": method, **changes}))
-        if method in TAKES_BAYES:
-            note = "the same, its random weights with the standard deviation that the model recommends"
-            settings = {"method": method, "bayes": True, **changes}
-            arms.append(Arm(f"{method}-bayes", f"{label}, Bayesian", settings, note))
+        note = "the same, its random weights with the standard deviation that the model recommends"
+        settings = {"method": method, "bayes": True, **changes}
+        arms.append(Arm(f"{method}-bayes", f"{label}, Bayesian", settings, note))
     return arms
 
 
@@ -160,9 +158,9 @@ def _described(
 
 
 def _against(arm: str, names: set[str]) -> str | None:
-    """Bayesian against plain; the kinds of LoRA against LoRA."""
-    plain = arm.removesuffix("-bayes") if arm.endswith("-bayes") else "lora" if arm not in TAKES_BAYES else None
-    return plain if plain in names else None
+    """Bayesian against plain."""
+    plain = arm.removesuffix("-bayes")
+    return plain if plain != arm and plain in names else None
 
 
 @dataclass(frozen=True, kw_only=True)
