@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from fewbayes.files.decode import Count
+from fewbayes.stage.monitor import Stage
 
 RESULT = "diagnosis.json"
-Stage = Literal["underfit", "good", "corrupted", "memorised"]
 
 
 class Group(TypedDict):

@@ -1,28 +1,25 @@
-"""Puts a diagnosis on one self-contained page: the verdict, the pictures side by side, the probes against the base.
+"""The page of a diagnosis: the verdict and what to do, the pictures side by side, evidence, numbers against the base.
 
 Knows nothing of models or of how a verdict is reached: everything comes from the folder that `fewbayes diagnose` wrote.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+import shlex
 from pathlib import Path
 from typing import Any
 
 from fewbayes.diagnose.layout import RESULT, Told
-from fewbayes.files.atomic import atomic_write
 from fewbayes.files.decode import plain_json, typed
-from fewbayes.page.pictures import LARGEST, Picture, embed
-from fewbayes.page.render import flat, page_of
+from fewbayes.page.parts import Block, Card, Column, Fold, Page, Panel, Row, Sheet, Shot, Tone, Verdict, facts, table
+from fewbayes.page.pictures import SIDES, embed, nearest
+from fewbayes.page.render import flat, write_page
+from fewbayes.page.table import Column as Heading
+from fewbayes.page.table import Entry, Table
+from fewbayes.page.verdict import TITLES, confidence
 
 SHOWN = 8
-"""Pictures of one row."""
-TITLES = {
-    "underfit": "Not learned yet",
-    "good": "Healthy",
-    "unclear": "Unclear: look yourself",
-    "corrupted": "Corrupted",
-    "memorised": "Memorised",
-    None: "Answers that are not finite",
-}
+"""Pictures of one model."""
 BY_CAUSE = {
     (None, "weights"): "Broken weights",
     ("underfit", "diverged"): "Damaged",
@@ -47,36 +44,6 @@ SAMPLES = {
     "likeness": "Likeness to the nearest training image",
     "kept": "Correlation with the base model's picture",
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One set of pictures with what was different about it."""
-
-    name: str
-    title: str
-    about: str
-    noise: float | None
-    pictures: list[Picture]
-
-
-@dataclass(frozen=True)
-class Number:
-    """One number of both models; share: of the longer of the two, for the bars."""
-
-    title: str
-    base: float | None
-    mine: float | None
-
-    @property
-    def ratio(self) -> float | None:
-        return self.mine / self.base if self.base and self.mine is not None else None
-
-    def share(self, value: float | None) -> float:
-        longest = max(abs(self.base or 0), abs(self.mine or 0))
-        return 100 * abs(value or 0) / longest if longest else 0.0
-
-
 AGAIN = "run fewbayes diagnose again"
 
 
@@ -89,87 +56,150 @@ def write_diagnosis_report(folder: Path, output: Path | None = None) -> Path:
     file = Path(folder) / RESULT
     told = plain_json(file, cure=AGAIN)
     typed(told, Told, str(file), cure=AGAIN)  # as it is: the page also shows settings that the schema does not name
-    output = Path(output) if output else Path(folder) / "report.html"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(output, render_diagnosis(Path(folder), told))
-    return output
+    return write_page(diagnosis_page(Path(folder), told), Path(folder), output)
 
 
-def render_diagnosis(folder: Path, told: dict[str, Any]) -> str:
-    rows = [_row(folder, group, told) for group in told["pictures"]]
-    training = next((row for row in rows if row.name == "training"), None)
-    title = BY_CAUSE.get((told["stage"], told["cause"]), TITLES[told["stage"]])
-    shown = [row for row in rows if row.name != "training" and row.pictures]
-    return page_of(
-        "diagnosis.html.j2",
-        _rules(shown),
-        told=told,
-        title=title,
-        verdict=[_without(f"{title}: ", line) for line in told["verdict"]],
-        references=training.pictures if training else [],
-        rows=shown,
-        numbers=_numbers(told),
-        samples=_samples(told),
-        timeline=told["timeline"],
-        stages=TITLES,
-        reduced=any(picture.reduced_from for row in shown for picture in row.pictures),
-        largest=LARGEST,
-        settings=flat(told["settings"]),
-        facts=flat({"seconds": told["seconds"], **told["environment"]}),
+def diagnosis_page(folder: Path, told: dict[str, Any]) -> Page:
+    settings, stage = told["settings"], told["stage"]
+    title = BY_CAUSE.get((stage, told["cause"]), TITLES[stage])
+    numbers = [("heading", "The probes"), _against("", _numbers(told))] if _numbers(told) else []
+    samples = [("heading", "The pictures"), _against("", _samples(told))] if _samples(told) else []
+    about = "What one pass through the denoiser does with fixed inputs; docs/theory.md says what each means."
+    return Page(
+        title=f"Diagnosis of {Path(settings['source']).name}",
+        verdict=Verdict(title, [_without_title(line) for line in told["verdict"]], stage or "", confidence(stage)),
+        chips=[f"{len(settings['images'])} training image{'s' * (len(settings['images']) != 1)}", settings["prompt"]],
+        card=_card(told),
+        sheet=_sheet(folder, told),
+        folds=[
+            Fold("Evidence", [("points", told["evidence"])] if told["evidence"] else []),
+            Fold("Checkpoint by checkpoint", _timeline(told)),
+            Fold("Against the base model", [*samples, *numbers, ("text", about)] if numbers else samples),
+            Fold(
+                "Settings, versions, hashes",
+                [
+                    facts(flat(settings)),
+                    facts(flat({"seconds": told["seconds"], **told["environment"]})),
+                ],
+            ),
+        ],
+        notes=told["notes"],
     )
 
 
-def _without(title: str, line: str) -> str:
+def _without_title(line: str) -> str:
     """What the headline says already."""
-    rest = line.removeprefix(title)
-    return rest[:1].upper() + rest[1:]
+    head, colon, rest = line.partition(": ")
+    return rest[:1].upper() + rest[1:] if colon and len(head) < 30 else line
 
 
-def _rules(rows: list[Row]) -> str:
-    width = max((picture.width for row in rows for picture in row.pictures), default=64)
-    zoom = 2 if width <= 80 else 1 if width <= 160 else 0.6
-    return "\n".join(
-        [
-            "",
-            f":root{{--px:{width};--zoom:{zoom:g}}}",
-            ".points{margin:.6rem 0 0;padding-left:1.1rem;font-size:.92rem}.points li{margin:.35rem 0}",
-            ".bar{display:block;width:9rem;height:5px;margin-top:.35rem;background:var(--rule);border-radius:3px}",
-            ".bar i{display:block;height:5px;background:var(--faint);border-radius:3px}",
-            ".bar.mine i{background:var(--arm-0)}",
-            "@media (max-width:720px){:root{--zoom:" + f"{zoom / 1.6:g}" + "}.bar{width:4.5rem}}",
+def _card(told: dict[str, Any]) -> Card | None:
+    keep = told.get("keep")
+    commands = []
+    if keep is not None:
+        source = shlex.quote(f"{told['settings']['source']}/checkpoint-{keep}")
+        asked = shlex.quote(f"{told['settings']['prompt']} in the snow")
+        commands = [("Make pictures", f"fewbayes sample {source} --prompt {asked} --output_dir pictures")]
+    title = f"Use step {keep}" if keep is not None else "What you can do"
+    return Card(title, "", commands, told["options"]) if commands or told["options"] else None
+
+
+def _sheet(folder: Path, told: dict[str, Any]) -> Sheet:
+    """A column for each model and setting, a row for each seed."""
+    groups = [group for group in told["pictures"] if group["name"] != "training" and group["files"]]
+    names = next((group["files"] for group in told["pictures"] if group["name"] == "training"), [])
+    training = [folder / "pictures" / "training" / name for name in names]
+    files = [[folder / "pictures" / group["name"] / file for file in group["files"][:SHOWN]] for group in groups]
+    seeds = told["settings"]["seeds"]
+    rows = []
+    for i in range(max(map(len, files), default=0)):
+        seed = seeds[i] if i < len(seeds) else i
+        shots = [
+            _shot(its[i], training, group, seed) if i < len(its) else None
+            for its, group in zip(files, groups, strict=True)
         ]
+        rows.append(Row(f"seed {seed}" if isinstance(seed, int) and seed < 10**6 else f"picture {i + 1}", shots))
+    columns = [_column(group, told) for group in groups]
+    small = [(picture) for file in training if (picture := embed(file, SIDES[-1]))]
+    return Sheet(
+        [Panel((), columns, rows)] if any(shot for row in rows for shot in row.shots) else (),
+        along="model",
+        training=small,
     )
 
 
-def _row(folder: Path, group: dict[str, Any], told: dict[str, Any]) -> Row:
-    files = [folder / "pictures" / group["name"] / file for file in group["files"][:SHOWN]]
-    about = [f"{group['sampler']}, {group['steps']} steps, guidance {group['guidance']:g}"] if "steps" in group else []
-    about += [f"strength {group['strength']:g}"] if "strength" in group else []
-    about += [f"step {group['step']}"] if "step" in group else []
-    title = group["title"] if group["name"] == "training" or "step" not in group else "yours"
-    pictures = [picture for file in files if (picture := embed(file))]
-    return Row(group["name"], title, "; ".join(about), _mean(told, group["name"], "noise"), pictures)
+def _column(group: dict[str, Any], told: dict[str, Any]) -> Column:
+    stages: dict[Any, Tone] = {row["step"]: row["seen"] for row in told["timeline"]}
+    about = [f"strength {group['strength']:g}"] if "strength" in group else []
+    tone: Tone = ""
+    if group["name"] == "source":
+        tone = told["stage"] or ""
+    elif "step" in group:
+        tone = stages.get(group["step"], "")
+    about += [tone] if tone else []
+    return Column(_title(group), ", ".join(about), tone, "step" in group and group["step"] == told.get("keep"))
+
+
+def _title(group: dict[str, Any]) -> str:
+    return f"step {group['step']}" if "step" in group else str(group["title"])
+
+
+def _shot(file: Path, training: list[Path], group: dict[str, Any], seed: object) -> Shot | None:
+    picture, near = embed(file), nearest(file, training)
+    if picture is None:
+        return None
+    how = f"{group['sampler']}, {group['steps']} steps, guidance {group['guidance']:g}" if "steps" in group else ""
+    place, likeness = near or (None, None)
+    return Shot(picture, f"{_title(group)}, seed {seed}", more=how, near=place, likeness=likeness)
+
+
+def _timeline(told: dict[str, Any]) -> list[Block]:
+    if not told["timeline"]:
+        return []
+    names = list(told["timeline"][0]["scores"])
+    heads = [*map(Heading, ("step", "stage", "by itself")), *map(Heading, names), Heading("")]
+    rows: list[list[Entry]] = [
+        [
+            str(row["step"]),
+            TITLES[row["stage"]],
+            TITLES[row["seen"]],
+            *(row["scores"].get(name) for name in names),
+            "keep this one" if row["step"] == told.get("keep") else "",
+        ]
+        for row in told["timeline"]
+    ]
+    return [("text", "The stage is what two looks in a row agree on."), table(Table(heads, rows))]
+
+
+Numbers = list[tuple[str, float | None, float | None]]
+"""(what, the base model's, yours)."""
+
+
+def _against(first: str, numbers: Numbers) -> Block:
+    heads = [Heading(first), Heading("base model", 3), Heading("yours", 3), Heading("yours / base")]
+    rows: list[list[Entry]] = [
+        [title, base, mine, mine / base if base and mine is not None else None] for title, base, mine in numbers
+    ]
+    return table(Table(heads, rows))
+
+
+def _numbers(told: dict[str, Any]) -> Numbers:
+    base, mine = (told["numbers"].get(name, {}) for name in ("base", "source"))
+    found = [(title, base.get(key), mine.get(key)) for key, title in PROBES.items() if key in base or key in mine]
+    losses = [told["readings"].get(name, {}).get("losses") for name in ("base", "source")]
+    if all(losses):
+        pairs = zip(losses[0]["t"], losses[0]["loss"], losses[1]["loss"], strict=False)
+        found += [(f"Loss on the training images at t = {t}", *values) for t, *values in pairs]
+    return found
+
+
+def _samples(told: dict[str, Any]) -> Numbers:
+    found = [(title, *(_mean(told, name, what) for name in ("base", "source"))) for what, title in SAMPLES.items()]
+    spread = [told["samples"].get(name, {}).get("diversity") for name in ("base", "source")]
+    found.append(("Diversity of the pictures", *spread))
+    return [number for number in found if number[2] is not None]
 
 
 def _mean(told: dict[str, Any], name: str, what: str) -> float | None:
     values = [value for value in told["samples"].get(name, {}).get(what, []) if value is not None]
     return sum(values) / len(values) if values else None
-
-
-def _numbers(told: dict[str, Any]) -> list[Number]:
-    base, mine = (told["numbers"].get(name, {}) for name in ("base", "source"))
-    found = [Number(title, base.get(key), mine.get(key)) for key, title in PROBES.items() if key in base or key in mine]
-    losses = [told["readings"].get(name, {}).get("losses") for name in ("base", "source")]
-    if all(losses):
-        pairs = zip(losses[0]["t"], losses[0]["loss"], losses[1]["loss"], strict=False)
-        found += [Number(f"Loss on the training images at t = {t}", *values) for t, *values in pairs]
-    return found
-
-
-def _samples(told: dict[str, Any]) -> list[Number]:
-    found = [
-        Number(title, *(_mean(told, name, what) for name in ("base", "source"))) for what, title in SAMPLES.items()
-    ]
-    spread = [told["samples"].get(name, {}).get("diversity") for name in ("base", "source")]
-    found.append(Number("Diversity of the pictures", *spread))
-    return [number for number in found if number.mine is not None]

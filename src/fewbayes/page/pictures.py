@@ -1,208 +1,127 @@
-"""Which sample pictures a page embeds, and in what form, so that the page stays small enough to send.
+"""Pictures for a page: read, made small enough to send, and each with the training image that it is nearest to.
 
-Pillow only. Pictures stay lossless PNG; those wider than `LARGEST` are reduced and the page says so.
+Small pictures are embedded as they are. Larger ones become JPEG at their own size while the page's budget allows it,
+then smaller ones, and the page says so. Pillow and numpy only.
 """
+
+from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
-from fewbayes.page.read import NOISE, SIMILARITY, Arm, Experiment, Run
-from fewbayes.page.summary import WEIGHT_NAMES, run_stages
-
-LARGEST = 256
-BUDGET = 5_000_000
-FEWEST_STEPS = 7
+LOSSLESS = 160
+"""Pictures up to this side are embedded without loss."""
+SIDES = (1024, 512, 256)
+"""The largest side of an embedded picture, from the first to the last as a page grows too large."""
+BUDGET = 10_000_000
+"""Characters of all pictures of a page."""
+FEWEST = 5
+"""Columns and rows are thinned to so many, no further, before panels are left out."""
+COARSE = 32
+"""Pictures are compared at this side."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture ready for an <img>: `width` and `height` are its own pixels as embedded."""
+    """A picture ready for an <img>: `width` and `height` are its pixels as embedded; `size` those of the file."""
 
     uri: str
     width: int
     height: int
-    reduced_from: tuple[int, int] | None
+    size: tuple[int, int]
+
+    @property
+    def reduced_from(self) -> tuple[int, int] | None:
+        return self.size if self.size != (self.width, self.height) else None
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One picture of the strip with its own scores, where the sampler recorded them."""
-
-    step: int
-    picture: Picture | None
-    similarity: float | None
-    noise: float | None
-    in_stage: bool
+def embed(path: Path, side: int = SIDES[0], *, square: bool = False) -> Picture | None:
+    """None when the file is not a readable picture: a killed training may leave half of one. square: its centre."""
+    return _embed(path, *stamp, side, square) if (stamp := _stamp(path)) else None
 
 
-@dataclass(frozen=True)
-class Row:
-    arm: Arm
-    index: int
-    weights: str
-    weights_name: str
-    cells: list[Cell]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One film strip: every arm at one training seed, one of its sample pictures."""
-
-    seed: int
-    picture: int
-    rows: list[Row]
-
-
-@dataclass(frozen=True)
-class Strip:
-    """All film strips of a page, with what was left out to keep the page small."""
-
-    seeds: list[str]
-    pictures: list[str]
-    steps: list[int]
-    panels: list[Panel]
-    notes: list[str]
-
-
-def embed(path: Path) -> Picture | None:
-    """None when the file is not a readable picture: a killed training may leave half of one."""
+def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return None
-    return _embed(path, status.st_mtime_ns, status.st_size)
+    return status.st_mtime_ns, status.st_size
 
 
-@lru_cache(maxsize=4096)
-def _embed(path: Path, *_version: int) -> Picture | None:
+@lru_cache(maxsize=8192)
+def _embed(path: Path, _time: int, _bytes: int, side: int, square: bool) -> Picture | None:
+    image = opened(path)
+    if image is None:
+        return None
+    if square:
+        image = ImageOps.fit(image, (min(image.size),) * 2)
+    size, buffer = image.size, io.BytesIO()
+    if max(size) > side:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    kind = "png" if max(size) <= LOSSLESS else "jpeg"
+    image.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 90, "subsampling": 0}))
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(f"data:image/{kind};base64,{data}", *image.size, size)
+
+
+def opened(path: Path) -> Image.Image | None:
+    """Upright and in RGB; None where it cannot be read."""
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        with Image.open(path) as found:
+            return ImageOps.exif_transpose(found).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
-    size = image.size
-    if max(size) > LARGEST:
-        image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "png", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return Picture(f"data:image/png;base64,{data}", *image.size, reduced_from=size if size != image.size else None)
 
 
-def film_strip(experiment: Experiment, budget: int = BUDGET) -> Strip:
-    """Strips for as many seeds and pictures as `budget` bytes hold; first pictures go, then steps, then seeds."""
-    seeds = _seed_keys(experiment)
-    most = max((len(files) for run in experiment.runs for files in run.pictures.values()), default=0)
-    steps = sorted({step for run in experiment.runs for step, _ in run.pictures})
-    kept_seeds, kept_pictures, kept_steps = seeds, most, steps
+def weigh(files: Iterable[Path | None], side: int) -> int:
+    """Characters that these take when embedded."""
+    return sum(len(picture.uri) for file in files if file and (picture := embed(file, side)))
 
-    def size() -> int:
-        panels = [(seed, n) for seed in kept_seeds for n in range(kept_pictures)]
-        return sum(_panel_bytes(experiment, seed, n, kept_steps) for seed, n in panels)
 
-    while kept_pictures > 1 and size() > budget:
-        kept_pictures -= 1
-    while len(kept_steps) > FEWEST_STEPS and size() > budget:
-        kept_steps = _spread(steps, len(kept_steps) - 1)
-    while len(kept_seeds) > 1 and size() > budget:
-        kept_seeds = kept_seeds[:-1]
-    while len(kept_steps) > 2 and size() > budget:
-        kept_steps = _spread(steps, len(kept_steps) - 1)
-    notes = [
-        f"shown: {kept} of {whole} {what}"
-        for kept, whole, what in (
-            (kept_pictures, most, "pictures per checkpoint"),
-            (len(kept_steps), len(steps), "checkpoints"),
-            (len(kept_seeds), len(seeds), "training seeds"),
-        )
-        if kept < whole
+def fit(weight: Callable[[int], int], budget: int = BUDGET) -> int:
+    """The largest of SIDES at which `weight(side)` is within the budget, the smallest where none is."""
+    return next((side for side in SIDES if weight(side) <= budget), SIDES[-1])
+
+
+def spread(values: Sequence[int], count: int, keep: int | None = None) -> list[int]:
+    """`count` of the values: first, last and evenly between; `keep` takes the place of its neighbour."""
+    chosen = {round(i * (len(values) - 1) / (count - 1)) for i in range(count)} if count > 1 else {0}
+    if keep in values and (place := values.index(keep)) not in chosen:
+        inner = [i for i in chosen if i not in (0, len(values) - 1)]
+        chosen -= {min(inner, key=lambda i: abs(i - place))} if inner else set()
+        chosen.add(place)
+    return [values[i] for i in sorted(chosen)]
+
+
+def nearest(file: Path, training: Sequence[Path]) -> tuple[int, float] | None:
+    """(place, likeness) of the training image that a picture is nearest to: the highest correlation of coarse pixels,
+    in [-1, 1], mirrored ones included; None where there is nothing to compare."""
+    mine = _vector(file, *stamp, False) if (stamp := _stamp(file)) else None
+    if mine is None:
+        return None
+    found = [
+        (float(mine @ theirs), place)
+        for place, path in enumerate(training)
+        for mirrored in (False, True)
+        if (stamp := _stamp(path)) and (theirs := _vector(path, *stamp, mirrored)) is not None
     ]
-    return Strip(
-        seeds=[f"seed {seed}" if not isinstance(seed, tuple) else f"run {seed[0] + 1}" for seed in kept_seeds],
-        pictures=[_picture_name(experiment, n) for n in range(kept_pictures)],
-        steps=kept_steps,
-        panels=[
-            Panel(i, n, _rows(experiment, seed, n, kept_steps))
-            for i, seed in enumerate(kept_seeds)
-            for n in range(kept_pictures)
-        ],
-        notes=notes,
-    )
+    return (best[1], best[0]) if (best := max(found, default=None)) else None
 
 
-def _seed_keys(experiment: Experiment) -> list:
-    """Seeds that pair the arms; positions instead, as (position,), where runs do not tell their seeds apart."""
-    seeds = [[run.seed for run in arm.runs] for arm in experiment.arms]
-    if any(None in row or len(set(row)) < len(row) for row in seeds):
-        return [(i,) for i in range(max(len(row) for row in seeds))]
-    return sorted({seed for row in seeds for seed in row if seed is not None})
-
-
-def _run_of(arm: Arm, key: object) -> Run | None:
-    if isinstance(key, tuple):
-        return arm.runs[key[0]] if key[0] < len(arm.runs) else None
-    return next((run for run in arm.runs if run.seed == key), None)
-
-
-def _spread(steps: list[int], count: int) -> list[int]:
-    """First, last and evenly between."""
-    chosen = {round(i * (len(steps) - 1) / (count - 1)) for i in range(count)}
-    return [steps[i] for i in sorted(chosen)]
-
-
-def _file(run: Run | None, step: int, weights: str, n: int) -> Path | None:
-    files = run.pictures.get((step, weights), []) if run else []
-    return files[n] if n < len(files) else None
-
-
-def _panel_bytes(experiment: Experiment, key: object, n: int, steps: list[int]) -> int:
-    files = [
-        _file(_run_of(arm, key), step, weights, n)
-        for arm in experiment.arms
-        for weights in WEIGHT_NAMES
-        for step in steps
-    ]
-    return sum(len(picture.uri) for file in files if file and (picture := embed(file)))
-
-
-def _rows(experiment: Experiment, key: object, n: int, steps: list[int]) -> list[Row]:
-    rows = []
-    for index, arm in enumerate(experiment.arms):
-        run = _run_of(arm, key)
-        for weights, name in WEIGHT_NAMES.items():
-            if arm.has(weights):
-                stages = run_stages(run, weights) if run else []
-                cells = [_cell(run, step, weights, n, stages) for step in steps]
-                rows.append(Row(arm, index, weights, name, cells))
-    return rows
-
-
-def _cell(run: Run | None, step: int, weights: str, n: int, stages: list[tuple[int, int]]) -> Cell:
-    file = _file(run, step, weights, n)
-    if run is None:
-        return Cell(step, None, None, None, False)
-    recorded = run.samples.get(file, {}) if file else {}
-    return Cell(
-        step,
-        embed(file) if file else None,
-        _score(recorded.get(SIMILARITY)),
-        _score(recorded.get(NOISE)),
-        any(first <= step <= last for first, last in stages),
-    )
-
-
-def _score(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _picture_name(experiment: Experiment, n: int) -> str:
-    """The sample's number and, where recorded, its prompt."""
-    files = (files[n] for run in experiment.runs for files in run.pictures.values() if n < len(files))
-    rows = (run.samples[file] for file in files for run in experiment.runs if file in run.samples)
-    prompt = next((str(row["prompt"]) for row in rows if row.get("prompt")), "")
-    return f"{n + 1}: {prompt}" if prompt else str(n + 1)
+@lru_cache(maxsize=8192)
+def _vector(path: Path, _time: int, _bytes: int, mirrored: bool) -> np.ndarray | None:
+    """The centre square, coarse, its channels' means taken out, of length 1."""
+    image = opened(path)
+    if image is None:
+        return None
+    small = ImageOps.fit(image, (COARSE, COARSE), Image.Resampling.BOX)
+    pixels = np.asarray(ImageOps.mirror(small) if mirrored else small, dtype=float)
+    pixels = (pixels - pixels.mean((0, 1))).ravel()
+    return pixels / max(float(np.linalg.norm(pixels)), 1e-9)

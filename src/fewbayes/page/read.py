@@ -7,7 +7,7 @@ Tolerant of what a running, killed or failed training leaves behind: what cannot
 import contextlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -15,8 +15,9 @@ import numpy as np
 
 from fewbayes.errors import UserError
 from fewbayes.files.decode import Count, parse_json, plain_json, read_json, read_yaml, typed
-from fewbayes.page.corruption import scores
-from fewbayes.runs.layout import LISTING, STAGES, Manifest, Row
+from fewbayes.page.judging import judge
+from fewbayes.runs.layout import BEST, LISTING, STAGES, Manifest, Row, read_best
+from fewbayes.stage.monitor import Stage
 
 WEIGHTS = ("raw", "ema")
 SIMILARITY = "image_similarity"
@@ -43,10 +44,24 @@ EMPTY = Curve(np.array([], dtype=int), np.array([]))
 
 
 @dataclass(frozen=True)
+class Look:
+    """A row of stages.jsonl: what the stage monitor said. seen: of this look alone; stage: with those before it."""
+
+    step: Count
+    stage: Stage
+    seen: Stage | None = None
+    scores: dict[str, float | None] = field(default_factory=dict)
+    cause: str | None = None
+    evidence: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Run:
     """One training. `pictures` is keyed by (step, "raw" | "ema"); `samples` tells of each picture file what the
-    sampler recorded: prompt, seed, sampler, steps, guidance, and the picture's own scores. monitored: (step, stage)
-    of the looks that the stage monitor took during training."""
+    sampler recorded: prompt, seed, sampler, steps, guidance, and the picture's own scores. looks: what the stage
+    monitor said of each step, by weights: during training, and of steps without a row what it says of the pictures.
+    watched: whether it did look during training. best: the step that best/ holds."""
 
     name: str
     path: Path
@@ -57,7 +72,9 @@ class Run:
     pictures: dict[tuple[int, str], list[Path]]
     samples: dict[Path, dict[str, Any]]
     references: list[Path]
-    monitored: list[tuple[int, str]]
+    looks: dict[str, list[Look]]
+    watched: bool
+    best: int | None
     notes: list[str] = field(default_factory=list)
 
     def curve(self, metric: str, weights: str = "raw") -> Curve:
@@ -122,13 +139,6 @@ class Listed(TypedDict):
     question: NotRequired[str | None]
     summary: NotRequired[str | list[str] | None]
     provenance: NotRequired[dict[str, Any] | None]
-
-
-class Look(TypedDict):
-    """A row of stages.jsonl."""
-
-    step: Count
-    stage: str
 
 
 class ListedSample(TypedDict, total=False):
@@ -197,11 +207,10 @@ def _read_arm(folder: Path, arm: ListedArm, notes: list[str]) -> Arm:
 def _read_single(folder: Path) -> Experiment:
     run = read_run(folder, folder.resolve().name)
     subject = Path(str(run.config.get("instance_data_dir") or folder.resolve().name)).name
-    words = ["Bayesian" if run.config.get("bayes") else "Plain", "fine-tuning"]
-    label = " ".join(words) + (f" ({run.config['method']})" if run.config.get("method") else "")
+    label = "Bayesian" if run.config.get("bayes") else "Plain"
     return Experiment(
         folder=folder,
-        title=f"Fine-tuning on {subject}",
+        title=run.name,
         subject=subject,
         question=str(run.config.get("instance_prompt") or ""),
         summary=[],
@@ -235,9 +244,19 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         notes.append(f"{name}: the training is recorded as {status}, not as done.")
     curves = _read_curves(folder / "metrics.jsonl", name, notes)
     pictures, references = _find_pictures(folder / "samples"), sorted((folder / "reference").glob("*.png"))
+    looks: dict[str, list[Look]] = {}
     for weights in WEIGHTS:
-        if found := scores(pictures, references, weights):
-            curves[CORRUPTION, weights] = Curve(np.array([*found]), np.array([*found.values()]))
+        if found := judge(pictures, references, weights):
+            values = np.array([each.scores["corruption"] for each in found])
+            curves[CORRUPTION, weights] = Curve(np.array([each.step for each in found]), values)
+            looks[weights] = [
+                Look(e.step, e.stage, e.seen, dict(e.scores), e.cause, e.evidence, e.options) for e in found
+            ]
+    rows = _read_stages(folder / STAGES)
+    exported = config.get("export_weights") if config.get("export_weights") in WEIGHTS else WEIGHTS[0]
+    if rows:
+        merged = {each.step: each for each in (*looks.get(exported, ()), *rows)}
+        looks[exported] = [merged[step] for step in sorted(merged)]
     return Run(
         name=name,
         path=folder,
@@ -248,18 +267,20 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         pictures=pictures,
         samples=_read_samples(folder / "samples"),
         references=references,
-        monitored=_read_stages(folder / STAGES),
+        looks=looks,
+        watched=bool(rows),
+        best=best.step if (best := read_best(folder / BEST)) else None,
         notes=notes,
     )
 
 
-def _read_stages(path: Path) -> list[tuple[int, str]]:
+def _read_stages(path: Path) -> list[Look]:
     """Looks that cannot be read are left out."""
     found = []
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
         with contextlib.suppress(UserError):
             row = typed(parse_json(line, path.name), Look, path.name)
-            found.append((row["step"], row["stage"]))
+            found.append(replace(row, seen=row.seen or row.stage))
     return found
 
 

@@ -1,7 +1,10 @@
-"""What the pages share: templates, style and script of one make, numbers and settings as text.
+"""A `Page` as one HTML file: one template, one style sheet, one script for every kind of page.
 
-A page carries all it needs and makes no request; its script runs only under its own hash.
+The file carries all it needs and makes no request; its script runs only under its own hash. Only a page that is served
+while a run goes on may ask its own server whether there is something new.
 """
+
+from __future__ import annotations
 
 import base64
 import hashlib
@@ -11,14 +14,24 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from fewbayes.files.atomic import atomic_write
 from fewbayes.page.look import glyph, style_sheet
+from fewbayes.page.parts import Page, Sheet
 
 TEMPLATES = Path(__file__).parent / "templates"
 ABSENT = "\N{EN DASH}"
 
 
-def page_of(template: str, rules: str, *, arms: int = 1, **content: Any) -> str:
-    """The page of a template; `rules` are added to the style sheet, and a colour for each of so many arms."""
+def write_page(page: Page, folder: Path, output: Path | None = None) -> Path:
+    """Into `folder` as report.html, or as `output`; the file."""
+    output = Path(output) if output else Path(folder) / "report.html"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(output, render(page))
+    return output
+
+
+def render(page: Page, *, version: str = "") -> str:
+    """version: of a page that is served live; the page asks its server for a newer one."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -26,15 +39,32 @@ def page_of(template: str, rules: str, *, arms: int = 1, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
-    script = (TEMPLATES / "report.js").read_text("utf-8")
-    return environment.get_template(template).render(
-        style=Markup((TEMPLATES / "report.css").read_text("utf-8") + style_sheet(arms) + rules),
+    style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html.j2").render(
+        page=page,
+        version=version,
+        style=Markup(style + style_sheet(page.arms) + _choices(page.sheet)),
         script=Markup(script),
-        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        glyphs=[glyph(i) for i in range(arms)],
-        **content,
+        policy=Markup(
+            f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+            + ("connect-src 'self'; " if version else "")
+            + "base-uri 'none'; form-action 'none'"
+        ),
+        glyphs=[glyph(i) for i in range(page.arms)],
     )
+
+
+def _choices(sheet: Sheet | None) -> str:
+    """Which panel is shown, without a script; without :has() all are."""
+    if sheet is None or len(sheet.panels) < 2:
+        return ""
+    shown = [
+        "".join(["html", *(f":has(#choice-{i}-{place}:checked)" for i, place in enumerate(panel.at))])
+        + f" #panel-{n}{{display:block}}"
+        for n, panel in enumerate(sheet.panels)
+    ]
+    return "\n".join(["", "@supports selector(:has(a)){.panel{display:none}", *shown, "}"])
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from fewbayes.metrics.statistics import interval
 from fewbayes.page.read import CORRUPTION, NOISE, SIMILARITY, Arm, Curve, Experiment, Run
+from fewbayes.page.verdict import answer
 from fewbayes.stage.definition import fidelity_dip, stages
 
 INTERVAL = "95 % Student's t interval of the mean over seeds"
@@ -98,12 +98,6 @@ def run_dip(run: Run, weights: str) -> dict[str, float | None]:
     return fidelity_dip(curve.steps.tolist(), curve.values.tolist())
 
 
-def monitored(run: Run) -> str:
-    """What the stage monitor said along the training, stage after stage; "" where it did not watch."""
-    groups = [list(looks) for _, looks in groupby(run.monitored, key=lambda look: look[1])]
-    return ", ".join(f"{looks[0][1]} from step {looks[0][0]}" for looks in groups)
-
-
 def summarise_experiment(experiment: Experiment) -> dict[str, Any]:
     """The table of the page as plain data, JSON-ready (None where nothing was measured)."""
     summary: dict[str, Any] = {
@@ -115,7 +109,9 @@ def summarise_experiment(experiment: Experiment) -> dict[str, Any]:
         "differences": _differences(experiment),
         "notes": experiment.notes,
     }
-    return {**summary, "verdict": verdict(summary)}
+    said = answer(summary)
+    first = [] if experiment.single else [said.headline, *said.lines]
+    return {**summary, "verdict": [*first, *verdict(summary)]}
 
 
 def _arm_summary(arm: Arm) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One description of a table, and three ways to write it: Markdown, LaTeX and CSV.
+"""One description of a table, and four ways to write it: Markdown, LaTeX, CSV, and the cells of a page.
 
 A table is columns and rows of entries: words, numbers, or estimates with their intervals. How many digits a number has,
 whether it is a share in per cent and which way is better belongs to its column. Knows no study and no metric.
@@ -55,10 +55,19 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Entry]]
 
+    @property
+    def titles(self) -> list[str]:
+        return [column.title + ARROWS[column.better] for column in self.columns]
+
+    @property
+    def cells(self) -> list[list[tuple[str, str]]]:
+        """For a page: each entry, and what stands small below it, parts of it apart by semicolons."""
+        return [[_in_two(entry, column) for entry, column in _paired(row, self)] for row in self.rows]
+
 
 def markdown(table: Table) -> str:
     """A pipe table, intervals behind their means: 0.50 (0.40 to 0.60)."""
-    lines = [[c.title + ARROWS[c.better] for c in table.columns], ["---"] * len(table.columns)]
+    lines = [table.titles, ["---"] * len(table.columns)]
     lines += [[_words(entry, c) for entry, c in _paired(row, table)] for row in table.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -127,6 +136,21 @@ def _words(entry: Entry, column: Column) -> str:
     if found.low is not None:
         mean = f"{mean} ({column.number(found.low)} to {column.number(found.high)})"
     return mean + entry.after
+
+
+def _in_two(entry: Entry, column: Column) -> tuple[str, str]:
+    if isinstance(entry, str):
+        return entry, ""
+    found = Value(entry) if isinstance(entry, Estimate) else entry
+    if not isinstance(found, Value):
+        return _minus(column.number(found)), ""
+    low, high = (_minus(column.number(bound, found.sign)) for bound in (found.found.low, found.found.high))
+    small = f"{low} to {high}" if found.found.low is not None else ""
+    return _minus(column.number(found.found.mean, found.sign)), (small + found.after).removeprefix("; ")
+
+
+def _minus(text: str) -> str:
+    return "\N{EN DASH}" if text == ABSENT else text.replace("-", "\N{MINUS SIGN}")
 
 
 def _typeset(entry: Entry, column: Column) -> str:

@@ -126,6 +126,7 @@ class SampleRow:
     sampler: str | None = None
     steps: Count | None = None
     guidance: float | None = None
+    strength: float | None = None
     image_similarity: float | None = None
     haar_noise: float | None = None
 

@@ -1,31 +1,32 @@
 """Puts the numbers and pictures of an evaluation, or of a study of methods, on one self-contained page.
 
-Knows nothing of encoders or training: everything comes from files that `reading` read. The page makes no request, opens
-from file://, and says all it says without JavaScript.
+Knows nothing of encoders or training: everything comes from files that `reading` read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from fewbayes.metrics.registry import Metric, in_table
 from fewbayes.metrics.statistics import Estimate
-from fewbayes.page.evaluation.gallery import RULE, Gallery, make_gallery
+from fewbayes.page.evaluation.gallery import make_gallery
 from fewbayes.page.evaluation.reading import ALL, Evaluation, read_evaluation
-from fewbayes.page.evaluation.scores import Difference, Scores, all_scores, probability, verdict, write_scores
-from fewbayes.page.look import INK, WIDTH, colour, inline, marker, style
-from fewbayes.page.render import flat, page_of
-from fewbayes.runs.folder import atomic_write
+from fewbayes.page.evaluation.scores import Difference, Scores, all_scores, tables_of, verdict, write_scores
+from fewbayes.page.look import INK, WIDTH, colour, empty, inline, marker, style
+from fewbayes.page.parts import Block, Fold, Page, Verdict, drawings, facts
+from fewbayes.page.parts import table as as_block
+from fewbayes.page.render import flat, number, write_page
 
 MODES = {"sound": "All pairs, nothing dropped", "paper": "As the authors average, quirks included"}
 SAID_ELSEWHERE = {"arms", "subjects", "title", "question"}
 """Parts of study.json that have a place of their own on the page."""
+DOTS = (
+    "A dot is the mean difference over the seeds of a subject, its line the 95 % interval over those seeds; the last "
+    "group is the macro mean with the interval of the table."
+)
 ROW = 0.17  # inches a dot
 NARROWEST = 0.01
 """The axis goes at least so far to both sides of zero: what is nothing shall not look like much."""
@@ -34,46 +35,90 @@ NARROWEST = 0.01
 def write_evaluation_report(folder: Path, output: Path | None = None) -> Path:
     """Write `report.html` (default: into `folder`) and table.md, .tex, .csv and .json beside it; the page's path."""
     evaluation = read_evaluation(Path(folder))
-    output = Path(output) if output else Path(folder) / "report.html"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_scores(evaluation, output.with_name("table"))
-    atomic_write(output, render_evaluation(evaluation))
-    return output
+    written = write_page(evaluation_page(evaluation), Path(folder), output)
+    write_scores(evaluation, written.with_name("table"))
+    return written
 
 
-def render_evaluation(evaluation: Evaluation) -> str:
+def evaluation_page(evaluation: Evaluation) -> Page:
     tables = all_scores(evaluation)
     first = tables[0] if tables else None
-    gallery = make_gallery(evaluation)
+    own = [table for table in tables if table.metrics[0] in in_table("paper")]
     titled = [
         (m, m.title + f" ({table.mode})" * (len(evaluation.modes) > 1), table)
         for table in tables
         for m in table.metrics
     ]
-    return page_of(
-        "evaluation.html.j2",
-        _choice_rules(gallery),
+    encoders = _grouped((evaluation.encoder(t.mode, m.name) or "none needed", title) for m, title, t in titled)
+    dots = dot_plots(first) if first else []
+    compared = [(i, row.label, "") for i, row in enumerate(first.differences)] if first else []
+    absent = _grouped((reason, metric) for metric, reason in evaluation.absent.items())
+    told = flat({key: value for key, value in evaluation.facts.items() if key not in SAID_ELSEWHERE})
+    return Page(
+        title=evaluation.title,
+        verdict=Verdict(*_headline(evaluation, first)),
+        chips=[f"{len(evaluation.subjects)} subjects"] if len(evaluation.subjects) > 1 else [],
+        above=[block for table in own[:1] for block in _table(table, "")],
+        sheet=make_gallery(evaluation),
+        folds=[
+            Fold("Differences", [block for table in tables for block in _differences(table)]),
+            Fold("Subject by subject", [("text", DOTS), ("legend", compared), drawings(dots)] if dots else []),
+            Fold(
+                "More metrics",
+                [block for table in tables if table not in own[:1] for block in _table(table, _title(table))],
+            ),
+            Fold(
+                "What each column is, and how it was made",
+                [
+                    *([("text", own[0].caption)] if own else []),
+                    facts({m.title: m.says for m, _, _ in titled}),
+                    ("heading", "Encoders, by their own names"),
+                    facts({name: ", ".join(columns) for name, columns in encoders.items()}),
+                    *([("heading", "Missing"), ("points", _missing(absent))] if absent else []),
+                    *([("heading", "How it was made"), facts(told)] if told else []),
+                ],
+            ),
+        ],
+        notes=evaluation.notes,
         arms=len(first.differences) if first else 0,
-        evaluation=evaluation,
-        tables=[_shown(table) for table in tables],
-        probability=probability,
-        verdict=verdict(first) if first else [],
-        dots=[Markup(svg) for svg in dot_plots(first)] if first else [],
-        compared=first.differences if first else [],
-        gallery=gallery,
-        rule=RULE,
-        own=in_table("paper"),
-        definitions=list(dict.fromkeys(m for m, _, _ in titled)),
-        encoders=_grouped((evaluation.encoder(t.mode, m.name) or "none needed", title) for m, title, t in titled),
-        absent=_grouped((reason, metric) for metric, reason in evaluation.absent.items()),
-        facts=flat({key: value for key, value in evaluation.facts.items() if key not in SAID_ELSEWHERE}),
     )
 
 
-def _shown(table: Scores) -> dict[str, Any]:
+def _headline(evaluation: Evaluation, first: Scores | None) -> tuple[str, list[str]]:
+    """The question's answer in a line a comparison; of a plain evaluation its scores."""
+    if first is None:
+        return "Nothing was measured", [evaluation.question] if evaluation.question else []
+    if said := verdict(first):
+        return said[0], [*said[1:], *([evaluation.question] if evaluation.question else [])]
+    line = next((line for line in first.lines if line.kind == "arm"), first.lines[0])
+    real = next((line for line in first.lines if line.name == "real"), None)
+    scores = [f"{m.title} {number(line.cells[m.name].mean, m.digits)}" for m in first.metrics]
+    bounded = [m for m in first.metrics if m.ceiling and real and real.cells[m.name].mean is not None]
+    if not (bounded and real):
+        return ", ".join(scores), []
+    m = next((m for m in bounded if m.name == "dino"), bounded[0])
+    mine, theirs = (number(each.cells[m.name].mean, m.digits) for each in (line, real))
+    more = "A higher likeness than that would mean copies."
+    return f"Likeness to the training images: {m.title} {mine}; they have {theirs} among themselves", [more]
+
+
+def _title(table: Scores) -> str:
     own = table.metrics[0] in in_table("paper")
-    title = ("The paper's five metrics" if own else "Beside them") + f": {MODES[table.mode].lower()}"
-    return {"table": table, "title": title, "open": own}
+    return ("The paper's five metrics" if own else "Beside them") + f": {MODES[table.mode].lower()}"
+
+
+def _table(table: Scores, title: str) -> list[Block]:
+    lines, _ = tables_of(table)
+    return [*([("heading", title), ("text", table.caption)] if title else []), as_block(lines)]
+
+
+def _differences(table: Scores) -> list[Block]:
+    _, rows = tables_of(table)
+    return [("heading", _title(table)), ("text", table.test), as_block(rows)] if rows.rows else []
+
+
+def _missing(absent: dict[str, list[str]]) -> list[str]:
+    return [f"No value for {', '.join(metrics)}: {reason}" for reason, metrics in absent.items()]
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -81,16 +126,6 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     for key, value in pairs:
         found.setdefault(key, []).append(value)
     return found
-
-
-def _choice_rules(gallery: Gallery) -> str:
-    """Which panel is shown; without :has() all are."""
-    shown = [
-        f"html:has(#subject-{panel.subject}:checked):has(#arm-{panel.arm}:checked) "
-        f"#panel-{panel.subject}-{panel.arm}{{display:block}}"
-        for panel in gallery.panels
-    ]
-    return "\n".join(["", "@supports selector(:has(a)){.panel{display:none}", *shown, "}"])
 
 
 # --- differences subject by subject, as dots with their intervals -----------------------------------------------------
@@ -111,7 +146,7 @@ def _dots(differences: list[Difference], metric: Metric) -> str:
     groups = [*subjects, ALL] if len(subjects) > 1 else subjects
     per_group = len(differences) + 0.8
     with style():
-        figure = Figure(figsize=(WIDTH, 1.0 + ROW * per_group * len(groups)), layout="constrained")
+        figure = empty(WIDTH, 1.0 + ROW * per_group * len(groups))
         axes = figure.subplots()
         for place, group in enumerate(groups):
             for i, row in enumerate(differences):
