@@ -10,11 +10,16 @@ from typing import TypeVar
 from fewbayes.fields import setting
 from fewbayes.models import inspect_model
 from fewbayes.settings.flags import parse_command
+from fewbayes.studies.executors import executor_of
 from fewbayes.studies.subjects import StudySubject, named_subjects
 from fewbayes.world.pipelines import is_embedded
 from fewbayes.world.scenes import SUBJECTS
 
 T = TypeVar("T")
+
+
+def _is_executor(workers: str) -> bool:
+    return bool(executor_of(workers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +30,8 @@ class SubjectFlags:
     """Subjects that the embedded world draws."""
     photographs: tuple[str, ...] = setting((), several=True, value="PATH:CLASS")
     """Folders of photographs, or single ones, each with the word for what it shows."""
-    workers: int | None = setting(None, at_least=1)
-    """Trainings at a time; without it one per core."""
+    workers: str | None = setting(None, value="N|slurm:...|ray:...", must=(_is_executor, "a number, slurm or ray"))
+    """Where trainings run: so many at a time on this machine, or on a cluster (docs/studies.md). None: one per core."""
 
     @property
     def world(self) -> bool:

@@ -94,7 +94,7 @@ def trainings(
 
 
 def follow(
-    cells: Sequence[Training], out: Path, name: str, facts: Mapping[str, Any], encoders: str, workers: int | None
+    cells: Sequence[Training], out: Path, name: str, facts: Mapping[str, Any], encoders: str, workers: int | str | None
 ) -> Path:
     """Bring every training to its end and gather them; the same call continues after an interruption.
 

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
-import os
 import shlex
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,11 +23,12 @@ from fewbayes.files.atomic import atomic_write
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig
+from fewbayes.studies.executors import in_parallel
+from fewbayes.studies.status import list_trainings
 from fewbayes.studies.subjects import StudySubject
 
 log = logging.getLogger("fewbayes")
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -83,8 +80,11 @@ def grid(
     return made
 
 
-def run(trainings: Sequence[Training], work: Callable[[Training], Result], workers: int | None = None) -> list[Result]:
+def run(
+    trainings: Sequence[Training], work: Callable[[Training], Result], workers: int | str | None = None
+) -> list[Result]:
     """`work`, a function at the top of a module, on every training, in order, several at a time; see `in_parallel`."""
+    list_trainings([training.config for training in trainings])
     with _watching([training.config for training in trainings]):
         return in_parallel(work, trainings, workers)
 
@@ -111,7 +111,7 @@ def experiment(
     title: str,
     question: str,
     facts: Mapping[str, Any],
-    workers: int | None = None,
+    workers: int | str | None = None,
 ) -> Path:
     """Bring the trainings of one subject to their end under `folder`, and list them by arm in its `experiment.json`.
 
@@ -155,47 +155,12 @@ def without_path(argument: str) -> str:
     return option + equals + (Path(value).name if "/" in value else value)
 
 
-def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> list[Result]:
-    """`function` of every item, in order, in `workers` processes that share the cores; None is one per core.
-
-    One worker is this process itself. An error ends all of them and is raised.
-    """
-    if not items:
-        return []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers or cores, len(items))
-    if workers == 1:
-        return [function(item) for item in items]
-    context, threads = multiprocessing.get_context("spawn"), max(1, cores // workers)
-    with ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=(threads,)) as pool:
-        try:
-            return list(pool.map(function, items))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 @cache
 def _family(model: str) -> Any:
     """Loaded once per worker; training gives it back as it was."""
     from fewbayes.models import load_family
 
     return load_family(model)
-
-
-def _prepare(threads: int) -> None:
-    import torch
-
-    logging.getLogger("fewbayes").setLevel(logging.ERROR)
-    torch.set_num_threads(threads)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this worker when its parent was killed: a run may stop at any moment, but must not go on unseen."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def one_shot(
     common: TrainConfig,
     chosen: Sequence[Arm],
     seeds: Sequence[int],
-    workers: int | None = None,
+    workers: int | str | None = None,
 ) -> Path:
     """All arms and seeds on one subject's first photograph, under `folder`."""
     trainings = grid({folder: subject}, lambda _: common, chosen, seeds)

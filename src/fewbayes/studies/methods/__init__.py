@@ -30,8 +30,9 @@ from fewbayes.runs.provenance import environment
 from fewbayes.settings.agreement import RARE_TOKEN_MARK
 from fewbayes.settings.config import TrainConfig
 from fewbayes.studies import study
+from fewbayes.studies.executors import in_parallel
 from fewbayes.studies.flags import SubjectFlags, asked
-from fewbayes.studies.grid import Arm, command, experiment, grid, in_parallel, is_done
+from fewbayes.studies.grid import Arm, command, experiment, grid, is_done
 from fewbayes.studies.methods.cells import (
     BASE,
     Cell,
@@ -76,7 +77,7 @@ def run_study(
     protocol: Protocol,
     encoders: str,
     mode: Mode = "sound",
-    workers: int | None = None,
+    workers: int | str | None = None,
 ) -> Path:
     """Train, sample and score whatever is not there yet, then gather all of it; the study's folder.
 

@@ -58,7 +58,7 @@ class Ask:
     usual: Usual
     quick: bool
     encoders: str
-    workers: int | None
+    workers: int | str | None
     command: str
 
     @property

@@ -19,7 +19,7 @@ from PIL import Image
 from fewbayes.models import Family, load_family
 from fewbayes.runs.opening import open_model
 from fewbayes.settings.config import TrainConfig
-from fewbayes.studies.grid import in_parallel
+from fewbayes.studies.executors import in_parallel
 from fewbayes.studies.memo import remember
 from fewbayes.studies.paper.options import Ask
 from fewbayes.studies.subjects import StudySubject
@@ -86,7 +86,7 @@ def counts(subject: StudySubject, wanted: Sequence[int]) -> list[int]:
     return sorted({min(count, len(subject.files)) for count in wanted})
 
 
-def follow(tasks: Sequence[Task], workers: int | None = None) -> tuple[list[tuple[Task, Found]], list[str]]:
+def follow(tasks: Sequence[Task], workers: int | str | None = None) -> tuple[list[tuple[Task, Found]], list[str]]:
     """What the looks found, by milestone, of each task in order; and notes on those left out since numbers ran away."""
     found = list(zip(tasks, in_parallel(_followed, tasks, workers), strict=True))
     notes = left_out([task.name for task, looks in found if looks is None], len(tasks))
