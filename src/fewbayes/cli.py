@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from fewbayes.errors import UserError
-from fewbayes.fields import setting
+from fewbayes.fields import did_you_mean, setting
 
 T = TypeVar("T")
 
@@ -240,7 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = COMMANDS.get(arguments[0])
     if command is None:
-        return _refuse(f"{arguments[0]!r} is not a command; there are {', '.join(COMMANDS)}", 2)
+        near = did_you_mean(arguments[0], COMMANDS)
+        return _refuse(f"{arguments[0]!r} is not a command{near or '; there are ' + ', '.join(COMMANDS)}", 2)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("fewbayes").setLevel(logging.INFO)
     try:

@@ -108,12 +108,29 @@ def locate(model: str) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"model {model!r} is a link to {path.resolve()}, which is missing; mend or remove it")
+    if path.is_file() or path.suffix.lower() in (".safetensors", *PICKLES):
+        raise UserError(f"model {model!r}: {_single_file(path)}")
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise UserError(
             f"model {model!r}: there is no such folder; give {', '.join(shipped())}, a pipeline folder or a hub id "
             "(owner/name)"
         )
     return _from_hub(model)
+
+
+def _single_file(path: Path) -> str:
+    """Why a file is no pipeline, and what to do with it."""
+    if not path.is_file():
+        return "there is no such file, and a model is a folder: give a pipeline folder, a hub id or tiny"
+    if path.suffix.lower() == ".safetensors" and any("lora" in name for name in read_header(path).tensors):
+        return "it is a LoRA, which changes a model: name the model under it (--base, where a LoRA is taken)"
+    return (
+        'it is a single file, and a pipeline folder is needed. Make one: python -c "from diffusers import '
+        f"StableDiffusionPipeline as P; P.from_single_file('{path}').save_pretrained('FOLDER')\" "
+        "(StableDiffusionXLPipeline for SDXL), and give FOLDER"
+    )
 
 
 def _from_hub(model: str) -> Path:

@@ -16,6 +16,7 @@ from fewbayes.errors import UserError
 from fewbayes.methods import make_method, registered
 from fewbayes.models import Family, ModelCard, inspect_model, load_family
 from fewbayes.models.adapters import is_adapter, load_adapter
+from fewbayes.models.folders import PICKLES
 from fewbayes.runs.checkpoints import Checkpoint, verify_checkpoint
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.layout import BEST_STATE, CONFIG, MANIFEST, STATE, Manifest, read_best, read_manifest
@@ -158,8 +159,16 @@ def _open_foreign(
     if base is None:
         return load_family(card), card.rare_token
     if not is_adapter(path):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{source} is a link to {path.resolve()}, which is missing; mend or remove it")
         if not path.exists():
             raise UserError(f"there is no file or folder {source}; give the LoRA's own path")
+        if path.suffix.lower() in PICKLES:
+            raise UserError(
+                f"{source} is a pickle, which can run any code when it is opened, and is not read; ask for a "
+                '.safetensors file, or convert it where you trust it: python -c "import torch, safetensors.torch as s; '
+                f"s.save_file(torch.load('{path}', weights_only=True), '{path.with_suffix('.safetensors')}')\""
+            )
         raise UserError(
             f"{source} is no adapter for {base}: give a LoRA in a .safetensors file, or a folder that holds "
             "pytorch_lora_weights.safetensors or a PEFT adapter_config.json"

@@ -98,6 +98,22 @@ def without_token(prompt: str) -> str | None:
     return prompt.replace(f"{RARE_TOKEN_MARK} ", "") if re.search(rf"{RARE_TOKEN_MARK} \w", prompt) else None
 
 
+def refuse_idle(config: TrainConfig) -> None:
+    """What is asked for and would do nothing; asked of a training to come, not of the config of one that was."""
+    if config.validation_prompt not in (None, config.instance_prompt) and not config.validation_steps:
+        raise UserError(
+            f"validation_prompt is {config.validation_prompt!r}, but validation_steps is 0 and nothing is drawn; add "
+            "validation_steps, 50 is a sensible one"
+        )
+    token = {RARE_TOKEN_MARK, config.rare_token} & set((config.class_prompt or "").split())
+    if token:
+        plain = " ".join(word for word in (config.class_prompt or "").split() if word not in token)
+        raise UserError(
+            f"class_prompt is {config.class_prompt!r}, with the rare token, which names your subject and not its "
+            f'class; write "{plain}"'
+        )
+
+
 def _check_weight_std(config: TrainConfig) -> None:
     if config.weight_std_tolerance is not None and config.weight_std is not None:
         raise UserError(

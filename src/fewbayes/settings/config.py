@@ -27,6 +27,7 @@ from fewbayes.settings.agreement import (
     USUAL_RARE_TOKEN,
     check_agreement,
     check_copies_can_be_told,
+    refuse_idle,
     without_token,
 )
 from fewbayes.settings.flags import LINE, Names, asks_for_help, help_text, read_yaml, take_flags
@@ -275,6 +276,7 @@ class TrainConfig(_MethodsOwn):
         idle = {
             name for name, each in train_settings().items() if each.about.needs and not getattr(self, each.about.needs)
         }
+        refuse_idle(self)
         if self.weight_std_mode == "relative" or self.weight_std_tolerance is not None:
             idle |= {"weight_std", "prior_std"}  # those on offer are absolute ones
         check_copies_can_be_told(self, n_images)
@@ -403,7 +405,9 @@ def parse_train_args(argv: Sequence[str]) -> TrainConfig:
         raise SystemExit(0)
     tokens = list(argv)
     yaml_path = tokens.pop(0) if tokens and not tokens[0].startswith("-") else None
-    return _config(yaml_path, _names().named(take_flags(_names(), tokens), LINE))
+    config = _config(yaml_path, _names().named(take_flags(_names(), tokens), LINE))
+    refuse_idle(config)
+    return config
 
 
 def _config(yaml_path: str | Path | None, overrides: Mapping[str, Any]) -> TrainConfig:

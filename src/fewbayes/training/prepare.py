@@ -113,7 +113,10 @@ def own_class_images(config: TrainConfig) -> list[TrainImage]:
     if not folder.is_dir() or not any(path.is_file() and not path.name.startswith(".") for path in folder.iterdir()):
         return []
     assert config.resolution is not None
-    return load_images(folder, resolution=config.resolution, center_crop=config.center_crop)
+    found = load_images(folder, resolution=config.resolution, center_crop=config.center_crop)
+    more = f", though num_class_images is {n}" if (n := config.num_class_images or 0) > len(found) else ""
+    log.info("class images: your own %d in %s; none are drawn beside them%s", len(found), folder, more)
+    return found
 
 
 def class_settings(config: TrainConfig, model_hash: str) -> ClassImageSettings:
