@@ -12,8 +12,8 @@ once, which is Ctrl-C. The same command goes on, is killed again, and in the end
 - after Ctrl-C: steps that were done and have to be done again.
 
 So that best/ is written, every look of these short trainings is taken for good. Trials are children of one process that
-has torch imported already. The result is written after every training; the same command goes on. About 20 minutes of one
-core:
+has torch imported already. The result is written after every training; the same command goes on. About an hour of one
+core for all of it:
 
     OMP_NUM_THREADS=1 python benchmarks/kill_loop.py
 """
@@ -27,6 +27,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -176,10 +177,8 @@ def differing(ours: dict[str, bytes], theirs: dict[str, bytes]) -> dict[str, int
 def whole_checkpoints(run: Path) -> set[Path]:
     found = set()
     for path in run.glob("checkpoint-*"):
-        try:
+        with suppress(ValueError):
             found.add(verify_checkpoint(path).path)
-        except ValueError:
-            pass
     return found
 
 

@@ -282,7 +282,7 @@ def test_masks_beside_photographs_are_no_photographs(folder):
         picture(1).save(folder / f"good{ending}.png")
     picture(2).save(folder / "a_mask.png")  # of no picture here: a picture of a mask
     assert [image.path.name for image in check_folder(folder).images] == ["a_mask.png", "good.png"]
-    assert "left out, masks of other pictures: good-mask.png" in notes(folder)
+    assert "masks, not trained on as pictures: good-mask.png" in notes(folder)
 
 
 def test_the_folder_of_kohya_is_named_where_the_pictures_lie_one_deeper(tmp_path):

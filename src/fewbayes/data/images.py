@@ -57,6 +57,7 @@ class CheckedImage:
     width: int
     height: int
     caption: str | None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,17 @@ class DataReport:
 
 @dataclass(frozen=True)
 class TrainImage:
-    """pixels: uint8 (height, width, 3), the shorter side of the asked resolution. sha256: of the file's bytes."""
+    """pixels: uint8 (height, width, 3), the shorter side of the asked resolution. sha256: of the file's bytes.
+
+    mask: uint8 (height, width) of the same size, 255 on the subject; mask_sha256: of its file. None without one.
+    """
 
     path: Path
     sha256: str
     pixels: NDArray[np.uint8]
     caption: str | None
+    mask: NDArray[np.uint8] | None = None
+    mask_sha256: str | None = None
 
 
 def check_folder(folder: str | Path) -> DataReport:
@@ -85,12 +91,12 @@ def check_folder(folder: str | Path) -> DataReport:
     first by name is kept. Captions: see `fewbayes.data.captions`.
     """
     folder = Path(folder)
-    pictures, notes, problems = _listed(folder)
+    pictures, masks, notes, problems = _listed(folder)
     captions = Captions(folder, pictures)
     images: dict[str, CheckedImage] = {}
     for path in pictures:
         try:
-            image = _checked(path, captions.of(path), notes)
+            image = _checked(path, captions.of(path), masks.get(path.stem), notes)
         except DataError as error:
             problems.append(str(error))
             continue
@@ -118,18 +124,14 @@ def check_folder(folder: str | Path) -> DataReport:
 
 
 def load_images(
-    folder: str | Path, *, resolution: int, center_crop: bool, report: DataReport | None = None
+    folder: str | Path, *, resolution: int, center_crop: bool, report: DataReport | None = None, masks: bool = False
 ) -> list[TrainImage]:
     """The images of a folder, scaled (Lanczos) so that the shorter side is `resolution`, in the order of their names.
 
     With center_crop they are cropped to a square; else the longer side stays, for `crop` to choose from. A `report` of
-    the same folder saves checking it twice.
+    the same folder saves checking it twice. masks: read those of the pictures that have one.
     """
-    images = (report or check_folder(folder)).images
-    return [
-        TrainImage(image.path, image.sha256, _pixels(image.path, resolution, center_crop), image.caption)
-        for image in images
-    ]
+    return [_loaded(image, resolution, center_crop, masks) for image in (report or check_folder(folder)).images]
 
 
 def crop(image: NDArray[np.uint8], resolution: int, offset: tuple[float, float] = (0.5, 0.5)) -> NDArray[np.uint8]:
@@ -144,19 +146,37 @@ def crop(image: NDArray[np.uint8], resolution: int, offset: tuple[float, float] 
     return image[top : top + resolution, left : left + resolution]
 
 
-def _pixels(path: Path, resolution: int, center_crop: bool) -> NDArray[np.uint8]:
-    image, _ = _decoded(path, path.read_bytes())
-    scale = resolution / min(image.size)
-    width, height = (max(resolution, round(side * scale)) for side in image.size)
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-    return crop(pixels, resolution) if center_crop else pixels
+def _loaded(image: CheckedImage, resolution: int, center_crop: bool, masks: bool) -> TrainImage:
+    picture, _ = _decoded(image.path, image.path.read_bytes())
+    scale = resolution / min(picture.size)
+    width, height = (max(resolution, round(side * scale)) for side in picture.size)
+    layers = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))]
+    digest = None
+    if masks and image.mask:
+        mask, digest = _mask(image.mask, picture.size)
+        layers.append(np.asarray(mask.resize((width, height), Image.Resampling.BOX)))
+    pixels, *mask = [crop(layer, resolution) if center_crop else layer for layer in layers]
+    return TrainImage(image.path, image.sha256, pixels, image.caption, mask[0] if mask else None, digest)
+
+
+def _mask(path: Path, size: tuple[int, int]) -> tuple[Image.Image, str]:
+    """A mask in grey, white on the subject, and the SHA-256 of its file. size: of its picture."""
+    data = path.read_bytes()
+    mask = _decoded(path, data)[0].convert("L")
+    if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.height * size[0]:
+        raise DataError(
+            f"{path.name} is {mask.width} x {mask.height} and its picture {size[0]} x {size[1]}; cut both alike"
+        )
+    if mask.getextrema()[1] == 0:
+        raise DataError(f"{path.name} is black all over; a mask is white where the subject is")
+    return mask, hashlib.sha256(data).hexdigest()
 
 
 # --- what lies in a folder --------------------------------------------------------------------------------------------
 
 
-def _listed(folder: Path) -> tuple[list[Path], list[str], list[str]]:
-    """The picture files in the order of their names, notes on what is left out, and problems."""
+def _listed(folder: Path) -> tuple[list[Path], dict[str, Path], list[str], list[str]]:
+    """The picture files in the order of their names, masks by the stems of their pictures, notes, and problems."""
     try:
         entries = sorted(folder.iterdir(), key=lambda path: path.name)
     except FileNotFoundError:
@@ -169,12 +189,13 @@ def _listed(folder: Path) -> tuple[list[Path], list[str], list[str]]:
     hidden = [path for path in entries if path.name.startswith(".")]
     stems = {path.stem for path in entries if path.suffix.lower() in FORMATS}
     names = {path.name for path in entries if path.suffix.lower() in FORMATS}
-    masks = [path.name for path in entries if path.suffix.lower() in FORMATS and _masked(path.stem) in stems]
+    masks = {path: _masked(path.stem) for path in entries if path.suffix.lower() in FORMATS}
+    masks = {path: stem for path, stem in masks.items() if stem in stems}
     for path in (path for path in entries if path not in hidden):
         ending = path.suffix.lower()
         if path.is_dir():
             left_out.append(f"{path.name}/")
-        elif path.name in masks:
+        elif path in masks:
             continue
         elif ending in FORMATS:
             pictures.append(path)
@@ -183,9 +204,9 @@ def _listed(folder: Path) -> tuple[list[Path], list[str], list[str]]:
         elif not is_caption(path, stems, names):
             left_out.append(path.name)
     notes = [f"left out, no images: {few(left_out)}"] if left_out else []
-    notes += [f"left out, masks of other pictures: {few(masks)}"] if masks else []
+    notes += [f"masks, not trained on as pictures: {few([path.name for path in masks])}"] if masks else []
     notes += [f"left out, hidden: {few([path.name for path in hidden])}"] if hidden else []
-    return pictures, notes, problems
+    return pictures, {stem: path for path, stem in masks.items() if stem}, notes, problems
 
 
 def _masked(stem: str) -> str | None:
@@ -219,7 +240,7 @@ def _near(folder: Path) -> str:
 # --- one image --------------------------------------------------------------------------------------------------------
 
 
-def _checked(path: Path, caption: str | None, notes: list[str]) -> CheckedImage:
+def _checked(path: Path, caption: str | None, mask: Path | None, notes: list[str]) -> CheckedImage:
     try:
         if path.exists() and not path.is_file():
             raise DataError(f"{path.name}: neither file nor folder; move it away")
@@ -242,7 +263,7 @@ def _checked(path: Path, caption: str | None, notes: list[str]) -> CheckedImage:
     if border := _border(image):
         remarks.append(border)
     notes += [f"{path.name}: {remark}" for remark in remarks]
-    return CheckedImage(path, hashlib.sha256(data).hexdigest(), image.width, image.height, caption)
+    return CheckedImage(path, hashlib.sha256(data).hexdigest(), image.width, image.height, caption, mask)
 
 
 def _decoded(path: Path, data: bytes) -> tuple[Image.Image, list[str]]:

@@ -31,30 +31,42 @@ class Batch:
     """One micro-batch, everything random already drawn.
 
     x0: (batch, channels, height, width) scaled latents; eps: the same shape; t: (batch,) times of the process;
-    cond: the prompts, one row each.
+    cond: the prompts, one row each. weights: (batch, 1, height, width), above 0, how much each place of the latents
+    counts; None: all alike.
     """
 
     x0: Tensor
     eps: Tensor
     t: Tensor
     cond: Conditioning
+    weights: Tensor | None = None
 
     def joined(self, other: Batch) -> Batch:
+        weights = None
+        if self.weights is not None or other.weights is not None:
+            weights = torch.cat(
+                [b.x0.new_ones(b.x0[:, :1].shape) if b.weights is None else b.weights for b in (self, other)]
+            )
         return Batch(
             torch.cat([self.x0, other.x0]),
             torch.cat([self.eps, other.eps]),
             torch.cat([self.t, other.t]),
             self.cond.joined(other.cond),
+            weights,
         )
 
 
-# Denoising error, the first term of Eq. 3: || eps_theta(x_t, t, c) - eps ||^2, the mean over the elements.
+# Denoising error, the first term of Eq. 3: || eps_theta(x_t, t, c) - eps ||^2, the mean over the elements, weighted
+# where the batch has weights.
 def denoising_errors(family: Denoises, batch: Batch) -> Tensor:
     """Mean squared error of each example, shape (batch,), in float32 whatever the network computes in."""
     xt = family.process.noised(batch.x0, batch.eps, batch.t)
     target = family.process.target(batch.x0, batch.eps, batch.t)
     output = family.predict(xt, batch.t, batch.cond)
-    return F.mse_loss(output.float(), target.float(), reduction="none").flatten(1).mean(1)
+    errors = F.mse_loss(output.float(), target.float(), reduction="none")
+    if batch.weights is None:
+        return errors.flatten(1).mean(1)
+    return (batch.weights * errors).mean((1, 2, 3)) / batch.weights.mean((1, 2, 3))
 
 
 def diffusion_loss(family: Denoises, batch: Batch, snr_gamma: float | None = None) -> Tensor:

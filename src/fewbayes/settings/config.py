@@ -137,6 +137,14 @@ class TrainConfig(_MethodsOwn):
     """Crop in the centre instead of at random."""
     random_flip: bool = False
     """Mirror each image left to right half of the time."""
+    mask_weight: float | None = setting(
+        None,
+        unsaid_if_default=True,
+        own_none=True,
+        must=(lambda weight: 0 < weight <= 1, "above 0 and at most 1, where 1 is as without masks"),
+    )
+    """How much the background counts in the loss, where 00-mask.png beside 00.jpg is white on the subject and black
+    elsewhere: 0.1 is usual. Each picture's loss is the weighted mean over its latents. None: masks are not used."""
     cache_latents: bool = True
     """Encode images and prompts once, when nothing prevents it (random crops, flips, a trained text encoder do)."""
 
@@ -252,8 +260,13 @@ class TrainConfig(_MethodsOwn):
         return _prompts(self.validation_prompt or self.instance_prompt)
 
     def with_rare_token(self, prompt: str) -> str:
-        """The prompt with the rare token in place of <v>."""
-        return prompt.replace(RARE_TOKEN_MARK, self.rare_token or RARE_TOKEN_MARK)
+        """The prompt with the rare token in place of <v>, and of [trigger] as other trainers write it."""
+        return re.sub(r"<v>|\[trigger\]", lambda _: self.rare_token or RARE_TOKEN_MARK, prompt)
+
+    def names_subject(self, prompt: str) -> bool:
+        """Whether the rare token stands in a prompt as a word of its own."""
+        word = re.escape(self.rare_token or RARE_TOKEN_MARK)
+        return re.search(rf"(?<!\w){word}(?!\w)", prompt) is not None
 
     def resolve(self, recommended: Mapping[str, Any], native_resolution: int, n_images: int) -> TrainConfig:
         """Fills every setting that None leaves open: explicit before recommended by the model before the paper's.

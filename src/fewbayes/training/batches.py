@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewbayes.data.images import crop
@@ -128,7 +129,8 @@ class Pictures:
     pixels: uint8 (height, width, 3) each, no side shorter than `side`. Latents are kept when asked, when no picture
     needs cropping and none is flipped; what is kept is mean and deviation, so latents are still drawn at every step.
     Prompt embeddings are kept when `keep_prompts`, which a text encoder in training forbids. noise_offset: share of
-    one more normal number per channel in the noise, 0 for none.
+    one more normal number per channel in the noise, 0 for none. masks: uint8 (height, width) of the pictures' sizes,
+    None for a picture without one; where they are black a place weighs `mask_weight`, of 1 on white.
     """
 
     def __init__(
@@ -143,8 +145,12 @@ class Pictures:
         keep_prompts: bool = True,
         half: int = INSTANCE,
         noise_offset: float = 0.0,
+        masks: Sequence[np.ndarray | None] = (),
+        mask_weight: float = 1.0,
     ):
         assert len(pixels) == len(prompts) > 0
+        self._masks = list(masks) if mask_weight != 1 and any(mask is not None for mask in masks) else None
+        self._mask_weight = mask_weight
         self.family, self.pixels, self.prompts = family, list(pixels), list(prompts)
         self.side, self.random_flip, self.half, self.noise_offset = side, random_flip, half, noise_offset
         still = not random_flip and all(picture.shape[:2] == (side, side) for picture in self.pixels)
@@ -174,6 +180,7 @@ class Pictures:
             eps=draws.eps[rows].to(device),
             t=draws.t[rows].to(device),
             cond=self._conditions(indices),
+            weights=self._weights(indices, draws.crop[rows]),
         )
 
     def open_channels(self) -> dict[int, float]:
@@ -192,6 +199,19 @@ class Pictures:
             for i, row in zip(indices, crops.tolist(), strict=True)
         ]
         return self.family.encode_images(np.stack(windows))
+
+    def _weights(self, indices: list[int], crops: Tensor) -> Tensor | None:
+        """(batch, 1, height, width) of the latents: the mean of the masks over the pixels of each place."""
+        if self._masks is None:
+            return None
+        whole = np.full((self.side, self.side), 255, np.uint8)
+        windows = []
+        for i, row in zip(indices, crops.tolist(), strict=True):
+            mask = self._masks[i]
+            windows.append(whole if mask is None else crop_and_flip(mask, self.side, row, flip=self.random_flip))
+        white = torch.from_numpy(np.stack(windows)).float().div(255)[:, None]
+        white = F.adaptive_avg_pool2d(white, self.latent_shape[-2:]).to(self.family.device)
+        return self._mask_weight + (1 - self._mask_weight) * white
 
     def _conditions(self, indices: list[int]) -> Conditioning:
         prompts = [self.prompts[i] for i in indices]

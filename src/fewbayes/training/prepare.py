@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
-from fewbayes.data.images import TrainImage, load_images
+from fewbayes.data.captions import few
+from fewbayes.data.images import DataReport, TrainImage, load_images
 from fewbayes.errors import UserError
 from fewbayes.methods import Method
 from fewbayes.models import Family, ModelCard
@@ -102,7 +103,40 @@ def pictures_of(config: TrainConfig, family: Family, images: Sequence[TrainImage
         keep_prompts=config.cache_latents and not (config.train_text_encoder or config.train_rare_token),
         noise_offset=config.noise_offset,
         half=half,
+        masks=[image.mask for image in images],
+        mask_weight=1.0 if config.mask_weight is None or half == CLASS else config.mask_weight,
     )
+
+
+def check_photographs(config: TrainConfig, report: DataReport) -> list[str]:
+    """What is to be said of the photographs beside these settings; UserError for masks that are asked for in vain."""
+    said, side = [], config.resolution or 0
+    masked = sum(image.mask is not None for image in report.images)
+    if config.mask_weight is None and masked:
+        said.append(
+            f"the masks of {masked} images are not used; --mask_weight 0.1 would have the background count less"
+        )
+    if config.mask_weight is not None and not masked:
+        raise UserError(
+            f"mask_weight is {config.mask_weight:g}, but {report.folder} holds no masks; put 00-mask.png beside "
+            "00.jpg, white where the subject is, or leave it out"
+        )
+    small = [image for image in report.images if min(image.width, image.height) < side]
+    if small:
+        least = min(small, key=lambda image: min(image.width, image.height))
+        said.append(
+            f"{len(small)} of {len(report.images)} images are smaller than {side} pixels and are enlarged, the "
+            f"smallest from {least.width} x {least.height}: the model learns the blur; take larger ones, or a lower "
+            "--resolution"
+        )
+    told = [(image.path.name, config.with_rare_token(image.caption)) for image in report.images if image.caption]
+    without = [name for name, caption in told if not config.names_subject(caption)]
+    if without:
+        said.append(
+            f"{len(without)} of {len(told)} captions lack the rare token {config.rare_token}, so nothing ties it to "
+            f"the subject there ({few(without)}); write <v> where it stands, as in {config.instance_prompt!r}"
+        )
+    return said
 
 
 def own_class_images(config: TrainConfig) -> list[TrainImage]:

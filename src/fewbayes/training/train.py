@@ -43,6 +43,7 @@ from fewbayes.training.prepare import (
     check_loss,
     check_masters,
     check_packages,
+    check_photographs,
     check_rare_token,
     class_settings,
     generated_class_images,
@@ -97,13 +98,19 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     assert config.learning_rate is not None
     assert config.max_train_steps is not None
     check_drawn(card, config)
-    images = load_images(report.folder, resolution=config.resolution, center_crop=config.center_crop, report=report)
+    remarks = check_photographs(config, report)
+    for note in remarks if accelerator.is_main_process else ():
+        log.warning("%s: %s", report.folder, note)
+    masked = config.mask_weight is not None
+    size = {"resolution": config.resolution, "center_crop": config.center_crop}
+    images = load_images(report.folder, **size, report=report, masks=masked)
     given_class_images = own_class_images(config)
     model_hash = card.fingerprint()
     drawn = None if given_class_images or not config.with_prior_preservation else class_settings(config, model_hash)
     fingerprint = config.fingerprint(
         model=model_hash,
         instance_data_dir=[image.sha256 for image in images],
+        mask_weight=[config.mask_weight, *(image.mask_sha256 for image in images)] if masked else None,
         class_data_dir=drawn.key() if drawn else [image.sha256 for image in given_class_images],
     ) | {"processes": accelerator.num_processes}
 
