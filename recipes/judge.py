@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image, ImageOps
 
 from autoencoder import psnr
@@ -25,8 +25,9 @@ def ask(count: int, seed: int = 0) -> list[tuple[dict[str, str], str]]:
 
 
 @torch.no_grad()
-def sample(pipeline: StableDiffusionPipeline, prompts: list[str], guidance: float, steps: int = 25) -> list[np.ndarray]:
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+def sample(pipeline: DiffusionPipeline, prompts: list[str], guidance: float, steps: int = 25) -> list[np.ndarray]:
+    if isinstance(pipeline, StableDiffusionPipeline):
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     pictures: list[np.ndarray] = []
     for start in range(0, len(prompts), 20):
@@ -39,7 +40,7 @@ def sample(pipeline: StableDiffusionPipeline, prompts: list[str], guidance: floa
     return pictures
 
 
-def judge_pipeline(pipeline: StableDiffusionPipeline, recogniser: Recogniser, count: int = 200) -> dict:
+def judge_pipeline(pipeline: DiffusionPipeline, recogniser: Recogniser, count: int = 200) -> dict:
     """Share of pictures in which the recogniser finds what the prompt named, at three guidance scales."""
     asked, result = ask(count), {}
     for guidance in (3.0, 5.0, 7.5):
@@ -71,7 +72,7 @@ def tile(pictures: list[np.ndarray], columns: int, zoom: int) -> Image.Image:
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
-def write_sample_grid(pipeline: StableDiffusionPipeline, path: Path, zoom: int = 2) -> None:
+def write_sample_grid(pipeline: DiffusionPipeline, path: Path, zoom: int = 2) -> None:
     """Eight by four samples at guidance 5: object by object, colour and setting going round."""
     objects, colours, settings = VOCABULARY["object"], list(COLOURS), list(SETTINGS)
     things = [article(f"{colours[i % 10]} {objects[i % 16]}") for i in range(32)]

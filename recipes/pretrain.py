@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import save_file
 
 import fewbayes.world
@@ -38,18 +38,21 @@ RECOMMENDED = {
 }
 
 
-def halve(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def halve(pipeline: DiffusionPipeline, folder: Path, recommended: dict = RECOMMENDED) -> None:
     """Save the pipeline under the names that a plain `from_pretrained` looks for, its large parts in half precision.
 
-    The text encoder stays in float32: transformers 5 loads what it finds, diffusers loads float32.
+    Text encoders stay in float32: transformers 5 loads what it finds, diffusers loads float32.
     """
     scratch = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    pipeline.unet.half()
-    pipeline.vae.half()
+    parts = {name: it for name, it in pipeline.components.items() if it is not None}
+    for name in parts.keys() & {"unet", "transformer", "vae"}:
+        parts[name].half()
     pipeline.save_pretrained(scratch, safe_serialization=True)
-    write_slow_tokenizer(pipeline.tokenizer, scratch / "tokenizer")
-    note = {"rare_token": RARE_TOKEN, "resolution": 64, "recommended": RECOMMENDED}
+    for name in parts:
+        if name.startswith("tokenizer"):
+            write_slow_tokenizer(parts[name], scratch / name)
+    note = {"rare_token": RARE_TOKEN, "resolution": 64, "recommended": recommended}
     (scratch / "fewbayes.json").write_text(json.dumps(note, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
@@ -59,13 +62,13 @@ def size_of(module: torch.nn.Module) -> dict:
     return {"class": type(module).__name__, "parameters": sum(p.numel() for p in module.parameters())}
 
 
-def made_here(pipeline: StableDiffusionPipeline) -> dict:
+def made_here(pipeline: DiffusionPipeline) -> dict:
     """Of what size a pipeline is, and where and when it was made."""
     return {
         "made": time.strftime("%Y-%m-%d"),
         "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "parts": {name: size_of(getattr(pipeline, name)) for name in ("unet", "vae", "text_encoder")},
+        "parts": {name: size_of(it) for name, it in pipeline.components.items() if isinstance(it, torch.nn.Module)},
     }
 
 

@@ -21,6 +21,7 @@ from fewbayes.models import inspect_model, load_family
 from fewbayes.models.sampling import sample_images
 from fewbayes.posterior.where import Rule, select
 from fewbayes.training.train import train
+from fewbayes.world.pipelines import PIPELINES
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 PROMPTS = ["a photo of a <v> dog", "a photo"]
@@ -186,6 +187,13 @@ def test_of_two_models_that_do_not_belong_together_or_a_side_that_cannot_be_draw
     file.write_text(json.dumps(json.loads(file.read_text()) | {"in_channels": 4}))
     with pytest.raises(ValueError, match="4 channels"):
         inspect_model(str(folder))
+
+
+def test_the_embedded_flow_model_is_one_name_away(without_t5, monkeypatch):
+    monkeypatch.setitem(PIPELINES, "tiny-flow", without_t5.card.folder)
+    card = inspect_model("tiny-flow")
+    assert (card.family, card.prediction_type, card.rare_token) == ("sd3", "flow", "<v>")
+    assert len(sample_images(load_family(card), PROMPTS[:1], [0], steps=1)) == 1
 
 
 RUNS = {
