@@ -74,9 +74,19 @@ def _serve(arguments: list[str]) -> int:
     return 0
 
 
+def _read(arguments: list[str]) -> int:
+    from fewbayes.survey.read import Read, run_read
+
+    folder = run_read(parse_command(Read, arguments, "study read"))
+    print((folder / "results.md").read_text("utf-8"))
+    print(f"done: {folder}")
+    return 0
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "make": ("a blinded study of pairs from runs, with a frozen plan", _make),
     "serve": ("its page, for participants", _serve),
+    "read": ("what the answers say, in tables and on a page", _read),
 }
 
 

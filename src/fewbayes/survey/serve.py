@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hmac
-import json
 import secrets
 import time
 from collections import OrderedDict
@@ -28,10 +27,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from fewbayes.survey.answers import Answer, to_csv
 from fewbayes.survey.openapi import document
 from fewbayes.survey.plan import LEFT, RIGHT, SAME, Question, Secret, Study, picture_file
 from fewbayes.survey.schedule import Trial, trials
-from fewbayes.survey.store import Answer, Store
+from fewbayes.survey.store import Store
 
 STATIC = Path(__file__).parent / "static"
 COOKIE = "participant"
@@ -223,7 +223,7 @@ class Server:
             code = 401 if self.admin_guesses.take() else 429
             raise HTTPException(code, "the admin token is needed", {"www-authenticate": 'Basic realm="study"'})
         if request.url.path.endswith(".csv"):
-            return Response(answers_csv(await run_in_threadpool(self.store.answers)), media_type="text/csv")
+            return Response(to_csv(await run_in_threadpool(self.store.answers)), media_type="text/csv")
         counts = await run_in_threadpool(self.store.counts)
         return HTMLResponse(_admin_page(self.study, counts))
 
@@ -309,12 +309,6 @@ def _shown(trial: Trial) -> dict[str, Any]:
     item = trial.item
     sides = [item.sides[trial.left], item.sides[1 - trial.left]] if len(item.sides) == 2 else item.sides
     return {"sides": sides, "prompt": item.prompt, "references": item.references, "before": item.before}
-
-
-def answers_csv(answers: list[Answer]) -> str:
-    names = list(Answer.__dataclass_fields__)
-    lines = [names, *([json.dumps(getattr(answer, name)).strip('"') for name in names] for answer in answers)]
-    return "\n".join(",".join(line) for line in lines) + "\n"
 
 
 def _admin_page(study: Study, counts: dict[str, Any]) -> str:

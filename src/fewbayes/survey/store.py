@@ -7,7 +7,7 @@ the same question is refused by the database itself. No address, agent or name o
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 
 from fewbayes.errors import UserError
+from fewbayes.survey.answers import NAMES, Answer
 from fewbayes.survey.plan import DATABASE
 
 METADATA = sa.MetaData()
@@ -49,29 +50,6 @@ ANSWERS = sa.Table(
     sqlite_autoincrement=True,
 )
 Added = Literal["new", "again", "other", "gone"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer. left: the side that stood on the left. choice: the side that was chosen, or the option of a rating.
-
-    milliseconds: from seeing the question to the answer. key: of the client, by which a repeated request is known.
-    received: seconds since 1970, in UTC.
-    """
-
-    participant: str
-    trial: int
-    question: str
-    item: str
-    repeat: bool
-    left: int
-    choice: int
-    milliseconds: int
-    key: str
-    received: int = 0
-
-
-NAMES = tuple(field.name for field in fields(Answer))
 
 
 class Store:
