@@ -6,13 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fewbayes.errors import UserError
-from fewbayes.survey import inference, paper
+from fewbayes.survey import inference, paper, run_study
 from fewbayes.survey import read as reading
 from fewbayes.survey.answers import Answer, from_files, to_csv
 from fewbayes.survey.inference import bradley_terry, codes, krippendorff, mixed, share, wilson
-from fewbayes.survey.plan import Item, Key, Origin, Plan, Question, Study
+from fewbayes.survey.plan import Item, Key, Origin, Plan, Question, Study, read_key, read_study
 from fewbayes.survey.power import power_table, simulate, studies
 from fewbayes.survey.schedule import trials
 
@@ -212,3 +213,38 @@ def test_answers_are_written_and_read_back(tmp_path):
     (tmp_path / "bad.csv").write_text(to_csv(answers).replace(",900,", ",soon,", 1))
     with pytest.raises(UserError, match=r"row 1: milliseconds is \"soon\""):
         from_files([tmp_path / "bad.csv"], study)
+
+
+# --- ratings ----------------------------------------------------------------------------------------------------------
+
+
+def test_people_and_models_rate_in_one_format(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((16, 16, 3), 20 * i, np.uint8)).save(tmp_path / "pictures" / f"{i:02d}.png")
+    run_study(["rate", str(tmp_path / "pictures"), "--output_dir", str(tmp_path / "study")])
+    assert {file.name for file in (tmp_path / "study" / "sheets").iterdir()} == {"question.md", "00.png", "01.png"}
+    study, _ = read_study(tmp_path / "study")
+    key = read_key(tmp_path / "study", study)
+    for rater, shift in (("a", 0), ("b", 1)):
+        rated = {str(i): (i + shift * (i == 0)) % 3 for i in range(12)}
+        (tmp_path / f"{rater}.json").write_text(json.dumps(rated))
+    person = [Answer("c", i, "broken", item.id, False, 0, i % 3, 900, "") for i, item in enumerate(study.items[:6])]
+    (tmp_path / "c.csv").write_text(to_csv(person))
+    files = [str(tmp_path / name) for name in ("a.json", "b.json", "c.csv")]
+    run_study(["read", str(tmp_path / "study"), "--answers", *files, "--output_dir", str(tmp_path / "read")])
+    found = json.loads((tmp_path / "read" / "ratings.json").read_text())
+    assert found["raters"] == ["a", "b", "c"]
+    for i, item in enumerate(study.items):
+        row = next(row for row in found["rows"] if row["training"] == key.items[item.id].subject)
+        assert row["ratings"] == [i % 3, (i + (i == 0)) % 3] + [i % 3] * (i < 6)
+    assert found["pairs"][0] == {
+        "raters": ["a", "b"],
+        "sets": 12,
+        "alike": 11 / 12,
+        "alpha": found["pairs"][0]["alpha"],
+    }
+    assert found["pairs"][1]["alpha"] == 1
+    (tmp_path / "a.json").write_text('{"0": 1}')
+    with pytest.raises(UserError, match="have no choice from 0 to 2"):
+        from_files([tmp_path / "a.json"], study)

@@ -74,6 +74,14 @@ def _serve(arguments: list[str]) -> int:
     return 0
 
 
+def _rate(arguments: list[str]) -> int:
+    from fewbayes.survey.rate import Rate, run_rate
+
+    folder = run_rate(parse_command(Rate, arguments, "study rate"))
+    print(f"the study: {folder}; next: fewbayes study serve {folder}, or its sheets/question.md")
+    return 0
+
+
 def _read(arguments: list[str]) -> int:
     from fewbayes.survey.read import Read, run_read
 
@@ -86,6 +94,7 @@ def _read(arguments: list[str]) -> int:
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "make": ("a blinded study of pairs from runs, with a frozen plan", _make),
     "serve": ("its page, for participants", _serve),
+    "rate": ("sheets of single sets of pictures: clean, between or broken", _rate),
     "read": ("what the answers say, in tables and on a page", _read),
 }
 

@@ -377,8 +377,8 @@ def facts(result: Result) -> list[str]:
     failed = sum(count > 0 for count in result.failed.values())
     return [
         f"{result.participants} participants, {result.answers} first answers to pairs.",
-        f"{failed} of {len(result.failed)} participants who saw a check failed one or more; {len(result.excluded)} failed "
-        "more than the plan allows and are left out of the column without failed checks.",
+        f"{failed} of {len(result.failed)} participants who saw a check failed one or more; "
+        f"{len(result.excluded)} failed more than the plan allows, and one column leaves them out.",
         f"Frozen plan: {result.plan}.",
     ]
 
