@@ -67,6 +67,7 @@ def _serve(arguments: list[str]) -> int:
         server_header=False,
         timeout_keep_alive=15,
         limit_concurrency=1000,
+        h11_max_incomplete_event_size=16_384,
         proxy_headers=asked.proxy is not None,
         forwarded_allow_ips=asked.proxy or "",
     )

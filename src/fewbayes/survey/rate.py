@@ -32,9 +32,9 @@ from fewbayes.survey.make import REFERENCES, Pictures, finish
 from fewbayes.survey.plan import RATING, Item, Key, Origin, Plan, Study, written
 
 PER_SHEET, SHOWN, GAP = 10, 128, 10
-CONSENT = """You will see sets of pictures made by a computer program, and say whether each is clean or broken. We keep \
-your answers, how long each took, and a random code; no name, no address and nothing about your browser. One cookie \
-holds your code. You may stop at any time. By beginning you agree to this."""
+CONSENT = """You will see sets of pictures made by a computer program, and say whether each is clean or broken. We \
+keep your answers, how long each took, and a random code; no name, no address and nothing about your browser. One \
+cookie holds your code. You may stop at any time. By beginning you agree to this."""
 QUESTION = """Each numbered row shows, left, what a text-to-image model drew before fine-tuning; in the middle, what the
 same prompts and seeds give after some fine-tuning on photographs of one subject; on the right, some of these
 photographs. A part that there is no picture for is left out.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -136,15 +138,18 @@ class Server:
     async def openapi(self, _: Request) -> Response:
         return JSONResponse(document(Given, Consent))
 
-    async def about(self, _: Request) -> Response:
+    async def about(self, request: Request) -> Response:
         study = self.study
         questions = [
             {"name": each.name, "words": each.words, "shows": each.shows, "buttons": _buttons(each, study.kind)}
             for each in study.questions
         ]
-        return JSONResponse(
-            {"title": study.title, "kind": study.kind, "consent": study.consent, "questions": questions}
-        )
+        try:
+            begun = bool(self.who(request))
+        except HTTPException:
+            begun = False
+        told = {"title": study.title, "consent": study.consent, "begun": begun, "questions": questions}
+        return JSONResponse(told)
 
     async def join(self, request: Request) -> Response:
         if not (await _body(request, Consent)).consent:
@@ -243,7 +248,7 @@ def make_app(
 ) -> Callable[..., Awaitable[None]]:
     """The ASGI application of a study."""
     server = Server(folder, study, plan, secret, store, limits or Limits())
-    handlers: Any = {HTTPException: _refused, Exception: _failed}
+    handlers: Any = {HTTPException: _refused, SQLAlchemyError: _not_now, Exception: _failed}
     return guarded(Starlette(routes=server.routes(), exception_handlers=handlers))
 
 
@@ -266,6 +271,11 @@ def guarded(app: Any) -> Callable[..., Awaitable[None]]:
 
 async def _refused(_: Request, error: HTTPException) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _not_now(_: Request, error: SQLAlchemyError) -> Response:
+    logging.getLogger(__name__).error("the database: %s", error)
+    return JSONResponse({"error": "the database does not answer; nothing was kept"}, 503, {"retry-after": "2"})
 
 
 async def _failed(_: Request, error: Exception) -> Response:

@@ -6,6 +6,8 @@ the same question is refused by the database itself. No address, agent or name o
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -56,11 +58,13 @@ class Store:
     """The answers of one study. study: the hash of its frozen plan; a database of another one is refused."""
 
     def __init__(self, folder: Path, study: str, url: str | None = None) -> None:
+        self.writing: Any = contextlib.nullcontext()
         try:
             self.engine = sa.create_engine(url or f"sqlite:///{folder / DATABASE}", pool_size=20, max_overflow=20)
             if self.engine.dialect.name not in ("sqlite", "postgresql"):
                 raise UserError(f"database is of {self.engine.dialect.name}; it must be sqlite or postgresql")
             if self.engine.dialect.name == "sqlite":
+                self.writing = threading.Lock()  # it takes one writer at a time; waiting here never times out
                 event.listen(self.engine, "connect", _durable)
             METADATA.create_all(self.engine)
         except (ArgumentError, NoSuchModuleError, ImportError, DBAPIError) as error:
@@ -80,7 +84,7 @@ class Store:
 
     def begin(self, participant: str) -> int:
         """The number of a new participant, from 0."""
-        with self.engine.begin() as connection:
+        with self.writing, self.engine.begin() as connection:
             row = sa.insert(PARTICIPANTS).values(participant=participant, begun=int(time.time()))
             return connection.execute(row.returning(PARTICIPANTS.c.number)).scalar_one() - 1
 
@@ -90,17 +94,18 @@ class Store:
         answer = replace(answer, received=int(time.time()))
         values = {name: getattr(answer, name) for name in NAMES}
         try:
-            with self.engine.begin() as connection:
-                done = connection.execute(self.insert(ANSWERS).values(values).on_conflict_do_nothing())
+            with self.writing, self.engine.begin() as connection:
+                row = self.insert(ANSWERS).values(values).on_conflict_do_nothing()
+                place = connection.execute(row.returning(ANSWERS.c.place)).scalar()
         except IntegrityError:
             return "gone", answer
-        if done.rowcount == 1:
+        if place is not None:
             return "new", answer
         same = ANSWERS.c.participant == answer.participant
-        place = (ANSWERS.c.trial == answer.trial) & (ANSWERS.c.question == answer.question)
+        asked = (ANSWERS.c.trial == answer.trial) & (ANSWERS.c.question == answer.question)
         with self.engine.connect() as connection:
             columns = [ANSWERS.c[name] for name in NAMES]
-            rows = connection.execute(sa.select(*columns).where(same & (place | (ANSWERS.c.key == answer.key)))).all()
+            rows = connection.execute(sa.select(*columns).where(same & (asked | (ANSWERS.c.key == answer.key)))).all()
         kept = [Answer(**row._mapping) for row in rows]
         told = next((row for row in kept if row.key == answer.key), kept[0] if kept else answer)
         alike = (told.trial, told.question, told.choice, told.key)
@@ -114,7 +119,7 @@ class Store:
 
     def withdraw(self, participant: str) -> int:
         """Deletes a participant and all that they answered; how many answers that were."""
-        with self.engine.begin() as connection:
+        with self.writing, self.engine.begin() as connection:
             deleted = connection.execute(sa.delete(ANSWERS).where(ANSWERS.c.participant == participant)).rowcount
             connection.execute(sa.delete(PARTICIPANTS).where(PARTICIPANTS.c.participant == participant))
         return deleted

@@ -35,12 +35,8 @@ async function start() {
   find("withdraw").addEventListener("click", withdraw);
   document.addEventListener("keydown", pressed);
   window.addEventListener("resize", fit);
-  try {
-    await resume();
-  } catch (error) {
-    if (error.status !== 401) throw error;
-    only("consent");
-  }
+  if (state.study.begun) await resume();
+  else only("consent");
 }
 
 async function join() {
@@ -115,12 +111,12 @@ function shot(name, label) {
   return button;
 }
 
-// Small pictures are shown at a whole multiple of their pixels, so that none is wider than another.
+// Small pictures are shown at a whole number of the screen's pixels for each of theirs, so that none is wider than another.
 function fit() {
   for (const image of document.querySelectorAll(".side img, #before img")) {
     const room = image.closest("#before") ? 96 : image.closest(".side").clientWidth / Math.min(2, image.closest(".side").children.length);
     const tall = Math.max(160, window.innerHeight * 0.52);
-    const factor = Math.floor(Math.min(room / image.naturalWidth, tall / image.naturalHeight));
+    const factor = Math.floor(Math.min(room / image.naturalWidth, tall / image.naturalHeight) * devicePixelRatio) / devicePixelRatio;
     image.className = factor >= 1 ? "pixels" : "";
     image.style.width = factor >= 1 ? `${factor * image.naturalWidth}px` : `${Math.min(room, (tall * image.naturalWidth) / image.naturalHeight)}px`;
   }
@@ -142,7 +138,7 @@ function question(trial) {
   const done = state.total - state.todo.length;
   find("progress").value = done / state.total;
   find("place").textContent = `${done + 1} of ${state.total}`;
-  find("hint").replaceChildren("Tap a picture to see its pixels", element("span", { className: "keys", textContent: ", or press Z. Arrow keys answer." }));
+  find("hint").replaceChildren("Select a picture to see its pixels", element("span", { className: "keys", textContent: ", or press Z. Arrow keys answer." }));
 }
 
 function pressed(event) {
