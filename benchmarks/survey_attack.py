@@ -31,8 +31,9 @@ from fewbayes.survey.serve import Limits, make_app
 from fewbayes.survey.store import Store
 
 SCRIPTS = (
-    "<script>alert(1)</script>", "';DROP TABLE answers;--", "\" OR 1=1 --", "{{7*7}}", "${7*7}", "../../key", "\0", "\ud83d\ude00" * 40,
-    "%00", "a" * 3000, "-1", "1e309", "NaN", "\u202e", "javascript:alert(1)", "\r\nset-cookie: x=y",
+    "<script>alert(1)</script>", "';DROP TABLE answers;--", "\" OR 1=1 --", "{{7*7}}", "${7*7}", "../../key", "\0",
+    "\ud83d\ude00" * 40, "%00", "a" * 3000, "-1", "1e309", "NaN", "\u202e", "javascript:alert(1)",
+    "\r\nset-cookie: x=y",
 )  # fmt: skip
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method"
