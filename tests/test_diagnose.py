@@ -23,7 +23,7 @@ from fewbayes.diagnose.course import judge_last
 from fewbayes.diagnose.examine import RESULT
 from fewbayes.diagnose.verdict import Finding, concluded, explained, which_to_keep
 from fewbayes.models import inspect_model, load_family
-from fewbayes.models.adapters import load_adapter
+from fewbayes.models.adapters import load_adapter, lora_layers, scaled
 from fewbayes.page import write_report
 from fewbayes.settings.config import TrainConfig
 from fewbayes.stage.monitor import Look, Monitor
@@ -390,11 +390,11 @@ def test_what_other_trainers_drew_is_not_claimed():
 def test_strengths_are_undone_bit_for_bit_whatever_happens_inside(lora, eps_model):
     family = load_family(str(eps_model))
     load_adapter(family, lora)
-    layers = lookalikes.lora_layers(family.denoiser)
+    layers = lora_layers(family.denoiser)
     before = [dict(layer.scaling) for layer in layers]
     assert layers
     inside = []
-    with contextlib.suppress(KeyboardInterrupt), lookalikes.scaled(layers, 0.3):
+    with contextlib.suppress(KeyboardInterrupt), scaled(layers, 0.3):
         inside = [dict(layer.scaling) for layer in layers]
         raise KeyboardInterrupt
     assert inside != before

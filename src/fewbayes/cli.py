@@ -38,7 +38,7 @@ Few-shot fine-tuning of diffusion models with Bayesian weights.
              fewbayes diagnose OUT --output_dir DIAGNOSIS
   evaluate    score pictures against the training images and their prompts:
              fewbayes evaluate OUT --output_dir SCORES
-  report   a page from a run, an evaluation or an experiment folder:
+  report   a page from a run, an evaluation, samples or an experiment; with --live one that follows a training:
              fewbayes report OUT
   study    a blinded user study: make it from runs, serve it, read it:
              fewbayes study make RUN RUN --output_dir STUDY
@@ -80,10 +80,16 @@ class Sample:
 
     source: str = setting(positional=True)
     """Run folder, its checkpoint-N, pipeline folder, hub id, or tiny; with --base a LoRA file or a PEFT folder."""
-    prompt: tuple[str, ...]
+    prompt: tuple[str, ...] = ()
     """With <v> for the rare token; may be repeated."""
+    prompt_file: Path | None = setting(None, value="FILE")
+    """A prompt a line; lines that begin with # are left out."""
+    checkpoints: tuple[str, ...] = setting((), several=True, value="STEP")
+    """Of a run, side by side: steps, best, or all."""
+    strength: tuple[float, ...] = setting((), at_least=0, several=True)
+    """Of a LoRA, as multiples of its own."""
     output_dir: str
-    """A new or empty folder."""
+    """A new or empty folder. It gets the pictures, samples.json and a page with all of them as a grid."""
     num_images: int = setting(4, above=0)
     """Pictures of each prompt."""
     seed: int = 0
@@ -92,8 +98,8 @@ class Sample:
     """One of the model's family: ddim, pndm, dpm++, ddpm or euler for Stable Diffusion. None: the usual one."""
     num_inference_steps: int = setting(25, above=0)
     """Steps of the sampler."""
-    guidance_scale: float = setting(7.5, at_least=0)
-    """Classifier-free guidance; 1 is none."""
+    guidance_scale: tuple[float, ...] = setting((7.5,), at_least=0, several=True)
+    """Classifier-free guidance, one or several; 1 is none."""
     negative_prompt: str = ""
     """Prompt that guidance leads away from."""
     resolution: int | None = setting(None, above=0)
@@ -110,17 +116,20 @@ class Sample:
 
 def _sample(arguments: list[str]) -> int:
     asked = _ask(Sample, "sample", arguments)
-    from fewbayes.sample import write_samples
+    from fewbayes.page import write_report
+    from fewbayes.sample import read_prompts, write_samples
 
     folder = write_samples(
         asked.source,
-        asked.prompt,
+        [*asked.prompt, *(read_prompts(asked.prompt_file) if asked.prompt_file else ())],
         asked.output_dir,
         num_images=asked.num_images,
         seed=asked.seed,
         sampler=asked.sampler,
         steps=asked.num_inference_steps,
         guidance=asked.guidance_scale,
+        strengths=asked.strength,
+        checkpoints=asked.checkpoints,
         negative_prompt=asked.negative_prompt,
         resolution=asked.resolution,
         batch_size=asked.sample_batch_size,
@@ -128,7 +137,7 @@ def _sample(arguments: list[str]) -> int:
         base=asked.base,
         lora_alpha=asked.lora_alpha,
     )
-    print(f"done: {folder}")
+    print(f"done: {write_report(folder)}")
     return 0
 
 
@@ -203,10 +212,23 @@ class Report:
     """The folder that the page is about."""
     output: Path | None = setting(None, value="FILE")
     """The file to write. None: report.html in the folder."""
+    live: bool = False
+    """Serve the page of a run to this machine; it shows what is new while the run trains."""
+    port: int = setting(0, at_least=0, below=2**16)
+    """Where to serve it. 0: any port that is free."""
 
 
 def _report(arguments: list[str]) -> int:
     asked = _ask(Report, "report", arguments)
+    if asked.live and asked.output:
+        raise UserError("a live page is served, not written; leave --output or --live out")
+    if asked.port and not asked.live:
+        raise UserError("--port is for a page that is served; add --live")
+    if asked.live:
+        from fewbayes.page.live import serve
+
+        serve(asked.folder, asked.port)
+        return 0
     from fewbayes.page import write_report
 
     print(write_report(asked.folder, asked.output))

@@ -1,18 +1,30 @@
-"""`fewbayes sample`: pictures of whatever can be opened as a model, in a folder that says how each was made."""
+"""`fewbayes sample`: pictures of whatever can be opened as a model, in a folder that says how each was made.
+
+One call draws a grid: each prompt by each checkpoint, strength of the adapter and guidance, all from the same seeds.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 from fewbayes.data.images import numbered
 from fewbayes.errors import UserError
+from fewbayes.fields import did_you_mean
 from fewbayes.files.atomic import atomic_folder, new_folder
+from fewbayes.models.adapters import lora_layers, scaled
 from fewbayes.models.sampling import sample_images
-from fewbayes.runs.opening import card_of, open_model
+from fewbayes.runs.layout import BEST, LISTING
+from fewbayes.runs.opening import card_of, find, open_model
+
+log = logging.getLogger("fewbayes")
 
 
 def write_samples(
@@ -24,7 +36,9 @@ def write_samples(
     seed: int = 0,
     sampler: str | None = None,
     steps: int = 25,
-    guidance: float = 7.5,
+    guidance: float | Sequence[float] = 7.5,
+    strengths: Sequence[float] = (),
+    checkpoints: Sequence[str] = (),
     negative_prompt: str = "",
     resolution: int | None = None,
     batch_size: int = 4,
@@ -34,34 +48,95 @@ def write_samples(
 ) -> Path:
     """`num_images` pictures of each prompt, image i from seed + i; returns the folder, which must be new or empty.
 
-    source, weights, base, lora_alpha: as in `open_model`; sampler: None for the usual one of the model's family. The
-    folder holds 00.png, 01.png, ... (with as many digits as the last one has) and samples.json, which says how each was
-    made.
+    source, weights, base, lora_alpha: as in `open_model`; sampler: None for the usual one of the model's family.
+    guidance: one or several. strengths: of a LoRA, as multiples of its own; none is that. checkpoints: of the run
+    `source`, see `parts_of`; none is the source itself. The folder holds 00.png, 01.png, ... (with as many digits as
+    the last one has) and samples.json, which says how each was made.
     """
     output = Path(output_dir)
     new_folder(output)
     if not -(2**63) <= seed < 2**64 - num_images:
         raise UserError(f"seed is {seed}; it must be from 0 to 2**64 - 1 with the number of images added")
-    card = card_of(source, base)
-    card.check_drawn(sampler or card.usual_sampler, steps, resolution)
-    family, rare_token = open_model(source, weights, base=base, lora_alpha=lora_alpha)
-    family.to("cuda" if torch.cuda.is_available() else "cpu")
-    words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts for _ in range(num_images)]
-    seeds = [seed + i for _ in prompts for i in range(num_images)]
-    how = {
-        "sampler": sampler or card.usual_sampler,
-        "steps": steps,
-        "guidance": guidance,
-        "negative_prompt": negative_prompt,
-    }
-    pictures = sample_images(family, words, seeds, **how, resolution=resolution, batch_size=batch_size)
+    if not prompts:
+        raise UserError("there is no prompt; give --prompt or --prompt_file")
+    sources = parts_of(source, checkpoints) if checkpoints else [source]
+    guidances = [guidance] if isinstance(guidance, int | float) else list(guidance)
+    for each in sources:
+        card = card_of(each, base)
+        card.check_drawn(sampler or card.usual_sampler, steps, resolution)
+        _check_strengths(each, base, strengths)
+    settings = {"num_images": num_images, "seed": seed, "steps": steps, "negative_prompt": negative_prompt}
+    settings |= {"resolution": resolution, "batch_size": batch_size}
+    count = len(sources) * (len(strengths) or 1) * len(guidances) * len(prompts) * num_images
+    log.info("%d pictures of %d steps each", count, steps)
+    made_of = ({"base": base} if base else {}) | ({} if lora_alpha is None else {"lora_alpha": lora_alpha})
     with atomic_folder(output, new=True) as folder:
-        made_of = {"source": source} | ({"base": base} if base else {})
-        made_of |= {} if lora_alpha is None else {"lora_alpha": lora_alpha}
-        rows = []
-        for i, picture in enumerate(pictures):
-            file = numbered(i, len(pictures))
-            picture.save(folder / file)
-            rows.append({"file": file, **made_of, "prompt": words[i], "seed": seeds[i], **how})
-        (folder / "samples.json").write_text(json.dumps(rows, indent=2) + "\n")
+        rows: list[dict[str, Any]] = []
+        for each in sources:
+            family, rare_token = open_model(each, weights, base=base, lora_alpha=lora_alpha)
+            family.to("cuda" if torch.cuda.is_available() else "cpu")
+            words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts]
+            usual = sampler or card_of(each, base).usual_sampler
+            for row, picture in _drawn(family, words, guidances, strengths, {**settings, "sampler": usual}):
+                file = numbered(len(rows), count)
+                picture.save(folder / file)
+                rows.append({"file": file, "source": each, **made_of, **row})
+        (folder / LISTING).write_text(json.dumps(rows, indent=2) + "\n")
     return output
+
+
+def _drawn(
+    family: Any, prompts: Sequence[str], guidances: Sequence[float], strengths: Sequence[float], how: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], Image.Image]]:
+    """Every picture of one model with what samples.json says of it."""
+    words = [prompt for prompt in prompts for _ in range(how["num_images"])]
+    seeds = [how["seed"] + i for _ in prompts for i in range(how["num_images"])]
+    told = {name: how[name] for name in ("sampler", "steps", "negative_prompt")}
+    layers = lora_layers(family.denoiser, *family.text_encoders.values()) if strengths else []
+    for strength in strengths or (None,):
+        for guidance in guidances:
+            with scaled(layers, 1.0 if strength is None else strength):
+                pictures = sample_images(
+                    family, words, seeds, **told, guidance=guidance, resolution=how["resolution"],
+                    batch_size=how["batch_size"],
+                )  # fmt: skip
+            more = {} if strength is None else {"strength": strength}
+            for prompt, seed, picture in zip(words, seeds, pictures, strict=True):
+                yield {"prompt": prompt, "seed": seed, **told, "guidance": guidance, **more}, picture
+
+
+def parts_of(source: str, names: Sequence[str]) -> list[str]:
+    """Checkpoints of a run by step, `best`, or `all` for every checkpoint in order; UserError for what is not there."""
+    run = Path(source)
+    steps = sorted(int(found[1]) for path in run.glob("checkpoint-*") if (found := re.search(r"-(\d+)$", path.name)))
+    known = [*(str(step) for step in steps), *([BEST] if (run / BEST).is_dir() else [])]
+    if not known:
+        raise UserError(f"{source} has neither checkpoints nor best/; leave --checkpoints out, or give a run that has")
+    wanted = [name for given in names for name in (map(str, steps) if given == "all" else [given])]
+    if missing := [name for name in wanted if name not in known]:
+        raise UserError(
+            f"checkpoints: {source} has no {missing[0]}{did_you_mean(missing[0], known)}; there are {', '.join(known)}"
+        )
+    return [str(run / (name if name == BEST else f"checkpoint-{name}")) for name in dict.fromkeys(wanted)]
+
+
+def read_prompts(file: Path) -> list[str]:
+    """A prompt a line; empty lines and those that begin with # are left out. UserError where there are none."""
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompt_file: {file} cannot be read as text: {error}") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise UserError(f"prompt_file: {file} has no prompts; write one a line")
+    return prompts
+
+
+def _check_strengths(source: str, base: str | None, strengths: Sequence[float]) -> None:
+    if not strengths:
+        return
+    found = find(source)
+    method = found.config.method if found else None
+    if method != "lora" and not (found is None and base):
+        what = f"was trained by method {method}" if found else "is a whole model"
+        raise UserError(f"strength is for a LoRA, and {source} {what}; leave --strength out")

@@ -20,6 +20,7 @@ from fewbayes.diagnose.examine import NAMES, Book, Seen, load_base, load_source,
 from fewbayes.diagnose.verdict import Diagnosis, Finding, concluded, which_to_keep
 from fewbayes.errors import UserError
 from fewbayes.models import Family
+from fewbayes.models.adapters import lora_layers, scaled
 from fewbayes.stage.monitor import ALARMS, Judgement, Look, Monitor
 from fewbayes.stage.probes import adapters_off
 from fewbayes.stage.readings import Losses
@@ -135,7 +136,7 @@ def _try_lookalikes(book: Book, family: Family, judgement: Judgement | None) -> 
     corrupted = judgement is None or judgement.seen == "corrupted"
     alarm = judgement is None or judgement.seen in ALARMS
     book.findings.append(lookalikes.rate_too_high(mine, base))
-    layers = lookalikes.lora_layers(*modules(family).values())
+    layers = lora_layers(*modules(family).values())
     if layers:
         _try_scales(book, family, layers, base, corrupted, alarm)
     if corrupted and judgement is not None:
@@ -162,7 +163,7 @@ def _try_scales(book: Book, family: Family, layers: list[Any], base: Losses, cor
     best = finding.numbers["best"]
     if corrupted and best < 1:
         log.info("%s: %g", NAMES["weaker"], best)
-        with lookalikes.scaled(layers, best):
+        with scaled(layers, best):
             pictures = book.scene.pictures(family)
         book.add("weaker", pictures, book.scene.described(pictures), **book.case.how, strength=best)
         if not finding.cause and book.corruption("weaker", "base") <= CLEAN:

@@ -9,8 +9,7 @@ their names.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from fewbayes.diagnose.verdict import Finding
 from fewbayes.models import Family
+from fewbayes.models.adapters import scaled
 from fewbayes.stage.readings import Losses
 from fewbayes.stage.scores import CLEAN
 from fewbayes.training.batches import OPEN, open_channels
@@ -72,25 +72,6 @@ def rate_too_high(mine: Losses, base: Losses) -> Finding:
 
 
 # --- the strength of an adapter ---------------------------------------------------------------------------------------
-
-
-def lora_layers(*modules: nn.Module) -> list[Any]:
-    """Layers of PEFT whose strength is a number that can be changed."""
-    layers = [layer for module in modules for layer in module.modules() if hasattr(layer, "base_layer")]
-    return [layer for layer in layers if hasattr(layer, "lora_A") and isinstance(getattr(layer, "scaling", None), dict)]
-
-
-@contextmanager
-def scaled(layers: Sequence[Any], factor: float) -> Iterator[None]:
-    """Inside, the adapters act with this multiple of their strength; afterwards with their own, bit for bit."""
-    before = [dict(layer.scaling) for layer in layers]
-    try:
-        for layer in layers:
-            layer.scaling.update({name: factor * own for name, own in layer.scaling.items()})
-        yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer.scaling.update(own)
 
 
 def losses_at_scales(layers: Sequence[Any], losses: Callable[[], Losses]) -> dict[float, Losses]:

@@ -6,10 +6,11 @@ What `fewbayes` trains is loaded by its own methods; this is for what comes with
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewbayes.errors import UserError
 from fewbayes.files.decode import plain_json
@@ -121,3 +122,22 @@ def _load_peft(module: nn.Module, folder: Path) -> None:
             found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
             raise UserError(f"{folder} is for another base model: {name} is {found} there and {wanted} here")
     set_peft_model_state_dict(module, weights)
+
+
+def lora_layers(*modules: nn.Module) -> list[Any]:
+    """Layers of PEFT whose strength is a number that can be changed."""
+    layers = [layer for module in modules for layer in module.modules() if hasattr(layer, "base_layer")]
+    return [layer for layer in layers if hasattr(layer, "lora_A") and isinstance(getattr(layer, "scaling", None), dict)]
+
+
+@contextmanager
+def scaled(layers: Sequence[Any], factor: float) -> Iterator[None]:
+    """Inside, the adapters act with this multiple of their strength; afterwards with their own, bit for bit."""
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scaling.update({name: factor * own for name, own in layer.scaling.items()})
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.scaling.update(own)

@@ -60,8 +60,8 @@ class Look:
 class Run:
     """One training. `pictures` is keyed by (step, "raw" | "ema"); `samples` tells of each picture file what the
     sampler recorded: prompt, seed, sampler, steps, guidance, and the picture's own scores. looks: what the stage
-    monitor said of each step, by weights: during training, and of steps without a row what it says of the pictures.
-    watched: whether it did look during training. best: the step that best/ holds."""
+    monitor said of each step, by weights; of weights that it did not watch, what it says of their pictures. watched:
+    whether it did look during training. best: the step that best/ holds."""
 
     name: str
     path: Path
@@ -254,9 +254,8 @@ def read_run(folder: Path, name: str | None = None) -> Run:
             ]
     rows = _read_stages(folder / STAGES)
     exported = config.get("export_weights") if config.get("export_weights") in WEIGHTS else WEIGHTS[0]
-    if rows:
-        merged = {each.step: each for each in (*looks.get(exported, ()), *rows)}
-        looks[exported] = [merged[step] for step in sorted(merged)]
+    if rows or config.get("monitor_steps"):  # one voice: where the monitor looks, nobody judges before it does
+        looks[exported] = sorted(rows, key=lambda look: look.step)
     return Run(
         name=name,
         path=folder,

@@ -13,6 +13,7 @@ from fewbayes.page.pictures import embed, fit, weigh
 from fewbayes.page.render import flat, write_page
 from fewbayes.runs.layout import CONFIG, LISTING, SampleRow, read_listing
 
+PLURALS = {"source": "models", "strength": "strengths", "guidance": "guidances", "prompt": "prompts", "seed": "seeds"}
 AXES = {"source": "model", "strength": "strength", "guidance": "guidance", "prompt": "prompt", "seed": "seed"}
 """Fields of a row that pictures can differ in, with what a page calls them. The first that does is laid along columns,
 the next along rows; the others have a chooser each."""
@@ -34,12 +35,11 @@ def samples_page(folder: Path) -> Page:
     values = {axis: list(dict.fromkeys(_value(row, axis) for row in rows)) for axis in AXES}
     differ = [axis for axis in AXES if len(values[axis]) > 1]
     same = {AXES[axis]: found[0] for axis, found in values.items() if len(found) == 1 and found[0]}
-    told = ", ".join(
-        f"{len(values[axis])} {AXES[axis]}{'s' * (axis not in ('strength', 'guidance'))}" for axis in differ
-    )
+    told = " \N{MULTIPLICATION SIGN} ".join(f"{len(values[axis])} {PLURALS[axis]}" for axis in differ)
     counted = f"{len(rows)} picture{'s' * (len(rows) != 1)}"
+    runs = {Path(source).parent.name if len(values["source"]) > 1 else _name(source) for source in values["source"]}
     return Page(
-        title=f"Samples of {_name(same.get('model', ''))}" if "model" in same else "Samples",
+        title=f"Samples of {runs.pop()}" if len(runs) == 1 else "Samples",
         verdict=Verdict(f"{counted}: {told}" if told else counted, [same["prompt"]] if "prompt" in same else []),
         chips=[f"{name} {value}" for name, value in same.items() if name in ("strength", "guidance")],
         sheet=_grid(folder, rows, values, differ),

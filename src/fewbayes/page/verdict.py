@@ -42,7 +42,7 @@ SURE = {
 }
 WHERE = " Rated by one model in the embedded world, never at the size of Stable Diffusion."
 UNMEASURED = "Confidence: not measured for this verdict."
-EXPORT = {"full": "diffusers", "lora": "kohya", "tlora": None}
+EXPORT = {"full": "diffusers", "lora": "kohya"}
 TRIED = 2
 FALLS = 0.02
 """Smaller falls of likeness are not told arm by arm."""
@@ -126,7 +126,7 @@ def card(run: Run) -> Card:
         note += " It was the last that looked good."
     form = EXPORT.get(str(run.config.get("method", "full")), "merged")
     export = f"fewbayes export {_path(folder)} --format {form} --output_dir export"
-    return Card(f"Use step {step}", note, [_sample(folder, prompt), *([("Export it", export)] if form else [])])
+    return Card(f"Use step {step}", note, [_sample(folder, prompt), ("Export it", export)])
 
 
 def _sample(folder: Path, prompt: str) -> tuple[str, str]:
