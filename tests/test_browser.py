@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from fewbayes.page import write_report
+from fewbayes.page.live import server
 from test_evaluation_page import write_study
 from test_report import LOOKS, draw, watch, write_experiment, write_run
 
@@ -229,3 +231,22 @@ def test_all_is_there_without_a_script(opened):
     page.locator("fieldset label", has_text="averaged weights").click()
     assert page.locator(".panel:visible").count() == 1
     assert "averaged weights" in page.locator(".sheet:visible img").first.get_attribute("alt")
+
+
+def test_a_live_page_shows_what_is_new_and_leaves_folds_as_they_are(browser, tmp_path):
+    run = watch(write_run(tmp_path / "run", steps=(0, 100), raw=(0.5,) * 2), [(0, "underfit"), (100, "good")])
+    with server(run) as here:
+        thread = Thread(target=here.serve_forever)
+        thread.start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{here.server_address[1]}/")
+        page.locator("summary", has_text="Curves").click()
+        with (run / "stages.jsonl").open("a") as rows:
+            rows.write("\n" + json.dumps({"step": 200, "stage": "corrupted"}) + "\n")
+        page.locator("h2", has_text="Corrupted from step 200 on").wait_for(timeout=20_000)
+        assert page.locator("#fold-Curves").get_attribute("open") is not None
+        page.locator(".sheet:visible .shot").first.click()  # all works on as before
+        assert page.locator("#viewer").is_visible()
+        page.close()
+        here.shutdown()
+        thread.join()

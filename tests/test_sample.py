@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from fewbayes.errors import UserError
 from fewbayes.models import load_family
 from fewbayes.models.sampling import sample_images
+from fewbayes.page.samples_page import samples_page
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.opening import open_model
-from fewbayes.sample import write_samples
+from fewbayes.sample import read_prompts, write_samples
 from fewbayes.training.train import train
 
 HOW = {"steps": 2, "guidance": 3.0}
@@ -276,3 +277,37 @@ def test_files_have_as_many_digits_as_the_last(eps_model, tmp_path, monkeypatch)
 def test_a_seed_that_no_generator_takes_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(ValueError, match="seed is"):
         write_samples("/nowhere", ["a"], tmp_path / "out", seed=2**70)
+
+
+def test_a_grid_has_every_checkpoint_strength_guidance_and_prompt_from_the_same_seeds(settings, eps_model, tmp_path):
+    run = train(settings(method="lora", max_train_steps=2, checkpointing_steps=1), progress=False).folder
+    how = {"num_images": 1, "steps": 1, "checkpoints": ["all"]}
+    grid = write_samples(str(run), ["a <v>", "of"], tmp_path / "out", guidance=[1, 3], strengths=[0, 1, 4], **how)
+    rows = json.loads((grid / "samples.json").read_text())
+    axes = [(row["source"], row["strength"], row["guidance"], row["prompt"]) for row in rows]
+    assert len(set(axes)) == len(rows) == 2 * 3 * 2 * 2
+    seen = {axis: np.asarray(Image.open(grid / row["file"])) for axis, row in zip(axes, rows, strict=True)}
+    first, last = (str(run / f"checkpoint-{step}") for step in (1, 2))
+    np.testing.assert_array_equal(seen[first, 0, 3, "of"], seen[last, 0, 3, "of"])  # no strength is the base model
+    alone = write_samples(last, ["of"], tmp_path / "alone", num_images=1, steps=1, guidance=3)
+    np.testing.assert_array_equal(seen[last, 1, 3, "of"], np.asarray(Image.open(alone / "00.png")))
+    sheet = samples_page(grid).sheet
+    assert [column.title for column in sheet.panels[0].columns] == ["step 1", "step 2"]
+    assert [row.title for row in sheet.panels[0].rows] == ["strength 0", "strength 1", "strength 4"]
+    assert [len(values) for _, values in sheet.choosers] == [2, 2]
+    with pytest.raises(UserError, match="has no 3; there are 1, 2"):
+        write_samples(str(run), ["of"], tmp_path / "none", checkpoints=["3"])
+    with pytest.raises(UserError, match=r"strength is for a LoRA, and .* is a whole model"):
+        write_samples(str(eps_model), ["of"], tmp_path / "none", strengths=[0.5])
+
+
+def test_prompts_come_from_a_file_a_line_each(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeff# mine\na <v>\n\n  two words  \n", encoding="utf-8")
+    assert read_prompts(file) == ["a <v>", "two words"]
+    for text in ("", "# none\n"):
+        file.write_text(text)
+        with pytest.raises(UserError, match="has no prompts"):
+            read_prompts(file)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_prompts(tmp_path / "gone.txt")
