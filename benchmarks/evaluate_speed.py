@@ -19,9 +19,9 @@ import torch
 import transformers
 from PIL import Image
 
+from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.evaluate import evaluate_folder
 from fewbayes.metrics.features import FeatureStore  # noqa: F401  imports everything that an evaluation needs
-from fewbayes.runs.folder import atomic_write
 from fewbayes.world.scenes import draw_scene, render
 
 PROMPTS = 25

@@ -28,7 +28,7 @@ from fewbayes.export import FORMATS, write_export
 from fewbayes.export.record import read_record
 from fewbayes.export.trained import find_run, kind_of, load_trained
 from fewbayes.export.verify import compare, foreign_job, run_foreign
-from fewbayes.models import load_family
+from fewbayes.models import Family, load_family
 from fewbayes.models.sampling import sample_images
 from fewbayes.runs.opening import Found
 from fewbayes.runs.provenance import environment
@@ -149,7 +149,7 @@ def _by_svd(run: Found, format: str) -> bool:
         return False
 
 
-def _pictures(family: Any) -> list[np.ndarray]:
+def _pictures(family: Family) -> list[np.ndarray]:
     words = [PROMPT] * len(SEEDS)
     return [np.asarray(picture) for picture in sample_images(family, words, SEEDS, sampler="ddim", **HOW)]
 

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from fewbayes.methods import make_method
-from fewbayes.models import load_family
-from fewbayes.runs.folder import RunFolder, environment
+from fewbayes.models import Family, load_family
+from fewbayes.runs.folder import RunFolder
+from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig
 from fewbayes.stage.watch import StageWatch
 from fewbayes.training import train as training
@@ -101,7 +102,7 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, Any]:
     } | best
 
 
-def measure_export(run: Path, config: TrainConfig, family: Any) -> dict[str, float]:
+def measure_export(run: Path, config: TrainConfig, family: Family) -> dict[str, float]:
     """Process time and bytes of a best/ of this method."""
     method = make_method(config)
     method.attach(family)

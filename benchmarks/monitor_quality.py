@@ -22,7 +22,8 @@ from PIL import Image
 from scipy.stats import mannwhitneyu
 
 from fewbayes.files.decode import typed
-from fewbayes.runs.folder import BEST, BEST_STATE, STAGES, environment
+from fewbayes.runs.layout import BEST, BEST_STATE, STAGES
+from fewbayes.runs.provenance import environment
 from fewbayes.stage.definition import CORRUPTED, longest
 from fewbayes.stage.monitor import Judgement, Look, Monitor
 from fewbayes.stage.samples import describe

@@ -20,11 +20,11 @@ from statistics import fmean
 import numpy as np
 from PIL import Image
 
+from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.evaluate import evaluate_folder
 from fewbayes.metrics.layout import Row
 from fewbayes.metrics.scores import without_token
-from fewbayes.runs.folder import atomic_write
 
 PICTURES = 8
 NOISE = 20.0  # grey levels on the noisy pictures of the base model

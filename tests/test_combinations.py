@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewbayes.methods import make_method, registered
+from fewbayes.methods import registered
 from fewbayes.models import load_family
 from fewbayes.runs.folder import read_metrics
 from fewbayes.settings.config import TrainConfig
@@ -77,7 +77,7 @@ def test_it_trains_and_leaves_its_result_and_the_family_as_it_was(
             **(prior if preserving else {}),
         )
         folder = train(config, family=shared, progress=False).folder
-        assert (folder / make_method(config).result).is_file()
+        assert (folder / registered()[config.method].result_in(shared)).is_file()
         assert (folder / "posterior.json").is_file() == bayes
         assert losses(folder) == pytest.approx(losses(tmp_path / f"{preserving}False"), rel=1e-3)  # cached or not
         assert_same(before, as_it_is(shared))

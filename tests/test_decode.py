@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -171,3 +173,21 @@ def test_nothing_that_a_file_can_hold_ends_in_anything_but_a_value_or_a_refusal(
         for kind in (Whole, dict[str, Any]):
             with contextlib.suppress(UserError):
                 read(path, kind)
+
+
+ELSEWHERE = {
+    "export/foreign.py",  # a stranger's program, which must not import this package
+    "export/verify.py",  # the last line that this program prints
+    "files/decode.py",
+    "files/safetensors.py",  # a header that was written a moment ago, in the library's own spelling
+    "models/tokens.py",  # a tokenizer's state in memory
+    "settings/config.py",  # its own text, to see that it reads back
+    "studies/memo.py",  # a value in memory, as JSON gives it back
+}
+
+
+def test_every_file_is_read_through_here():
+    source = Path(__file__).parents[1] / "src" / "fewbayes"
+    reading = re.compile(r"\bjson\.loads?\(|\byaml\.(safe_)?load\(")
+    found = {p.relative_to(source).as_posix() for p in source.rglob("*.py") if reading.search(p.read_text("utf-8"))}
+    assert found == ELSEWHERE

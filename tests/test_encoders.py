@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fewbayes.files.atomic import file_sha256
 from fewbayes.metrics.encoders.base import Missing, encoder_keys, load_encoders, load_from
 from fewbayes.metrics.encoders.clip import Clip, projected
 from fewbayes.metrics.encoders.clip_iqa import ClipRn50Quality
@@ -28,7 +29,6 @@ from fewbayes.metrics.encoders.places import Place, from_hub, name_of
 from fewbayes.metrics.encoders.sscd import Sscd
 from fewbayes.metrics.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, read_preprocessing
 from fewbayes.metrics.weights import ALEXNET, HEADS, HUB_MODELS, RN50, SSCD, TOKENS, WEIGHTS, fetch_weights
-from fewbayes.runs.folder import file_sha256
 from small_encoders import (
     build_clip,
     build_dino,

@@ -19,7 +19,7 @@ from torch import nn
 import fewbayes
 from fewbayes.diffusion.objective import Batch, diffusion_loss
 from fewbayes.diffusion.process import level_of_step
-from fewbayes.methods import make_method
+from fewbayes.methods import make_method, registered
 from fewbayes.models import inspect_model, load_family, meta_family, parameter_counts
 from fewbayes.models.family import changeable
 from fewbayes.models.registry import families, register
@@ -320,7 +320,7 @@ def test_what_a_method_exports_it_loads(family, settings, method, tmp_path):
                     for weight in made.trainable(family).values():
                         weight += 0.1
                 made.export(family, tmp_path)
-                assert (tmp_path / made.result).is_file()
+                assert (tmp_path / registered()[method].result_in(family)).is_file()
             predictions.append(a_prediction(family))
         finally:
             made.detach(family)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from adapted import PROMPTS, XT, T, attaching, prediction, trained
 from fewbayes.methods import make_method
 from fewbayes.methods.adapters import adapter_layers
+from fewbayes.methods.lora import RESULT
 from fewbayes.posterior.gaussian import GaussianPosterior
 
 
@@ -87,7 +88,7 @@ def test_plain_diffusers_loads_the_file_and_predicts_the_same(family, attached, 
 def test_the_file_says_rank_and_alpha_and_spells_text_encoders_as_everyone_does(family, attached, tmp_path):
     method = attached(rank=2, lora_alpha=6.0, train_text_encoder=True)
     method.export(family, tmp_path)
-    with safe_open(tmp_path / method.result, framework="pt") as file:
+    with safe_open(tmp_path / RESULT, framework="pt") as file:
         header, names = json.loads(file.metadata()["lora_adapter_metadata"]), set(file.keys())
     assert (header["unet.r"], header["unet.lora_alpha"], header["text_encoder.lora_alpha"]) == (2, 6.0, 6.0)
     assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in names
@@ -142,7 +143,7 @@ def test_a_bayesian_export_has_not_one_number_more(family, attached, tmp_path):
             with GaussianPosterior(module, where=where).sample(0):
                 prediction(family)
         method.export(family, tmp_path / str(bayes))
-        file = load_file(tmp_path / str(bayes) / method.result)
+        file = load_file(tmp_path / str(bayes) / RESULT)
         sizes.append({name: tensor.shape for name, tensor in file.items()})
         method.detach(family)
     assert sizes[0] == sizes[1]

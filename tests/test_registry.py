@@ -81,9 +81,23 @@ def test_the_registry_brings_in_nothing_heavy():
     assert not {"torch", "transformers", "diffusers", "scipy", "matplotlib"} & set(loaded)
 
 
-def test_a_name_is_taken_once(one_more):
-    with pytest.raises(AssertionError, match="two metrics are called dino"):
-        register(Metric("dino", "Another", "something else", lambda case, samples: Mean(0, 1)))
+def test_a_name_is_taken_once_in_every_registry_and_a_second_is_a_mistake_of_ours():
+    from fewbayes.methods import registry as methods
+    from fewbayes.metrics.encoders import base as encoders
+    from fewbayes.models import registry as families
+
+    class Another:
+        name, pipeline_class = "another", "StableDiffusionPipeline"
+
+    families.families()
+    for register_again, name in (
+        (lambda: register(registered()[0]), registered()[0].name),
+        (lambda: methods.register(methods.registered()["lora"]), "lora"),
+        (lambda: encoders.register(encoders.roles()["dino"]), "dino"),
+        (lambda: families.register(Another), "StableDiffusionPipeline"),
+    ):
+        with pytest.raises(AssertionError, match=name):
+            register_again()
 
 
 def test_only_unavailable_is_a_missing_value_and_a_mistake_keeps_its_traceback(one_more, scene):

@@ -214,6 +214,12 @@ def test_text_encoders_have_a_rate_of_their_own(run, eps_model):
     assert distance(folder, eps_model) > 1e-4
 
 
+def test_a_model_that_is_moved_away_while_it_is_trained_does_not_keep_the_result_back(run, monkeypatch):
+    monkeypatch.setattr("fewbayes.models.registry.locate", None, raising=False)
+    monkeypatch.setattr("fewbayes.models.folders.locate", None)
+    assert (run("run", method="oft", max_train_steps=1) / "unet/adapter_config.json").is_file()
+
+
 def test_whatever_a_model_is_stored_in_trained_weights_are_float32(settings, eps_model, tmp_path):
     stored = tmp_path / "half"
     shutil.copytree(eps_model, stored)

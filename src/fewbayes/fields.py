@@ -133,6 +133,8 @@ class Setting:
     def _check(self, value: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{self.name} is {value}; it must be a finite number")
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            raise UserError(f"{self.name} holds a sign that no file of text can: {value!r}")
         if self.needed and isinstance(value, str) and not value.strip():
             raise UserError(f"{self.name} is empty")
         if self.choices and value not in self.choices:

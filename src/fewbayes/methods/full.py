@@ -48,6 +48,10 @@ class Full(Method):
 
         return family.denoiser, Rule(self.config.where, family.layer_groups)
 
+    @property
+    def chosen(self) -> str:
+        return f"where {self.config.where}"
+
     def export(self, family: Family, folder: Path) -> None:
         family.save(folder)
 

@@ -79,7 +79,7 @@ class Lora(PeftMethod):
             header |= {f"{folder_of(family, name)}.{key}": value for key, value in _header(part).items()}
         folder.mkdir(parents=True, exist_ok=True)
         told = json.dumps(header, indent=2, sort_keys=True)  # where and how diffusers' own writer puts it
-        save_file(state, folder / self.result, metadata={"format": "pt", "lora_adapter_metadata": told})
+        save_file(state, folder / RESULT, metadata={"format": "pt", "lora_adapter_metadata": told})
 
     def load(self, family: Family, folder: Path) -> None:
         from safetensors.torch import load_file
@@ -87,7 +87,7 @@ class Lora(PeftMethod):
         target: dict[str, Tensor] = {}
         for name, part in trained_parts(family, self.config).items():
             target |= self.file_state(family, name, part)
-        copy_state(target, load_file(folder / self.result), folder / self.result)
+        copy_state(target, load_file(folder / RESULT), folder / RESULT)
 
     def file_state(self, family: Family, name: str, part: nn.Module) -> dict[str, Tensor]:
         """Live tensors by their names in the file, which every program knows."""

@@ -57,6 +57,10 @@ class RareToken(Method):
     def random(self, family: Family) -> tuple[nn.Module, str]:
         return self.method.random(family)
 
+    @property
+    def chosen(self) -> str:
+        return self.method.chosen
+
     def training(self, family: Family, on: bool) -> None:
         self.method.training(family, on)
 

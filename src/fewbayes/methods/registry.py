@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fewbayes.errors import UserError
-from fewbayes.models.registry import family_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fewbayes.models import Family
+    from fewbayes.models.family import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,9 @@ class Method:
         self.config = config
 
     @property
-    def result(self) -> str:
-        """The file of an export, relative to its folder, whose presence says that the export is there."""
-        result = registered()[self.config.method].result
-        return result.format(denoiser=family_of(self.config.model).denoiser_part) if "{denoiser}" in result else result
+    def chosen(self) -> str:
+        """Which of the weights are random, in words."""
+        return "those that the method names"
 
     def attach(self, family: Family) -> None:
         """Put in what is to be trained, a function of the seed; freeze all else. The outputs are as before."""
@@ -105,11 +104,16 @@ class Registered:
     """Of its export: a whole pipeline; a LoRA file, a sum of low-rank products; or another adapter, which can be
     merged."""
     result: str
-    """See `Method.result`; "{denoiser}" in it stands for the folder of a pipeline's denoiser."""
+    """The file of an export, relative to its folder, whose presence says that the export is there; "{denoiser}" in it
+    stands for the folder of a pipeline's denoiser."""
     random: str
     """Pattern of the denoiser's parameters that may be random."""
     has_spread: bool = False
     """Its random weights do not begin at zero, so that weight_std can be relative to their spread."""
+
+    def result_in(self, layout: Layout | type[Layout]) -> str:
+        """`result` in the pipelines of a family."""
+        return self.result.format(denoiser=layout.denoiser_part)
 
     @property
     def own_settings(self) -> tuple[str, ...]:

@@ -43,7 +43,8 @@ class Row:
 class PictureRow:
     """A row of images.jsonl: the score of a picture, or what keeps it from being scored.
 
-    sample: which of its prompt. reference: file of the likest reference, where the score is of that one.
+    sample: which of its prompt. reference: file of the likest reference, where the score is of that one. row: as of a
+    `Row`, where a study says it.
     """
 
     file: str
@@ -60,6 +61,7 @@ class PictureRow:
     encoder: str | None = None
     reference: str | None = None
     reason: str | None = None
+    row: str | None = None
 
     def plain(self) -> dict[str, Any]:
         of_picture = ("prompt", "prompt_id", "sample", "image_seed") if self.sha256 else ()

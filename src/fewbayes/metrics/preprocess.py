@@ -6,7 +6,6 @@ always averages when it makes smaller, interpolation on tensors often does not. 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewbayes.errors import UserError
+from fewbayes.files.decode import read_json
 
 Crop = Literal["center", "squash", "native"]
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -76,12 +76,8 @@ def _scaled(size: tuple[int, int], shorter: int) -> tuple[int, int]:
 def read_preprocessing(folder: Path) -> Preprocessing:
     """What preprocessor_config.json of a folder in the transformers layout asks for."""
     path = folder / "preprocessor_config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing, and with it how pictures are prepared for this encoder") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
+    cure = "it says how pictures are prepared for this encoder; fetch it with the rest of the folder"
+    config = read_json(path, dict[str, Any], cure=cure)
     mean, std = _colours(config["image_mean"]), _colours(config["image_std"])
     resample = RESAMPLING[config.get("resample", 3)]
     size, crops = config["size"], bool(config.get("do_center_crop"))

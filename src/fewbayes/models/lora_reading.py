@@ -8,7 +8,6 @@ or is broken is refused in one line. Knows no family and no pipeline: the caller
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fewbayes.errors import UserError
+from fewbayes.files.decode import parse_json, typed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -257,15 +257,8 @@ def _part_settings(told: Mapping[str, Any]) -> _Settings:
 
 
 def _json(text: str, what: str) -> dict[str, Any]:
-    try:
-        told = json.loads(text)
-    except ValueError as error:
-        raise UserError(
-            f"{what} is broken ({error}), and the strength of the LoRA is written there; save the file again"
-        ) from None
-    if not isinstance(told, dict):
-        raise UserError(f"{what} is {type(told).__name__} and must be settings by name; save the file again")
-    return told
+    cure = "the strength of the LoRA is written there; save the file again"
+    return typed(parse_json(text, what, cure=cure), dict[str, Any], what, cure=cure)
 
 
 def _alpha(layer: str, found: Found, settings: _Settings) -> float | None:

@@ -24,11 +24,11 @@ F = TypeVar("F", bound=type[Family])
 
 def register(family: F) -> F:
     """Make a family known under its name; a class decorator. A name or a pipeline class has one family."""
-    for other in _REGISTERED.values():
-        if other is not family and {other.name, other.pipeline_class} & {family.name, family.pipeline_class}:
-            raise ValueError(
-                f"{other.__name__} has the name {other.name} or the pipeline {other.pipeline_class} already"
-            )
+    mine = {family.name, family.pipeline_class}
+    taken = [
+        other for other in _REGISTERED.values() if other is not family and {other.name, other.pipeline_class} & mine
+    ]
+    assert not taken, f"two families are called {family.name} or open {family.pipeline_class}"
     _REGISTERED[family.name] = family
     return family
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fewbayes.errors import UserError
+from fewbayes.files.decode import parse_json, typed
 from fewbayes.posterior.noise import WeightNoise
 from fewbayes.posterior.where import Predicate, select
 
@@ -346,7 +347,7 @@ class GaussianPosterior:
             metadata = file.metadata() or {}
             if _FORMAT not in metadata:
                 raise UserError(f"{path} is not a posterior: its header has no {_FORMAT!r}")
-            saved = json.loads(metadata[_FORMAT])
+            saved = typed(parse_json(metadata[_FORMAT], f"{path}"), dict[str, Any], f"{path}")
             differing = [key for key in self._settings if saved.get(key) != self._settings[key]]
             if differing:
                 pairs = [f"{key} is {saved.get(key)!r} there, {self._settings[key]!r} here" for key in differing]

@@ -36,8 +36,6 @@ from fewbayes.files.atomic import (
     sync_folder,
     sync_tree,
 )
-from fewbayes.files.atomic import file_sha256 as file_sha256
-from fewbayes.files.atomic import new_folder as new_folder
 from fewbayes.files.decode import plain_json, plain_json_lines, typed
 from fewbayes.runs.checkpoints import Checkpoint, is_whole, looks_whole, seal_checkpoint, step_of, verify_checkpoint
 from fewbayes.runs.layout import (
@@ -59,14 +57,11 @@ from fewbayes.runs.layout import (
     read_best,
     read_manifest,
 )
-from fewbayes.runs.layout import STATE as STATE
-from fewbayes.runs.provenance import environment as environment
 from fewbayes.runs.provenance import now
 
 if sys.platform != "win32":
     import fcntl
 
-RunError = UserError
 T = TypeVar("T")
 
 

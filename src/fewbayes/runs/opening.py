@@ -17,6 +17,7 @@ from fewbayes.methods import make_method, registered
 from fewbayes.models import Family, ModelCard, inspect_model, load_family
 from fewbayes.models.adapters import is_adapter, load_adapter
 from fewbayes.models.folders import PICKLES
+from fewbayes.models.registry import family_of
 from fewbayes.runs.checkpoints import Checkpoint, verify_checkpoint
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.layout import BEST_STATE, CONFIG, MANIFEST, STATE, Manifest, read_best, read_manifest
@@ -63,7 +64,9 @@ class Found:
     @property
     def result(self) -> str:
         """The file of the run's result, whose presence says that the result is there."""
-        return make_method(self.config).result
+        entry = registered()[self.config.method]
+        # only where the name depends on the model is that looked for: a run that is a pipeline opens without it
+        return entry.result_in(family_of(self.config.model)) if "{" in entry.result else entry.result
 
     def base_card(self) -> ModelCard:
         """The model that the run began from; another one that has come to stand in its place is refused."""
@@ -214,7 +217,7 @@ def _load_result(found: Found, cure: str) -> tuple[Family, str | None]:
             return load_family(str(found.path)), found.config.rare_token
         method.load(family, found.path)
     except (SafetensorError, OSError, UserError) as error:
-        damaged = found.path if whole else found.path / method.result
+        damaged = found.path if whole else found.path / found.result
         raise UserError(f"{damaged} is damaged ({error}); {cure}") from error
     return family, found.config.rare_token
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from fewbayes.errors import UserError
 from fewbayes.fields import Setting, check_fields, did_you_mean, settings_of
+from fewbayes.files.decode import plain_yaml
 
 T = TypeVar("T")
 LINE = "command line"
@@ -138,26 +137,12 @@ def _take_value(names: Names, name: str, text: str | None, tokens: list[str]) ->
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without the silent rule that the last of two equal keys wins."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"{', '.join(twice)} is given twice")
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(names: Names, path: Path) -> dict[str, Any]:
     """The settings of a YAML file by our names, as they are written there."""
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
-    except FileNotFoundError:
+    if not path.exists():
         beside = [str(path.with_name(other.name)) for other in path.parent.glob("*.y*ml")]
-        raise UserError(f"there is no file {path}{did_you_mean(str(path), beside)}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+        raise UserError(f"there is no file {path}{did_you_mean(str(path), beside)}")
+    settings = plain_yaml(path)
     if settings is None:
         return {}
     if not isinstance(settings, dict):

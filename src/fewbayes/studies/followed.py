@@ -29,7 +29,6 @@ from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
 from fewbayes.models import Family, inspect_model
-from fewbayes.runs.folder import RunError
 from fewbayes.runs.layout import CONFIG
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig, load_config
@@ -37,7 +36,14 @@ from fewbayes.studies.flags import StudyFlags
 from fewbayes.studies.grid import Arm, Training, command, grid, run, train, without_path
 from fewbayes.studies.memo import recall, remember, rounded
 from fewbayes.studies.subjects import StudySubject
-from fewbayes.studies.trajectory import QUANTITIES, identities, open_pictures, score_pictures, score_run
+from fewbayes.studies.trajectory import (
+    QUANTITIES,
+    identities,
+    open_pictures,
+    read_sampled,
+    score_pictures,
+    score_run,
+)
 
 if TYPE_CHECKING:
     from fewbayes.stage.probes import Prober
@@ -168,8 +174,8 @@ def _fingerprint(model: str) -> str:
     return inspect_model(model).fingerprint()
 
 
-def _other(folder: Path) -> RunError:
-    return RunError(f"{folder} holds another training, or one that was measured otherwise; give another output_dir")
+def _other(folder: Path) -> UserError:
+    return UserError(f"{folder} holds another training, or one that was measured otherwise; give another output_dir")
 
 
 @cache
@@ -214,7 +220,7 @@ def _weighed(cell: Training, encoders: str) -> dict[str, Any]:
 
 
 def _displacement(checkpoint: Path, cell: Training) -> float | None:
-    """Frobenius norm of the change of the denoiser's weights; None for methods that are neither full nor LoRA."""
+    """Frobenius norm of the change of the denoiser's weights; None where it is no sum over full or LoRA's matrices."""
     from safetensors.torch import load_file
 
     weights = load_file(checkpoint / "weights.safetensors")
@@ -223,8 +229,9 @@ def _displacement(checkpoint: Path, cell: Training) -> float | None:
         start = _initial_weights(cell.config.model)
         for name, weight in weights.items():
             total += float((weight - start[name]).square().sum()) if name in start else 0.0
-    elif cell.config.method == "lora":
-        scale = (cell.config.lora_alpha or cell.config.rank) / cell.config.rank
+    elif cell.config.method == "lora" and not cell.config.use_dora:
+        rank = cell.config.rank
+        scale = (cell.config.lora_alpha or rank) / (rank**0.5 if cell.config.use_rslora else rank)
         for name, up in weights.items():
             if "lora_B" in name and name.startswith("denoiser."):
                 total += float((scale * up @ weights[name.replace("lora_B", "lora_A")]).square().sum())
@@ -268,11 +275,11 @@ def _pictured(family: Family, cell: Training, encoders: str, steps: int) -> dict
     from fewbayes.sample import sample_images
 
     last = max((cell.folder / "samples").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    rows = [row for row in json.loads((last / "samples.json").read_text()) if row["weights"] == "raw"]
-    prompts = [row["prompt"] for row in rows]
+    rows = [row for row in read_sampled(last) if row.weights == "raw"]
+    prompts = [row.prompt for row in rows]
     c = cell.config
     how = {"sampler": c.sampler, "guidance": c.guidance_scale, "steps": steps}
-    pictures = sample_images(family, prompts, [row["seed"] for row in rows], **how, resolution=c.resolution)
+    pictures = sample_images(family, prompts, [row.seed for row in rows], **how, resolution=c.resolution)
     references = open_pictures(cell.folder / "reference")
     return score_pictures(pictures, prompts, references, _encoders(encoders), _rare_token(cell.folder))
 

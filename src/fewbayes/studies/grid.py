@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_write
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.provenance import environment
@@ -26,6 +27,9 @@ from fewbayes.settings.config import TrainConfig
 from fewbayes.studies.executors import in_parallel
 from fewbayes.studies.status import list_trainings
 from fewbayes.studies.subjects import StudySubject
+
+if TYPE_CHECKING:
+    from fewbayes.models import Family
 
 log = logging.getLogger("fewbayes")
 
@@ -90,7 +94,7 @@ def run(
 
 
 def train(training: Training) -> str | None:
-    """Bring a training to its end; one that is done returns at once, one of other settings is refused (RunError).
+    """Bring a training to its end; one that is done returns at once, one of other settings is refused.
 
     Returns the reason where its numbers ran away: that stops no other training.
     """
@@ -144,6 +148,14 @@ def is_done(run_folder: Path) -> bool:
     return (run_folder / "manifest.json").is_file() and RunFolder(run_folder).manifest.status == "done"
 
 
+def _looks_done(run_folder: Path) -> bool:
+    """For a bar: a damaged manifest is said by whoever needs it."""
+    try:
+        return is_done(run_folder)
+    except (UserError, OSError):
+        return False
+
+
 def command() -> str:
     """What was typed, as results keep it: they name no folders of the machine that they were made on."""
     return shlex.join(["fewbayes", *map(without_path, sys.argv[1:])])
@@ -156,7 +168,7 @@ def without_path(argument: str) -> str:
 
 
 @cache
-def _family(model: str) -> Any:
+def _family(model: str) -> Family:
     """Loaded once per worker; training gives it back as it was."""
     from fewbayes.models import load_family
 
@@ -179,7 +191,8 @@ def _watching(configs: Sequence[TrainConfig]) -> Iterator[None]:
         task = shown.add_task(f"{len(configs)} runs", total=total)
 
         def show() -> None:
-            pictures, done = sum(len(list(f.glob("samples/step-*"))) for f in folders), sum(map(is_done, folders))
+            pictures = sum(len(list(folder.glob("samples/step-*"))) for folder in folders)
+            done = sum(map(_looks_done, folders))
             shown.update(task, completed=pictures + done, description=f"{done} of {len(configs)} runs done")
 
         def watch() -> None:

@@ -7,7 +7,6 @@ picture a strip over the steps.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
+from fewbayes.files.decode import read_json
 from fewbayes.page.look import empty, save, style
 from fewbayes.page.table import Column, Table, markdown
 from fewbayes.stage.definition import longest
@@ -212,7 +212,7 @@ def _shown(values: Sequence[float | None], name: str) -> str:
 def write_table(file: Path) -> Path:
     """The tables beside the results, as Markdown."""
     target = file.with_suffix(".md")
-    atomic_write(target, tables(json.loads(file.read_text(encoding="utf-8"))))
+    atomic_write(target, tables(read_json(file, dict[str, Any])))
     return target
 
 
@@ -221,7 +221,7 @@ def write_table(file: Path) -> Path:
 
 def draw(file: Path) -> Path:
     """A row per setting and a block per subject, beside the results; colour: the corruption score."""
-    told = json.loads(file.read_text(encoding="utf-8"))
+    told = read_json(file, dict[str, Any])
     with style():
         return save(_strips(told), file.with_suffix(".png"))
 

@@ -9,17 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_write, file_sha256
+from fewbayes.files.decode import read_json
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The file of a memo."""
+
+    made_of: Any
+    found: Any
 
 
 def recall(file: Path, made_of: Any) -> Any | None:
     """What was kept in `file` under the same `made_of`; None where there is nothing, or something else."""
     kept = _read(file)
-    return kept["found"] if kept and kept["made_of"] == _plain(made_of) else None
+    return kept.found if kept and kept.made_of == _plain(made_of) else None
 
 
 def remember(file: Path, made_of: Any, find: Callable[[], Any]) -> Any:
@@ -33,14 +43,15 @@ def remember(file: Path, made_of: Any, find: Callable[[], Any]) -> Any:
 
 def claim(file: Path, made_of: Mapping[str, Any]) -> None:
     """Write down what the folder of `file` is of. UserError where it is known to be of something else."""
-    known, asked = _read(file), _plain(made_of)
-    if known is None:
+    kept, asked = _read(file), _plain(made_of)
+    known = kept.made_of if kept else None
+    if not isinstance(known, dict):
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps({"made_of": asked, "found": True}, indent=1) + "\n")
-    elif other := [key for key in {**asked, **known["made_of"]} if known["made_of"].get(key) != asked.get(key)]:
+    elif other := [key for key in asked | known if known.get(key) != asked.get(key)]:
         raise UserError(
-            f"{file.parent} holds results with {other[0]} {known['made_of'].get(other[0])}, not "
-            f"{asked.get(other[0])}; give another output_dir"
+            f"{file.parent} holds results with {other[0]} {known.get(other[0])}, not {asked.get(other[0])}; give "
+            "another output_dir"
         )
 
 
@@ -66,13 +77,12 @@ def rounded(value: Any, digits: int = 4) -> Any:
     return round(value, digits) if isinstance(value, float) else value
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """The file of a memo; None where there is none, or one that is torn or says not what it was made of."""
+def _read(file: Path) -> Kept | None:
+    """None where there is no memo, or one that is torn or says not what it was made of."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return read_json(file, Kept) if file.exists() else None
+    except UserError:
         return None
-    return kept if isinstance(kept, dict) and kept.keys() == {"made_of", "found"} else None
 
 
 def _plain(value: Any) -> Any:

@@ -7,14 +7,16 @@ nothing of arms or of how the run was trained.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from fewbayes.files.decode import read_json
+from fewbayes.runs.layout import LISTING
 from fewbayes.stage.monitor import corruption
 from fewbayes.stage.samples import describe
 from fewbayes.studies.memo import content, remember
@@ -79,12 +81,25 @@ def _open(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def _rows(path: Path, weights: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Sampled:
+    """What is read of a row of a run's samples.json."""
+
+    file: str
+    prompt: str
+    seed: int
+    weights: str
+
+
+def read_sampled(folder: Path) -> list[Sampled]:
+    """What was drawn at one checkpoint."""
+    return read_json(folder / LISTING, list[Sampled])
+
+
+def _rows(path: Path, weights: str) -> list[Sampled]:
     """What was drawn from these weights; before the first step raw and averaged weights are one."""
-    rows = json.loads((path / "samples.json").read_text())
-    kinds = {row["weights"] for row in rows}
     wanted = "raw" if weights == "ema" and _step(path) == BASE else weights
-    return [row for row in rows if row["weights"] == wanted] if wanted in kinds else []
+    return [row for row in read_sampled(path) if row.weights == wanted]
 
 
 def _beside(base: Sequence[np.ndarray], references: Sequence[Image.Image]) -> Callable[[Sequence[np.ndarray]], float]:
@@ -94,19 +109,19 @@ def _beside(base: Sequence[np.ndarray], references: Sequence[Image.Image]) -> Ca
     return lambda pictures: corruption(describe(pictures, real, base), twins, training)
 
 
-def _pixels(path: Path, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
-    return [np.asarray(_open(path / row["file"])) for row in rows]
+def _pixels(path: Path, rows: Sequence[Sampled]) -> list[np.ndarray]:
+    return [np.asarray(_open(path / row.file)) for row in rows]
 
 
 def _scores(
     path: Path,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Sampled],
     references: Sequence[Image.Image],
     encoders: dict[str, Any],
     rare_token: str,
 ) -> dict[str, float]:
-    pictures = [_open(path / row["file"]) for row in rows]
-    return score_pictures(pictures, [row["prompt"] for row in rows], references, encoders, rare_token)
+    pictures = [_open(path / row.file) for row in rows]
+    return score_pictures(pictures, [row.prompt for row in rows], references, encoders, rare_token)
 
 
 def score_pictures(

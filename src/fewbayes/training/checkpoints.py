@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fewbayes.files.decode import parse_json, typed
 from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.training.ema import WeightAverage
 
@@ -88,7 +89,8 @@ def write_optimizer(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Par
 def read_optimizer(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], path: Path) -> None:
     """Give the optimizer the memory that `write_optimizer` wrote."""
     with safe_open(path, framework="pt") as file:
-        numbers = set(json.loads((file.metadata() or {}).get("numbers", "[]")))
+        told = parse_json((file.metadata() or {}).get("numbers", "[]"), str(path))
+        numbers = set(typed(told, list[str], str(path)))
         for full in file.keys():  # noqa: SIM118
             key, _, name = full.partition(".")
             value = file.get_tensor(full)

@@ -16,7 +16,6 @@ from typing import Any
 from accelerate import Accelerator
 
 from fewbayes.errors import UserError
-from fewbayes.methods import Method
 from fewbayes.runs.checkpoints import Checkpoint
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.layout import MANIFEST, Manifest, read_manifest
@@ -53,12 +52,11 @@ def _check_same_method(run: RunFolder, config: TrainConfig) -> None:
         )
 
 
-def as_asked(manifest: Manifest, config: TrainConfig, method: Method) -> bool:
-    """Whether the final result that the manifest tells of is the one asked for, and there."""
+def as_asked(manifest: Manifest, config: TrainConfig, result: str) -> bool:
+    """Whether the final result that the manifest tells of is the one asked for, and there, told by its file."""
     stopped = manifest.stopped == config.stop_when  # where it was stopped then, it would be stopped now
     trained = stopped or manifest.steps == config.max_train_steps
-    result = Path(config.output_dir) / method.result
-    return trained and manifest.exported == config.export_weights and result.is_file()
+    return trained and manifest.exported == config.export_weights and (Path(config.output_dir) / result).is_file()
 
 
 def said_of_stop(manifest: Manifest, checkpoint: int | None) -> str:

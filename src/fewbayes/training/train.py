@@ -22,8 +22,9 @@ from torch import nn
 
 from fewbayes.data.images import check_folder, load_images
 from fewbayes.diffusion.objective import diffusion_loss, preserved_loss
-from fewbayes.methods import make_method
+from fewbayes.methods import make_method, registered
 from fewbayes.models import Family, inspect_model, load_family
+from fewbayes.models.registry import family_named
 from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.posterior.where import select
 from fewbayes.progress import progress as shown_progress
@@ -115,9 +116,9 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     ) | {"processes": accelerator.num_processes}
 
     run = RunFolder(config.output_dir)
-    method = make_method(config)
+    method, result = make_method(config), registered()[config.method].result_in(family_named(card.family))
     manifest = from_main(accelerator, lambda: inspected(run, config, fingerprint))
-    if manifest.status == "done" and as_asked(manifest, config, method):
+    if manifest.status == "done" and as_asked(manifest, config, result):
         log.warning("%s is already done%s; nothing to do", run.path, said_of_stop(manifest, run.newest_step()))
         return RunResult(run.path, manifest.steps or 0, manifest.steps, time.monotonic() - began)
     there = family is not None and family.device.type == accelerator.device.type
@@ -151,7 +152,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
         stack.enter_context(failure_recorded(run, accelerator))
         start = checkpoint.step if checkpoint else 0
         if accelerator.is_main_process:
-            _say_what_runs(config, start, len(images), weights, posterior, calibration, need)
+            _say_what_runs(config, start, len(images), weights, posterior, method.chosen, calibration, need)
             warn_of_open_channels(instance.open_channels())
             write_reference(run, instance)
 
@@ -257,7 +258,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
                 layers = [{**layer, "weights": "raw"} for layer in posterior.diagnostics()]
                 run.write_json("posterior.json", layers)
             with average.swapped() if average and config.export_weights == "ema" else nullcontext(), mode.resting():
-                run.write_pipeline(lambda folder: method.export(family, folder), method.result)
+                run.write_pipeline(lambda folder: method.export(family, folder), result)
             stop = config.stop_when if stopped else None
             run.finish("done", steps=done, exported=config.export_weights, stopped=stop)
             if stages:
@@ -272,6 +273,7 @@ def _say_what_runs(
     images: int,
     weights: Mapping[str, nn.Parameter],
     posterior: GaussianPosterior | None,
+    chosen: str,
     calibration: Mapping[str, float] | None,
     need: memory.MemoryEstimate,
 ) -> None:
@@ -297,7 +299,7 @@ def _say_what_runs(
         log.info(
             "Bayesian: %s of them random (%s), weight_std %.3g (%s, %s), kl_weight %g",
             f"{posterior.num_random:,}",
-            f"where {config.where}" if config.method == "full" else "those that the method names",
+            chosen,
             weight_std,
             config.weight_std_mode,
             config.weight_std_learn,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fewbayes.files.decode import read_json
 from fewbayes.metrics.encoders.base import Floats, Pictures, Role, register
 from fewbayes.metrics.encoders.checkpoint import identity_of_folder, load_checkpoint, to_numpy
 from fewbayes.metrics.encoders.places import Place
@@ -35,7 +35,7 @@ class Vit:
 def _vision_model(folder: Path) -> Any:
     from transformers import AutoModel, ViTModel
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json", dict[str, Any])
     # A DINO checkpoint has no pooler; the feature is the class token, so none is made up.
     if config.get("model_type") == "vit":
         return load_checkpoint(ViTModel, folder, add_pooling_layer=False)

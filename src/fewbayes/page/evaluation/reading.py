@@ -7,15 +7,18 @@ cannot be read is left out, and said in `notes`. Computes nothing, and never imp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fewbayes.data.images import FORMATS
 from fewbayes.errors import UserError
+from fewbayes.files.decode import parse_json, read_json, typed
+from fewbayes.metrics.layout import FACTS, IMAGES, METRICS, PictureRow, Row
 from fewbayes.metrics.statistics import Units
+
+Kind = TypeVar("Kind", Row, PictureRow)
 
 BAYES_SUFFIX = "-bayes"
 ONE_ARM = "samples"
@@ -77,33 +80,11 @@ class Evaluation:
         return " and ".join(self.encoders.get((mode, metric), ()))
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row of metrics.jsonl or images.jsonl. line: of the table, an arm by its name or an extra row by its kind.
-    pooled: over the pictures of all subjects together, which is no subject of its own. mark: of the encoder's weights.
-    """
-
-    metric: str
-    mode: str
-    line: str
-    arm: bool
-    subject: str
-    seed: int
-    value: float | None
-    pooled: bool
-    encoder: str
-    mark: str
-    reason: str
-    file: str
-    prompt: str
-    reference: str | None
-
-
 def is_evaluation(folder: Path) -> bool:
     """Whether a folder holds rows of an evaluation rather than those of a training, which have steps."""
     if (folder / STUDY).is_file():
         return True
-    return any("mode" in row and "step" not in row for row in _objects(folder / "metrics.jsonl")[0][:5])
+    return any("mode" in row and "step" not in row for row in _objects(folder / METRICS)[0][:5])
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -112,11 +93,11 @@ def read_evaluation(folder: Path) -> Evaluation:
     if not is_evaluation(folder):
         raise UserError(f"{folder} holds no evaluation (rows of metric, value and mode in metrics.jsonl)")
     facts = _facts(folder)
-    everything, torn = _rows(folder / "metrics.jsonl")
-    images, torn_images = _rows(folder / "images.jsonl")
+    everything, torn = _rows(folder / METRICS, Row)
+    images, torn_images = _rows(folder / IMAGES, PictureRow)
     rows, nameless = _named(everything)
     units = _units(rows)
-    subjects = tuple(sorted({row.subject for row in rows if row.value is not None and not row.pooled}))
+    subjects = tuple(sorted({str(row.subject) for row in rows if row.value is not None and not _pooled(row)}))
     pictures = tuple(_pictures(_place(folder, str(facts.get("pictures") or "")), _named(images)[0]))
     lost = [picture.file for picture in pictures if not picture.file.is_file()]
     notes = [
@@ -152,8 +133,8 @@ def _objects(path: Path) -> tuple[list[dict[str, Any]], int]:
     found, torn = [], 0
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line, path.name)
+        except UserError:
             row = None
         if isinstance(row, dict) and isinstance(row.get("metric"), str):
             found.append(row)
@@ -162,60 +143,54 @@ def _objects(path: Path) -> tuple[list[dict[str, Any]], int]:
     return found, torn
 
 
-def _rows(path: Path) -> tuple[list[_Row], int]:
+def _rows(path: Path, kind: type[Kind]) -> tuple[list[Kind], int]:
     """Every row but the means over subjects, which are made here, with intervals; and how many are torn."""
     found, torn = _objects(path)
-    rows = [_row(row) for row in found if row.get("average") != "macro"]
-    return [row for row in rows if row], torn + rows.count(None)
+    rows = []
+    for row in found:
+        try:
+            rows += [typed(row, kind, path.name)] if row.get("average") != "macro" else []
+        except UserError:
+            torn += 1
+    return rows, torn
 
 
-def _row(found: Mapping[str, Any]) -> _Row | None:
-    def text(key: str, default: str = "") -> str:
-        return str(found.get(key) or default)
-
-    seed, value, kind = found.get("seed") or 0, found.get("value"), text("row", "samples")
-    if not isinstance(seed, int) or not isinstance(value, int | float | None):
-        return None
-    return _Row(
-        metric=found["metric"],
-        mode=text("mode", "sound"),
-        line=text("arm", ONE_ARM) if kind == "samples" else kind,
-        arm=kind == "samples",
-        subject=text("subject"),
-        seed=seed,
-        value=None if value is None else float(value),
-        pooled=found.get("average") == "micro",
-        encoder=text("encoder"),
-        mark=text("encoder_sha256") or text("encoder"),
-        reason=text("reason", "no reason was given"),
-        file=text("file"),
-        prompt=text("prompt"),
-        reference=text("reference") or None,
-    )
+def _line(row: Row | PictureRow) -> str:
+    """Of the table: an arm by its name, or an extra row by its kind."""
+    return (row.arm or ONE_ARM) if _of_arm(row) else str(row.row)
 
 
-def _named(rows: Sequence[_Row]) -> tuple[list[_Row], int]:
+def _of_arm(row: Row | PictureRow) -> bool:
+    return row.row in (None, "samples")
+
+
+def _pooled(row: Row | PictureRow) -> bool:
+    """Over the pictures of all subjects together, which is no subject of its own."""
+    return isinstance(row, Row) and row.average == "micro"
+
+
+def _named(rows: Sequence[Kind]) -> tuple[list[Kind], int]:
     """Rows with the subject that they are of, and how many numbers lack one.
 
     Where no row names any, all are of one subject; where one is named, the others are of that one; where several are,
     rows without a name are of none of them.
     """
     known = {row.subject for row in rows if row.subject}
-    alone = "" if len(known) > 1 else next(iter(known), "subject")
-    rows = [replace(row, subject=row.subject or (ALL if row.pooled else alone)) for row in rows]
+    alone = None if len(known) > 1 else next(iter(known), "subject")
+    rows = [replace(row, subject=row.subject or (ALL if _pooled(row) else alone)) for row in rows]
     return [row for row in rows if row.subject], sum(not row.subject and row.value is not None for row in rows)
 
 
-def _units(rows: Iterable[_Row]) -> dict[str, dict[str, dict[str, dict[tuple[str, int], float | None]]]]:
+def _units(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, dict[tuple[str, int], float | None]]]]:
     """mode -> metric -> line -> (subject, seed) -> value; the last of equal keys stands."""
     units: dict[str, dict[str, dict[str, dict[tuple[str, int], float | None]]]] = {}
     for row in rows:
         lines = units.setdefault(row.mode, {}).setdefault(row.metric, {})
-        lines.setdefault(row.line + POOLED * row.pooled, {})[row.subject, row.seed] = row.value
+        lines.setdefault(_line(row) + POOLED * _pooled(row), {})[str(row.subject), row.seed or 0] = row.value
     return units
 
 
-def _encoders(rows: Iterable[_Row]) -> dict[tuple[str, str], tuple[str, ...]]:
+def _encoders(rows: Iterable[Row]) -> dict[tuple[str, str], tuple[str, ...]]:
     found: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         if row.encoder and row.value is not None:
@@ -223,12 +198,12 @@ def _encoders(rows: Iterable[_Row]) -> dict[tuple[str, str], tuple[str, ...]]:
     return {key: tuple(names) for key, names in found.items()}
 
 
-def _mixed(rows: Iterable[_Row]) -> list[str]:
+def _mixed(rows: Iterable[Row]) -> list[str]:
     """Columns whose numbers come from several encoders, or several weights under one name, and do not compare."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         if row.encoder and row.value is not None:
-            found.setdefault((row.metric, row.mode), {})[row.mark] = row.encoder
+            found.setdefault((row.metric, row.mode), {})[row.encoder_sha256 or row.encoder] = row.encoder
     return [
         f"DO NOT COMPARE the numbers of {metric} ({mode} mode): they come from {len(marks)} encoders, "
         f"{', '.join(f'{name} ({mark[:12]})' for mark, name in sorted(marks.items()))}."
@@ -237,7 +212,7 @@ def _mixed(rows: Iterable[_Row]) -> list[str]:
     ]
 
 
-def _absent(rows: Iterable[_Row], units: Mapping[str, Mapping[str, Mapping[str, Units]]]) -> dict[str, str]:
+def _absent(rows: Iterable[Row], units: Mapping[str, Mapping[str, Mapping[str, Units]]]) -> dict[str, str]:
     """Metrics without a number in any mode, with the first reason found."""
     known = {
         metric
@@ -248,7 +223,7 @@ def _absent(rows: Iterable[_Row], units: Mapping[str, Mapping[str, Mapping[str, 
     reasons: dict[str, str] = {}
     for row in rows:
         if row.metric not in known:
-            reasons.setdefault(row.metric, row.reason)
+            reasons.setdefault(row.metric, row.reason or "no reason was given")
     return reasons
 
 
@@ -261,13 +236,11 @@ def has_number(units: Units) -> bool:
 
 def _facts(folder: Path) -> dict[str, Any]:
     """study.json, or the evaluation's own account of itself."""
-    for name in (STUDY, "evaluation.json", "manifest.json"):
+    for name in (STUDY, FACTS, "manifest.json"):
         try:
-            found = json.loads((folder / name).read_text("utf-8"))
-        except (OSError, ValueError):
+            return read_json(folder / name, dict[str, Any])
+        except UserError:
             continue
-        if isinstance(found, dict):
-            return found
     return {}
 
 
@@ -297,7 +270,7 @@ def _named_tables(facts: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return [each for each in _listed(facts, key) if isinstance(each, dict) and isinstance(each.get("name"), str)]
 
 
-def _arms(rows: Iterable[_Row], facts: Mapping[str, Any]) -> tuple[Arm, ...]:
+def _arms(rows: Iterable[Row], facts: Mapping[str, Any]) -> tuple[Arm, ...]:
     """As study.json lists them; else by name, each `x-bayes` against its `x`."""
     if listed := _named_tables(facts, "arms"):
         return tuple(
@@ -309,19 +282,19 @@ def _arms(rows: Iterable[_Row], facts: Mapping[str, Any]) -> tuple[Arm, ...]:
             )
             for a in listed
         )
-    names = list(dict.fromkeys(row.line for row in rows if row.arm))
+    names = list(dict.fromkeys(_line(row) for row in rows if _of_arm(row)))
     plain = {name: name.removesuffix(BAYES_SUFFIX) for name in names if name.endswith(BAYES_SUFFIX)}
     against = {name: control for name, control in plain.items() if control in names}
     return tuple(Arm(name, "Samples" if name == ONE_ARM else name, against.get(name)) for name in names)
 
 
-def _pictures(root: Path, rows: Iterable[_Row]) -> Iterable[Picture]:
+def _pictures(root: Path, rows: Iterable[PictureRow]) -> Iterable[Picture]:
     """One Picture a file, its scores gathered from its rows. Files of a study are named from its folder, those of an
     evaluation from the folder that it scored."""
-    gathered: dict[tuple[str, str, int, str], list[_Row]] = {}
+    gathered: dict[tuple[str, str, int, str], list[PictureRow]] = {}
     for row in rows:
         if row.file and row.metric != "unreadable":
-            gathered.setdefault((row.subject, row.line, row.seed, row.file), []).append(row)
+            gathered.setdefault((str(row.subject), _line(row), row.seed or 0, row.file), []).append(row)
     for (subject, arm, seed, file), its in sorted(gathered.items()):
         scores = {row.metric: row.value for row in its if row.value is not None}
         prompt = next((row.prompt for row in its if row.prompt), "")

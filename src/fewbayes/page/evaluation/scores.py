@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.registry import Metric, in_table
 from fewbayes.metrics.statistics import FEWEST_SUBJECTS, Comparison, Estimate, Units, compare, holm, interval, reading
 from fewbayes.page.evaluation.reading import POOLED, Arm, Evaluation, has_number
 from fewbayes.page.table import ABSENT, Column, Table, Value, comma_separated, latex, markdown
-from fewbayes.runs.folder import atomic_write
 
 ALPHA = 0.05
 ROWS = {

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_folder, atomic_write, file_sha256
+from fewbayes.files.decode import plain_json, read_json, read_json_lines
 from fewbayes.models import inspect_model
 from fewbayes.settings.agreement import USUAL_RARE_TOKEN
 from fewbayes.studies.memo import content, digest, recall, remember
@@ -104,7 +105,7 @@ def check_pictures(cell: Cell) -> bool:
     """Whether the samples are there; those of other settings are refused."""
     if not cell.pictures.is_dir():
         return False
-    if json.loads((cell.pictures / LISTING).read_text("utf-8")) != listing(cell):
+    if plain_json(cell.pictures / LISTING) != listing(cell):
         raise UserError(f"{cell.pictures} holds samples of other settings; give another output_dir")
     return True
 
@@ -197,19 +198,24 @@ def _metrics_code() -> str:
 # --- the study's own files --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is read of evaluation.json."""
+
+    encoders: dict[str, Any]
+
+
 def gather(folder: Path, cells: Sequence[Cell], described: Mapping[str, Any]) -> None:
     """metrics.jsonl and images.jsonl of the study from those of its cells, in their order; study.json last, with what
     was used."""
-    encoders = {
-        json.dumps(json.loads((cell.scores / FACTS).read_text("utf-8"))["encoders"], sort_keys=True) for cell in cells
-    }
-    if len(encoders) > 1:
+    encoders = [read_json(cell.scores / FACTS, Facts).encoders for cell in cells]
+    if any(other != encoders[0] for other in encoders):
         raise UserError(f"{folder} was scored by encoders that changed meanwhile; give the same command again")
     metrics = [row for cell in cells for row in _metric_rows(cell)]
     images = [row for cell in cells for row in _image_rows(folder, cell)]
     for name, rows in ((METRICS, metrics), (IMAGES, images)):
         atomic_write(folder / name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-    counted = {"encoders": json.loads(encoders.pop()), "evaluated": len(cells)}
+    counted = {"encoders": dict(sorted(encoders[0].items())), "evaluated": len(cells)}
     atomic_write(folder / STUDY, json.dumps({**described, **counted}, indent=1, default=str) + "\n")
 
 
@@ -231,4 +237,4 @@ def _image_rows(folder: Path, cell: Cell) -> Iterable[dict[str, Any]]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line] if path.is_file() else []
+    return read_json_lines(path, dict[str, Any]) if path.is_file() else []

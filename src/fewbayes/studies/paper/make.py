@@ -10,6 +10,7 @@ from typing import Any
 
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_write
+from fewbayes.files.decode import read_json
 from fewbayes.page.look import save, style
 from fewbayes.runs.provenance import environment
 from fewbayes.studies.memo import claim, rounded
@@ -46,7 +47,7 @@ def draw_figure(folder: Path) -> Path:
     files = [file for file in sorted(folder.glob("fig*.json")) if file.stem in figures()]
     if len(files) != 1:
         raise UserError(f"{folder} holds {len(files)} of fig1.json, fig2.json ...; it must hold one of them")
-    told, target = json.loads(files[0].read_text("utf-8")), files[0].with_suffix(".png")
+    told, target = read_json(files[0], dict[str, Any]), files[0].with_suffix(".png")
     with style():
         return save(_module(target.stem).draw(told, folder), target, dots=DOTS)
 

@@ -7,7 +7,6 @@ trainings. Written are `remedies.json` with every number, tables, curves, and fo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
+from fewbayes.files.decode import read_json
 from fewbayes.studies import study
 from fewbayes.studies.flags import asked
 from fewbayes.studies.followed import CHECKPOINTS, FollowedFlags, follow, trainings
@@ -106,7 +106,7 @@ def run_remedies(arguments: Sequence[str]) -> list[Path]:
 
 def write(file: Path, arms: Sequence[str] = ()) -> list[Path]:
     """Tables, and pictures of some arms, beside the results `file`; all of them."""
-    told = json.loads(file.read_text(encoding="utf-8"))
+    told = read_json(file, dict[str, Any])
     known = {arm["name"]: arm for arm in told["arms"]}
     target = file.with_suffix(".md")
     atomic_write(target, tables(told))
