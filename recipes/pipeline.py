@@ -111,15 +111,14 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: np.ndarray, path: Path) -> np.ndarray:
-    """Scaled latent means of all pictures, kept in half precision beside them."""
+    """Scaled latent means of all pictures, computed and kept in half precision beside them."""
     if not path.exists():
-        batches = [
-            (vae.encode(to_unit(pictures[i : i + 64]).to(device())).latent_dist.mean * vae.config.scaling_factor)
-            .half()
-            .cpu()
-            .numpy()
-            for i in tqdm(range(0, len(pictures), 64), desc="encoding scenes", mininterval=5)
-        ]
+        batches = []
+        for i in tqdm(range(0, len(pictures), 64), desc="encoding scenes", mininterval=5):
+            x = to_unit(pictures[i : i + 64]).to(device(), memory_format=torch.channels_last)
+            with torch.autocast(x.device.type, torch.bfloat16):
+                mean = vae.encode(x).latent_dist.mean
+            batches.append((mean.float() * vae.config.scaling_factor).half().cpu().numpy())
         scratch = path.with_suffix(".tmp.npy")
         np.save(scratch, np.concatenate(batches))
         scratch.replace(path)

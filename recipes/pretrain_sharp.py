@@ -25,7 +25,7 @@ from sharp_autoencoder import pretrain_sharp_autoencoder
 from training import HELD_OUT, scene_pictures
 
 
-def sharp_autoencoder(work: Path, pictures: np.ndarray, steps: int) -> AutoencoderKL:
+def sharp_autoencoder(work: Path, pictures: np.ndarray, steps: tuple[int, int]) -> AutoencoderKL:
     """The autoencoder of `tiny-sharp` and `tiny-flow`, standardised, in float32."""
     narrow = AutoencoderKL.from_pretrained(PIPELINES["tiny"] / "vae").float()
     vae = pretrain_sharp_autoencoder(work / "autoencoder", narrow, pictures, steps)
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and results")
     parser.add_argument("--scenes", type=int, default=80_000)
-    parser.add_argument("--autoencoder_steps", type=int, default=2500)
+    parser.add_argument("--autoencoder_steps", type=int, nargs=2, default=(2500, 800), help="by Adam and by Muon")
     parser.add_argument("--pipeline_steps", type=int, default=4000)
     parser.add_argument("--photographs", type=Path, help="folder of photographs to judge the autoencoder on")
     parser.add_argument("--export", action="store_true", help="place the weights in the package")
@@ -47,8 +47,8 @@ def main() -> None:
     work: Path = options.work
 
     pictures = scene_pictures(work / "data", options.scenes)
-    vae = sharp_autoencoder(work, pictures, options.autoencoder_steps)
-    latents = work / "data" / f"latents-{options.scenes}-{options.autoencoder_steps}.npy"
+    vae = sharp_autoencoder(work, pictures, tuple(options.autoencoder_steps))
+    latents = work / "data" / f"latents-{options.scenes}-{sum(options.autoencoder_steps)}.npy"
     start = StableDiffusionPipeline.from_pretrained(PIPELINES["tiny"])
     pipeline = pretrain_pipeline(work / "pipeline", vae, pictures, options.pipeline_steps, latents, start, peak=6e-4)
     halve(pipeline, work / "export")
@@ -56,7 +56,7 @@ def main() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(work / "export")
     report = made_here(pipeline) | {
         "scenes": options.scenes,
-        "stages": {name: curve_of(work / name) for name in ("autoencoder", "pipeline")},
+        "stages": {name: curve_of(work / name) for name in ("autoencoder/adam", "autoencoder/muon", "pipeline")},
         "autoencoder_psnr_scenes": float(np.mean(psnr(vae, scene_pictures(work / "data", 4000, HELD_OUT)[:500]))),
         "prompts": judge_pipeline(pipeline, load_recogniser()),
     }

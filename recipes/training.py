@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +65,23 @@ def rate(step: int, total: int, peak: float, warm: int = 200) -> float:
 class Training:
     """Modules, their average, their optimizer and the place they are kept; `steps()` yields what is left to do."""
 
-    def __init__(self, folder: Path, modules: dict[str, nn.Module], *, total: int, peak: float, ema: float, decay=1e-2):
-        self.folder, self.total, self.peak, self.ema_decay = folder, total, peak, ema
+    def __init__(
+        self,
+        folder: Path,
+        modules: dict[str, nn.Module],
+        *,
+        total: int,
+        peak: float,
+        ema: float,
+        decay: float = 1e-2,
+        warm: int = 200,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    ):
+        """optimizer: makes one of (parameters, lr). None: AdamW with this decay."""
+        self.folder, self.total, self.peak, self.ema_decay, self.warm = folder, total, peak, ema, warm
         self.modules = nn.ModuleDict(modules)
-        self.optimizer = torch.optim.AdamW(
-            self.modules.parameters(), lr=peak, weight_decay=decay, betas=(0.9, 0.99), fused=True
-        )
+        adam = partial(torch.optim.AdamW, weight_decay=decay, betas=(0.9, 0.99), fused=True)
+        self.optimizer = (optimizer or adam)(self.modules.parameters(), lr=peak)
         self.average = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
         self.step, self.seconds, self.curve = 0, 0.0, []
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +92,7 @@ class Training:
         bar = tqdm(total=self.total, initial=self.step, desc=self.folder.name, mininterval=5)
         while self.step < self.total:
             for group in self.optimizer.param_groups:
-                group["lr"] = rate(self.step, self.total, self.peak)
+                group["lr"] = rate(self.step, self.total, self.peak, self.warm)
             yield self.step
             self.step += 1
             bar.update()
