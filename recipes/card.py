@@ -87,8 +87,9 @@ WORLDS = {
         16,
         "It was continued from `tiny`: the two are not independent models.",
         {
-            "autoencoder": "continued from `tiny` with twice the channels; the same pictures and batch; latents with "
-            "noise of 0.05",
+            "autoencoder/adam": "continued from `tiny` with twice the channels; its pictures and batch; latents with "
+            "noise of 0.05; AdamW 1.5e-3",
+            "autoencoder/muon": "the same, by Muon at 1.5e-2",
             "pipeline": "U-Net and text encoder continued from `tiny`; AdamW 6e-4 with cosine decay, average 0.999; "
             "batch 64",
         },
@@ -99,7 +100,6 @@ WORLDS = {
         "Its autoencoder is that of `tiny-sharp`, and one of its text encoders began as that of `tiny`. It has no T5:\n"
         "load it with `text_encoder_3=None, tokenizer_3=None`.",
         {
-            "autoencoder": "that of `tiny-sharp`",
             "transformer": "transformer and text encoders together on latents; rectified flow, logit-normal times; "
             "AdamW 1.5e-3 with cosine decay, average 0.999; batch 64",
         },

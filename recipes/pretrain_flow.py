@@ -114,7 +114,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and results")
     parser.add_argument("--scenes", type=int, default=80_000)
     parser.add_argument("--autoencoder", type=Path, help="folder of the sharp autoencoder, if it is there already")
-    parser.add_argument("--autoencoder_steps", type=int, default=2500)
     parser.add_argument("--latents", type=Path, help="scaled latents of the scenes, if they are there already")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--export", action="store_true", help="place the weights in the package")
@@ -124,7 +123,7 @@ def main() -> None:
     if options.autoencoder:
         vae = AutoencoderKL.from_pretrained(options.autoencoder).float()
     else:
-        vae = sharp_autoencoder(work, scene_pictures(work / "data", options.scenes), options.autoencoder_steps)
+        vae = sharp_autoencoder(work, scene_pictures(work / "data", options.scenes))
     file = options.latents or work / "data" / f"latents-{options.scenes}.npy"
     latents = np.load(file, mmap_mode="r") if file.exists() else None
     if latents is None:
@@ -135,10 +134,9 @@ def main() -> None:
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(work / "export", text_encoder_3=None, tokenizer_3=None)
     held_out = scene_pictures(work / "data", 4000, HELD_OUT)
-    stages = {name: curve_of(work / name) for name in ("autoencoder", "transformer") if (work / name).is_dir()}
     report = made_here(pipeline) | {
         "scenes": len(latents),
-        "stages": stages,
+        "stages": {"transformer": curve_of(work / "transformer")},
         "autoencoder_psnr_scenes": float(np.mean(psnr(vae.cpu(), held_out[:500]))),
         "prompts": judge_pipeline(pipeline, load_recogniser()),
     }

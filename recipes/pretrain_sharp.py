@@ -21,14 +21,14 @@ from fewbayes.world.recogniser import load_recogniser
 from judge import judge_pipeline, photograph_psnr, write_sample_grid
 from pipeline import pretrain_pipeline
 from pretrain import curve_of, halve, made_here
-from sharp_autoencoder import pretrain_sharp_autoencoder
+from sharp_autoencoder import ADAM, MUON, pretrain_sharp_autoencoder
 from training import HELD_OUT, scene_pictures
 
 
-def sharp_autoencoder(work: Path, pictures: np.ndarray, steps: tuple[int, int]) -> AutoencoderKL:
+def sharp_autoencoder(work: Path, pictures: np.ndarray) -> AutoencoderKL:
     """The autoencoder of `tiny-sharp` and `tiny-flow`, standardised, in float32."""
     narrow = AutoencoderKL.from_pretrained(PIPELINES["tiny"] / "vae").float()
-    vae = pretrain_sharp_autoencoder(work / "autoencoder", narrow, pictures, steps)
+    vae = pretrain_sharp_autoencoder(work / "autoencoder", narrow, pictures)
     standardise(vae, pictures)
     fix_deviations(vae)
     vae.register_to_config(shift_factor=0.0)
@@ -39,16 +39,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and results")
     parser.add_argument("--scenes", type=int, default=80_000)
-    parser.add_argument("--autoencoder_steps", type=int, nargs=2, default=(2500, 800), help="by Adam and by Muon")
-    parser.add_argument("--pipeline_steps", type=int, default=4000)
+    parser.add_argument("--pipeline_steps", type=int, default=3000)
     parser.add_argument("--photographs", type=Path, help="folder of photographs to judge the autoencoder on")
     parser.add_argument("--export", action="store_true", help="place the weights in the package")
     options = parser.parse_args()
     work: Path = options.work
 
     pictures = scene_pictures(work / "data", options.scenes)
-    vae = sharp_autoencoder(work, pictures, tuple(options.autoencoder_steps))
-    latents = work / "data" / f"latents-{options.scenes}-{sum(options.autoencoder_steps)}.npy"
+    vae = sharp_autoencoder(work, pictures)
+    latents = work / "data" / f"latents-{options.scenes}-{ADAM + MUON}.npy"
     start = StableDiffusionPipeline.from_pretrained(PIPELINES["tiny"])
     pipeline = pretrain_pipeline(work / "pipeline", vae, pictures, options.pipeline_steps, latents, start, peak=6e-4)
     halve(pipeline, work / "export")

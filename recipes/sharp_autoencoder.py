@@ -17,6 +17,7 @@ from training import Training, device, run_training
 
 CHANNELS = 16
 NOISE = 0.05  # standard deviation of what is added to latents while training; they themselves have about 1
+ADAM, MUON = 2500, 800  # steps
 SHRINK = 1e-4  # weight of half the mean square latent, which keeps them there
 
 
@@ -44,15 +45,13 @@ def widened(narrow: AutoencoderKL) -> AutoencoderKL:
     return vae
 
 
-def pretrain_sharp_autoencoder(
-    folder: Path, narrow: AutoencoderKL, pictures: np.ndarray, steps: tuple[int, int]
-) -> AutoencoderKL:
-    """steps: by Adam, then by Muon, which alone would have been quicker."""
+def pretrain_sharp_autoencoder(folder: Path, narrow: AutoencoderKL, pictures: np.ndarray) -> AutoencoderKL:
+    """By Adam, then by Muon, which alone would have been quicker."""
     vae = widened(narrow).to(device(), memory_format=torch.channels_last)
-    adam = Training(folder / "adam", {"vae": vae}, total=steps[0], peak=1.5e-3, ema=0.998, decay=1e-4)
+    adam = Training(folder / "adam", {"vae": vae}, total=ADAM, peak=1.5e-3, ema=0.998, decay=1e-4)
     run_training(adam, lambda step: _loss(vae, pictures, step))
-    muon = Training(folder / "muon", {"vae": vae}, total=steps[1], peak=1.5e-2, ema=0.98, warm=20, optimizer=Muon)
-    run_training(muon, lambda step: _loss(vae, pictures, steps[0] + step))
+    muon = Training(folder / "muon", {"vae": vae}, total=MUON, peak=1.5e-2, ema=0.98, warm=20, optimizer=Muon)
+    run_training(muon, lambda step: _loss(vae, pictures, ADAM + step))
     return vae.eval()
 
 
