@@ -186,6 +186,70 @@ def _t5_tokenizer(folder: Path):
     return T5TokenizerFast.from_pretrained(folder)
 
 
+def build_flux2(folder: Path, *, seed: int = 0) -> Path:
+    """The same of FLUX.2 klein: 8 channels of latents, of which 32 in patches, read by one block of each kind."""
+    import torch
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = _chat_tokenizer(folder / "tokenizer")
+    torch.manual_seed(seed)
+    transformer = Flux2Transformer2DModel(
+        in_channels=32,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(4, 4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=4,
+        sample_size=SIDE,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    words = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=28,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    Flux2KleinPipeline(scheduler, vae, Qwen3ForCausalLM(words), tokenizer, transformer).save_pretrained(folder)
+    note = {"rare_token": RARE_TOKEN, "recommended": {}, "resolution": SIDE}
+    (folder / "fewbayes.json").write_text(json.dumps(note))
+    return folder
+
+
+def _chat_tokenizer(folder: Path):
+    """One of single letters, with a template in which a user speaks."""
+    from transformers import Qwen2TokenizerFast
+
+    pieces = ["<|endoftext|>", "\u0120", *string.printable.strip()]
+    tokenizer = Qwen2TokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    tokenizer.add_tokens([RARE_TOKEN])
+    tokenizer.chat_template = "{% for m in messages %}user: {{ m.content }} {% endfor %}model:"
+    tokenizer.save_pretrained(folder)
+    return Qwen2TokenizerFast.from_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def eps_model(tmp_path_factory) -> Path:
     return build_pipeline(tmp_path_factory.mktemp("eps_model"))
@@ -204,6 +268,11 @@ def sdxl_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def sd3_model(tmp_path_factory) -> Path:
     return build_sd3(tmp_path_factory.mktemp("sd3_model"))
+
+
+@pytest.fixture(scope="session")
+def flux2_model(tmp_path_factory) -> Path:
+    return build_flux2(tmp_path_factory.mktemp("flux2_model"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The contract that every family keeps, asked of Stable Diffusion with either prediction, of XL, of 3, and of the toy.
+"""The contract that every family keeps, asked of Stable Diffusion with either prediction, of XL, 3, FLUX.2 and the toy.
 
 A new family is done when it passes: add its small model to MODELS.
 """
@@ -30,7 +30,7 @@ from fewbayes.stage.probes import USUAL_STEPS, Prober, ProbeSettings
 from fewbayes.training import memory
 from toy_family import build_toy
 
-MODELS = ("eps_model", "v_model", "sdxl_model", "sd3_model", "toy_model")
+MODELS = ("eps_model", "v_model", "sdxl_model", "sd3_model", "flux2_model", "toy_model")
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 PROMPTS = ["a photo of a <v> dog", "a photo", "of a dog"]
 # 2026-11: diffusers 0.42 turns tensors into arrays in a way that numpy 2 will forbid

@@ -61,7 +61,7 @@ def sample(job):
     pipeline.set_progress_bar_config(disable=True)
     for i, (prompt, seed) in enumerate(zip(job["prompts"], job["seeds"], strict=True)):
         picture = pipeline(
-            prompt,
+            prompt=prompt,  # not the first argument of all
             generator=torch.Generator().manual_seed(seed),
             num_inference_steps=job["steps"],
             guidance_scale=job["guidance"],

@@ -27,10 +27,11 @@ class ModelIndex(TypedDict):
 
 
 class Settings(TypedDict, total=False):
-    """fewbayes.json of a model: what it advises and the word it keeps for a new subject."""
+    """fewbayes.json of a model: what it advises, the word it keeps for a new subject, the side of its pictures."""
 
     recommended: dict[str, Any]
     rare_token: str | None
+    resolution: Side
 
 
 class WeightIndex(TypedDict):
@@ -148,9 +149,36 @@ class Sd3Transformer(TypedDict):
     qk_norm: NotRequired[str | None]
 
 
+class Flux2Transformer(TypedDict):
+    """Flux2Transformer2DModel."""
+
+    in_channels: Channels
+    num_layers: Layers
+    num_single_layers: Layers
+    attention_head_dim: Channels
+    num_attention_heads: Channels
+    joint_attention_dim: Channels
+    guidance_embeds: NotRequired[bool]
+    axes_dims_rope: NotRequired[Blocks]
+    mlp_ratio: NotRequired[Annotated[float, Meta(gt=0, le=64)]]
+
+
+class LanguageModel(TypedDict):
+    """Qwen3ForCausalLM and its like."""
+
+    vocab_size: Annotated[int, Meta(ge=1, le=1_000_000)]
+    hidden_size: Channels
+    intermediate_size: Annotated[int, Meta(ge=1, le=2**20)]
+    num_hidden_layers: Annotated[int, Meta(ge=1, le=1000)]
+    num_attention_heads: Channels
+
+
 SCHEMAS: dict[str, Any] = {
     "UNet2DConditionModel": Unet,
     "SD3Transformer2DModel": Sd3Transformer,
+    "Flux2Transformer2DModel": Flux2Transformer,
+    "AutoencoderKLFlux2": Autoencoder,
+    "Qwen3ForCausalLM": LanguageModel,
     "AutoencoderKL": Autoencoder,
     "CLIPTextModel": TextEncoder,
     "CLIPTextModelWithProjection": PooledTextEncoder,

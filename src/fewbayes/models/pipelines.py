@@ -100,12 +100,22 @@ class PipelineFamily(ABC):
             folder=folder,
             family=cls.name,
             prediction_type=cls._predicts(scheduler),
-            resolution=int(denoiser["sample_size"]) * pixels,
+            resolution=settings.get("resolution") or cls._side(denoiser) * pixels,
             recommended=settings.get("recommended", {}),
             rare_token=settings.get("rare_token"),
             most_steps=scheduler.get("num_train_timesteps"),
-            side_unit=pixels * denoiser.get("patch_size", 1),
+            side_unit=pixels * cls._patch(denoiser),
         )
+
+    @classmethod
+    def _side(cls, denoiser: Mapping[str, Any]) -> int:
+        """Of the latents that the pipeline draws where nobody says another."""
+        return int(denoiser["sample_size"])
+
+    @classmethod
+    def _patch(cls, denoiser: Mapping[str, Any]) -> int:
+        """Side in latents of what the denoiser takes for one."""
+        return denoiser.get("patch_size", 1)
 
     @classmethod
     @abstractmethod
@@ -204,7 +214,7 @@ class PipelineFamily(ABC):
                 )
             scaled = batch.permute(0, 3, 1, 2).to(self.vae.dtype) / 127.5 - 1
             latents = cast("Any", self.vae.encode(scaled)).latent_dist
-            return (latents.mean - self._latent_shift) * self._latent_scale, latents.std * self._latent_scale
+            return self._scaled(latents.mean, latents.std)
 
     def decode_latents(self, latents: Tensor) -> np.ndarray:
         """uint8 pictures (batch, height, width, 3) of scaled latents, a megapixel at a time."""
@@ -225,6 +235,9 @@ class PipelineFamily(ABC):
             vae: Any = torch.nn.Module.to(copy.deepcopy(self.vae), dtype)  # diffusers' own `to` has something to say
             unscaled = self._unscaled(latents.to(self.device))
             return vae.decode(unscaled.to(dtype), return_dict=False)[0].float()
+
+    def _scaled(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        return (mean - self._latent_shift) * self._latent_scale, std * self._latent_scale
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         return latents / self._latent_scale + self._latent_shift
@@ -306,15 +319,21 @@ class PipelineFamily(ABC):
         guidance: float,
         resolution: int | None,
     ) -> Tensor:
-        return self.pipeline(sampler)(
+        side = resolution or self.card.resolution
+        drawn = self.pipeline(sampler)(
             **self._prompt_arguments(cond, negative),
             generator=list(generators),
             num_inference_steps=steps,
             guidance_scale=guidance,
-            height=resolution,
-            width=resolution,
+            height=side,
+            width=side,
             output_type="latent",
         ).images
+        return self._drawn(drawn)
+
+    def _drawn(self, latents: Tensor) -> Tensor:
+        """Scaled latents of what the pipeline calls latents."""
+        return latents
 
     def pipeline(self, sampler: str | None = None) -> Any:
         """The diffusers pipeline around the live modules: it samples from the weights of this moment."""

@@ -24,6 +24,18 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], longest: int | None = None
     return padded.input_ids
 
 
+def chat_ids(tokenizer: Any, prompts: Sequence[str], longest: int, *, thinking: bool) -> tuple[Tensor, Tensor]:
+    """What a user says to a language model that is about to answer: ids and what is no padding, (batch, longest)."""
+    said = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+        for prompt in prompts
+    ]
+    padded = tokenizer(said, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
+    return padded.input_ids, padded.attention_mask
+
+
 def prompt_length(tokenizer: Any, prompt: str) -> int:
     """Tokens of the whole prompt, its start and its end included."""
     return len(tokenizer(prompt, verbose=False).input_ids)

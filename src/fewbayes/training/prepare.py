@@ -23,6 +23,7 @@ from fewbayes.data.images import DataReport, TrainImage, load_images
 from fewbayes.errors import UserError
 from fewbayes.methods import Method
 from fewbayes.models import Family, ModelCard
+from fewbayes.models.registry import family_named
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.batches import CLASS, Pictures
 from fewbayes.training.class_images import ClassImageSettings, ensure_class_images, present
@@ -44,6 +45,16 @@ def check_drawn(card: ModelCard, config: TrainConfig) -> None:
     assert config.sampler is not None
     draws = config.validation_steps or config.with_prior_preservation
     card.check_drawn(config.sampler, config.num_inference_steps if draws else 1, config.resolution)
+
+
+def check_trained(card: ModelCard, config: TrainConfig) -> None:
+    """Text encoders are trained only where the family has some that can be."""
+    family = family_named(card.family)
+    if (config.train_text_encoder or config.train_rare_token) and not family.text_targets:
+        raise UserError(
+            f"the text encoders of {family.described} are not trained here, nor are words of theirs; leave out "
+            "train_text_encoder and train_rare_token"
+        )
 
 
 def check_loss(family: Family, config: TrainConfig) -> None:

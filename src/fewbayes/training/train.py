@@ -46,6 +46,7 @@ from fewbayes.training.prepare import (
     check_packages,
     check_photographs,
     check_rare_token,
+    check_trained,
     class_settings,
     generated_class_images,
     own_class_images,
@@ -99,6 +100,7 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     assert config.learning_rate is not None
     assert config.max_train_steps is not None
     check_drawn(card, config)
+    check_trained(card, config)
     remarks = check_photographs(config, report)
     for note in remarks if accelerator.is_main_process else ():
         log.warning("%s: %s", report.folder, note)
