@@ -128,6 +128,11 @@ def test_differences_are_paired_and_say_what_was_put_in(study):
     assert "2 of them can give no p below 0.50, whatever the data" in as_markdown(table)
 
 
+def test_the_headline_counts_what_the_intervals_say(page):
+    said = "DreamBooth, Bayesian: better than DreamBooth in 4 of 5 metrics, worse in 0, no clear difference in 1"
+    assert f"<h2>{said}</h2>" in page
+
+
 def test_per_subject_differences_resample_their_own_seeds(study):
     row = make_scores(read_evaluation(study), "sound").differences[0]
     assert sorted(row.per_subject["dino"]) == sorted(SUBJECTS)

@@ -194,9 +194,9 @@ def _numbers(told: dict[str, Any]) -> Numbers:
 
 
 def _samples(told: dict[str, Any]) -> Numbers:
-    found = [(title, *(_mean(told, name, what) for name in ("base", "source"))) for what, title in SAMPLES.items()]
+    found = [(title, _mean(told, "base", what), _mean(told, "source", what)) for what, title in SAMPLES.items()]
     spread = [told["samples"].get(name, {}).get("diversity") for name in ("base", "source")]
-    found.append(("Diversity of the pictures", *spread))
+    found.append(("Diversity of the pictures", spread[0], spread[1]))
     return [number for number in found if number[2] is not None]
 
 

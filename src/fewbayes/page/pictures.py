@@ -61,7 +61,7 @@ def _embed(path: Path, _time: int, _bytes: int, side: int, square: bool) -> Pict
     if image is None:
         return None
     if square:
-        image = ImageOps.fit(image, (min(image.size),) * 2)
+        image = ImageOps.fit(image, (min(image.size), min(image.size)))
     size, buffer = image.size, io.BytesIO()
     if max(size) > side:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)

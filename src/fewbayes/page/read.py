@@ -16,7 +16,7 @@ import numpy as np
 from fewbayes.errors import UserError
 from fewbayes.files.decode import Count, parse_json, plain_json, read_json, read_yaml, typed
 from fewbayes.page.judging import judge
-from fewbayes.runs.layout import BEST, LISTING, STAGES, Manifest, Row, read_best
+from fewbayes.runs.layout import BEST, STAGES, Manifest, Row, SampleRow, read_best, read_listing
 from fewbayes.stage.monitor import Stage
 
 WEIGHTS = ("raw", "ema")
@@ -56,7 +56,7 @@ class Look:
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One training. `pictures` is keyed by (step, "raw" | "ema"); `samples` tells of each picture file what the
     sampler recorded: prompt, seed, sampler, steps, guidance, and the picture's own scores. looks: what the stage
@@ -70,7 +70,7 @@ class Run:
     manifest: dict[str, Any]
     curves: dict[tuple[str, str], Curve]
     pictures: dict[tuple[int, str], list[Path]]
-    samples: dict[Path, dict[str, Any]]
+    samples: dict[Path, SampleRow]
     references: list[Path]
     looks: dict[str, list[Look]]
     watched: bool
@@ -81,7 +81,7 @@ class Run:
         return self.curves.get((metric, weights), EMPTY)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arm:
     """Runs that differ in their seed only."""
 
@@ -139,21 +139,6 @@ class Listed(TypedDict):
     question: NotRequired[str | None]
     summary: NotRequired[str | list[str] | None]
     provenance: NotRequired[dict[str, Any] | None]
-
-
-class ListedSample(TypedDict, total=False):
-    """A row of a run's samples.json, of which the oldest have no file name."""
-
-    file: str | None
-    prompt: str | None
-    negative_prompt: str | None
-    seed: int | None
-    weights: str | None
-    sampler: str | None
-    steps: int | None
-    guidance: float | None
-    image_similarity: float | None
-    haar_noise: float | None
 
 
 def read_experiment(folder: Path) -> Experiment:
@@ -253,7 +238,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
                 Look(e.step, e.stage, e.seen, dict(e.scores), e.cause, e.evidence, e.options) for e in found
             ]
     rows = _read_stages(folder / STAGES)
-    exported = config.get("export_weights") if config.get("export_weights") in WEIGHTS else WEIGHTS[0]
+    exported = "ema" if config.get("export_weights") == "ema" else "raw"
     if rows or config.get("monitor_steps"):  # one voice: where the monitor looks, nobody judges before it does
         looks[exported] = sorted(rows, key=lambda look: look.step)
     return Run(
@@ -363,14 +348,10 @@ def _find_pictures(samples: Path) -> dict[tuple[int, str], list[Path]]:
     return pictures
 
 
-def _read_samples(samples: Path) -> dict[Path, dict[str, Any]]:
-    """Rows of every samples.json by picture; without a file name, rows go with pictures in order, raw ones first."""
-    read: dict[Path, dict[str, Any]] = {}
+def _read_samples(samples: Path) -> dict[Path, SampleRow]:
+    """Rows of every samples.json by picture; a torn one is left out."""
+    read: dict[Path, SampleRow] = {}
     for _, folder in _step_folders(samples):
-        try:
-            rows = read_json(folder / LISTING, list[ListedSample])
-        except UserError:
-            continue
-        for i, row in enumerate(rows):
-            read[folder / (row.get("file") or f"raw/{i:02d}.png")] = dict(row)
+        with contextlib.suppress(UserError):
+            read |= {folder / row.file: row for row in read_listing(folder)}
     return read

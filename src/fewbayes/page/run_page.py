@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from fewbayes.metrics.statistics import Estimate
 from fewbayes.page import curves
 from fewbayes.page.parts import Block, Column, Fold, Page, Panel, Row, Sheet, Shot, Tone, drawings, facts, table
 from fewbayes.page.pictures import BUDGET, FEWEST, SIDES, embed, fit, nearest, spread, weigh
-from fewbayes.page.read import NOISE, SIMILARITY, Arm, Experiment, Look, Run, read_experiment
+from fewbayes.page.read import NOISE, SIMILARITY, Arm, Experiment, Run, read_experiment
 from fewbayes.page.render import ABSENT, flat, number, write_page
 from fewbayes.page.summary import DIGITS, QUANTITIES, WEIGHT_NAMES, summarise_experiment
 from fewbayes.page.table import Column as Heading
 from fewbayes.page.table import Entry, Table, Value
 from fewbayes.page.verdict import answer, card, chosen, confidence, exported, verdict
+from fewbayes.runs.layout import SampleRow
 from fewbayes.stage.definition import DIP, STAGE
 
 SHOWN_REFERENCES = 12
@@ -29,6 +31,11 @@ OF_THE_RUN = {"seed", "output_dir"}
 IN_SETTINGS = {"fingerprint", "config"}
 """Parts of the manifest that the settings already tell."""
 SAMPLING = ("negative_prompt", "sampler", "steps", "guidance")
+UNTOLD = SampleRow("")
+REDUCED = (
+    "Pictures wider than {side} pixels are reduced to that, which hides fine noise: for that look at the files in the "
+    "run folder."
+)
 LARGE_SEED = 10**6
 """Seeds from here on are numbers that nobody reads; their pictures are counted instead."""
 ABOUT_CURVES = (
@@ -57,7 +64,7 @@ def run_page(experiment: Experiment, summary: dict[str, Any] | None = None, budg
     run = experiment.runs[0] if experiment.single else None
     said = verdict(run) if run else answer(summary)
     if experiment.summary:
-        said = type(said)(experiment.summary[0], experiment.summary[1:], said.tone, said.confidence)
+        said = replace(said, headline=experiment.summary[0], lines=experiment.summary[1:])
     return Page(
         title=experiment.title,
         verdict=said,
@@ -88,7 +95,7 @@ def _chips(experiment: Experiment) -> list[str]:
     return [
         *known,
         "Bayesian" if config.get("bayes") else "plain",
-        *([{"full": "full weights"}.get(config["method"], config["method"])] if config.get("method") else []),
+        *([str(config["method"]).replace("full", "full weights")] if config.get("method") else []),
         *([f"{steps} steps"] if steps else []),
         *([f"rate {rate:g}"] if isinstance(rate, float) else []),
         *([str(base["name"])] if isinstance(base, dict) and base.get("name") else []),
@@ -98,6 +105,57 @@ def _chips(experiment: Experiment) -> list[str]:
 # --- the contact sheet ------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Line:
+    """One row of a contact sheet: the sample number `n` of a run along its steps. arm: its colour, None of one run."""
+
+    run: Run | None
+    weights: str
+    n: int
+    title: str
+    arm: int | None = None
+
+    @property
+    def note(self) -> str:
+        return "averaged weights" if self.weights == "ema" and self.arm is not None else ""
+
+    def file(self, step: int) -> Path | None:
+        files = self.run.pictures.get((step, self.weights), []) if self.run else []
+        return files[self.n] if self.n < len(files) else None
+
+    def tone(self, step: int) -> Tone:
+        """What the monitor saw of the step; nothing of the base model."""
+        for look in self.run.looks.get(self.weights, ()) if self.run and step else ():
+            if look.step == step:
+                return look.seen or look.stage
+        return ""
+
+    def shot(self, step: int, training: Sequence[Path], side: int) -> Shot | None:
+        file = self.file(step)
+        picture = embed(file, side) if file else None
+        if self.run is None or file is None or picture is None:
+            return None
+        told, (near, likeness) = self.run.samples.get(file, UNTOLD), nearest(file, training) or (None, None)
+        averaged = "averaged weights" if self.weights == "ema" else ""
+        where = [self.title, averaged, f"step {step}" if step else "base model", self.tone(step)]
+        noise = None if told.haar_noise is None else f"noise {told.haar_noise:.1f}"
+        more = [told.prompt, None if told.seed is None else f"seed {told.seed}", noise]
+        return Shot(
+            picture,
+            label=", ".join(filter(None, where)),
+            under="" if self.arm is None or likeness is None else number(likeness),
+            more="; ".join(filter(None, more)),
+            near=near,
+            likeness=likeness,
+            tone="" if self.arm is None else self.tone(step),
+        )
+
+
+Strips = list[tuple[tuple[int, ...], list[Line]]]
+"""(place in the choosers, lines) of each panel."""
+Choosers = list[tuple[str, list[str]]]
+
+
 def contact_sheet(experiment: Experiment, budget: int = BUDGET) -> Sheet:
     """Of a run: its seeds along the steps, a panel for each prompt and kind of weights.
 
@@ -105,158 +163,98 @@ def contact_sheet(experiment: Experiment, budget: int = BUDGET) -> Sheet:
     say what was left out.
     """
     steps = sorted({step for run in experiment.runs for step, _ in run.pictures})
-    panels = _of_run(experiment) if experiment.single else _of_arms(experiment)
-    notes, shown, names = [], panels["cells"], panels["choosers"]
+    strips, choosers = _of_run(experiment.runs[0]) if experiment.single else _of_arms(experiment)
+    found = chosen(experiment.runs[0]) if experiment.single else None
+    use = found[0] if found else None
+    kept, shown, count = steps, strips, len(steps)
 
-    def weight(side: int, steps: Sequence[int] = steps) -> int:
-        return sum(weigh((_file(*cell, step) for step in steps), side) for _, rows in shown for cell, _ in rows)
+    def weight(side: int) -> int:
+        return sum(weigh((line.file(step) for step in kept), side) for _, lines in shown for line in lines)
 
-    side, keep = fit(weight, budget), _use(experiment)
-    kept = steps
-    while weight(side, kept) > budget and (len(kept) > FEWEST or (len(shown) == 1 and len(kept) > 2)):
-        kept = spread(steps, len(kept) - 1, keep)
-    while weight(side, kept) > budget and len(shown) > 1:
-        shown = shown[:-1]
-    while weight(side, kept) > budget and len(kept) > 2:
-        kept = spread(steps, len(kept) - 1, keep)
-    if len(kept) < len(steps):
-        notes.append(f"{len(kept)} of {len(steps)} steps are shown, to keep the page small.")
-    if len(shown) < len(panels["cells"]):
-        notes.append(f"{len(shown)} of {len(panels['cells'])} sets of pictures are shown, to keep the page small.")
-        names = [(name, values[: 1 + max(at[i] for at, _ in shown)]) for i, (name, values) in enumerate(names)]
-    made = [_panel(experiment, at, rows, kept, side) for at, rows in shown]
-    pictures = [shot.picture for panel in made for row in panel.rows for shot in row.shots if shot]
-    if any(picture.reduced_from for picture in pictures):
-        notes.append(
-            f"Pictures wider than {side} pixels are reduced to that, which hides fine noise: for that look at "
-            "the files in the run folder."
-        )
+    side = fit(weight, budget)
+    while weight(side) > budget and (count > 2 or len(shown) > 1):
+        if count > FEWEST or len(shown) == 1:
+            count -= 1
+            kept = spread(steps, count, use)
+        else:
+            shown = shown[:-1]
+    training = experiment.references[:SHOWN_REFERENCES]
+    panels = [_panel(at, lines, kept, use, training, side) for at, lines in shown]
+    pictures = [shot.picture for panel in panels for row in panel.rows for shot in row.shots if shot]
+    told = ((kept, steps, "steps"), (shown, strips, "sets of pictures"))
+    notes = [
+        f"{len(a)} of {len(b)} {what} are shown, to keep the page small." for a, b, what in told if len(a) < len(b)
+    ]
+    notes += [REDUCED.format(side=side)] if any(picture.reduced_from for picture in pictures) else []
+    last = [max((at[i] for at, _ in shown), default=0) for i in range(len(choosers))]
     return Sheet(
-        panels=made if pictures else (),
-        choosers=names,
+        panels=panels if pictures else (),
+        choosers=[(name, values[: end + 1]) for (name, values), end in zip(choosers, last, strict=True)],
         along="step",
-        training=[picture for path in experiment.references[:SHOWN_REFERENCES] if (picture := embed(path, SIDES[-1]))],
+        training=[picture for path in training if (picture := embed(path, SIDES[-1]))],
         notes=notes,
     )
 
 
-def _use(experiment: Experiment) -> int | None:
-    found = chosen(experiment.runs[0]) if experiment.single else None
-    return found[0] if found else None
+def _panel(
+    at: tuple[int, ...], lines: list[Line], steps: Sequence[int], use: int | None, training: Sequence[Path], side: int
+) -> Panel:
+    """The step to use is marked on the weights that were chosen to be the result, and on no others."""
+    first, columns = lines[0], []
+    for step in steps:
+        tone: Tone = first.tone(step) if first.arm is None else ""
+        mine = step == use and first.run is not None and first.weights == exported(first.run)
+        columns.append(Column(str(step), tone if step else "base model", tone, chosen=mine))
+    rows = [Row(line.title, [line.shot(step, training, side) for step in steps], line.note, line.arm) for line in lines]
+    return Panel(at, columns, rows)
 
 
-def _of_run(experiment: Experiment) -> dict[str, Any]:
-    """cells: (place in the choosers, rows of ((run, weights, number of the sample), row without pictures))."""
-    run = experiment.runs[0]
+def _of_run(run: Run) -> tuple[Strips, Choosers]:
+    """Where each prompt has one picture, prompts are the lines."""
     weights = [kind for kind in WEIGHT_NAMES if any(key[1] == kind for key in run.pictures)]
     weights.sort(key=lambda kind: kind != exported(run))
-    most = max((len(files) for files in run.pictures.values()), default=0)
-    told = [_recorded(run, n) for n in range(most)]
-    prompts = list(dict.fromkeys(str(row.get("prompt") or "") for row in told))
-    cells = []
-    for p, prompt in enumerate(prompts):
-        mine = [n for n in range(most) if str(told[n].get("prompt") or "") == prompt]
-        for w, kind in enumerate(weights):
-            rows = [((run, kind, n), Row(_seed(told[n].get("seed"), i), ())) for i, n in enumerate(mine)]
-            cells.append(((p, w), rows))
-    cells.sort(key=lambda cell: cell[0][::-1])
-    kinds = [WEIGHT_NAMES[kind] for kind in weights]
-    return {"cells": cells, "choosers": [("prompt", prompts), ("weights", kinds)]}
+    told = [_recorded(run, n) for n in range(max(map(len, run.pictures.values()), default=0))]
+    prompts = list(dict.fromkeys(row.prompt or "" for row in told))
+    if len(prompts) == len(told) > 1:
+        lines = [[Line(run, kind, n, prompt) for n, prompt in enumerate(prompts)] for kind in weights]
+        strips: Strips = [((w,), its) for w, its in enumerate(lines)]
+    else:
+        mine = [[n for n, row in enumerate(told) if (row.prompt or "") == prompt] for prompt in prompts]
+        strips = [
+            ((w, p), [Line(run, kind, n, _seed(told[n].seed, i)) for i, n in enumerate(mine[p])])
+            for w, kind in enumerate(weights)
+            for p in range(len(prompts))
+        ]
+    choosers = [("weights", [WEIGHT_NAMES[kind] for kind in weights]), ("prompt", prompts)]
+    return strips, choosers[: len(strips[0][0]) if strips else 0]
 
 
-def _seed(seed: object, place: int) -> str:
-    return f"seed {seed}" if isinstance(seed, int) and abs(seed) < LARGE_SEED else f"picture {place + 1}"
+def _seed(seed: int | None, place: int) -> str:
+    return f"seed {seed}" if seed is not None and abs(seed) < LARGE_SEED else f"picture {place + 1}"
 
 
-def _of_arms(experiment: Experiment) -> dict[str, Any]:
-    seeds, cells = _seed_keys(experiment), []
-    most = max((len(files) for run in experiment.runs for files in run.pictures.values()), default=0)
-    for n in range(most):
-        for s, seed in enumerate(seeds):
-            rows = [
-                ((_run_of(arm, seed), kind, n), Row(arm.label, (), "averaged weights" if kind == "ema" else "", index))
-                for index, arm in enumerate(experiment.arms)
-                for kind in WEIGHT_NAMES
-                if arm.has(kind)
-            ]
-            cells.append(((s, n), rows))
-    named = [f"{seed}" if not isinstance(seed, tuple) else f"run {seed[0] + 1}" for seed in seeds]
-    return {"cells": cells, "choosers": [("training seed", named), ("picture", [str(n + 1) for n in range(most)])]}
-
-
-def _panel(experiment: Experiment, at: tuple[int, ...], rows: Sequence[Any], steps: Sequence[int], side: int) -> Panel:
-    use, single = _use(experiment), experiment.single
-    looks = _by_step(rows[0][0][0], rows[0][0][1]) if single and rows else {}
-    columns = [
-        Column(
-            str(step),
-            "base model" if not step else _tone(looks.get(step)),
-            _tone(looks.get(step)) if step else "",
-            chosen=step == use,
-        )
-        for step in steps
-    ]
-    made = [
-        Row(row.title, [_shot(experiment, *cell, step, row.title, side) for step in steps], row.note, row.arm)
-        for cell, row in rows
-    ]
-    return Panel(at, columns, made)
-
-
-def _shot(
-    experiment: Experiment, run: Run | None, weights: str, n: int, step: int, name: str, side: int
-) -> Shot | None:
-    file = _file(run, weights, n, step)
-    picture = embed(file, side) if file else None
-    if run is None or file is None or picture is None:
-        return None
-    told, near = run.samples.get(file, {}), nearest(file, experiment.references[:SHOWN_REFERENCES])
-    stage = _tone(_by_step(run, weights).get(step)) if step else ""
-    noise = told.get(NOISE)
-    seed = f"seed {told['seed']}" if isinstance(told.get("seed"), int) else ""
-    more = [str(told.get("prompt") or ""), seed, f"noise {noise:.1f}" if isinstance(noise, int | float) else ""]
-    averaged = ", averaged weights" if weights == "ema" else ""
-    return Shot(
-        picture,
-        label=f"{name}{averaged}, {f'step {step}' if step else 'base model'}" + (f", {stage}" if stage else ""),
-        under="" if experiment.single or not near else f"{near[1]:.2f}",
-        more="; ".join(part for part in more if part),
-        near=near[0] if near else None,
-        likeness=near[1] if near else None,
-        tone="" if experiment.single else stage,
-    )
-
-
-def _by_step(run: Run | None, weights: str) -> dict[int, Look]:
-    return {look.step: look for look in run.looks.get(weights, ())} if run else {}
-
-
-def _tone(look: Look | None) -> Tone:
-    return (look.seen or look.stage) if look else ""
-
-
-def _file(run: Run | None, weights: str, n: int, step: int) -> Path | None:
-    files = run.pictures.get((step, weights), []) if run else []
-    return files[n] if n < len(files) else None
-
-
-def _recorded(run: Run, n: int) -> dict[str, Any]:
+def _recorded(run: Run, n: int) -> SampleRow:
     files = (files[n] for files in run.pictures.values() if n < len(files))
-    return next((run.samples[file] for file in files if file in run.samples), {})
+    return next((run.samples[file] for file in files if file in run.samples), UNTOLD)
 
 
-def _seed_keys(experiment: Experiment) -> list:
-    """Seeds that pair the arms; positions instead, as (position,), where runs do not tell their seeds apart."""
+def _of_arms(experiment: Experiment) -> tuple[Strips, Choosers]:
+    """Training seeds pair the arms; where runs do not tell their seeds apart, their places do."""
     seeds = [[run.seed for run in arm.runs] for arm in experiment.arms]
     if any(None in row or len(set(row)) < len(row) for row in seeds):
-        return [(i,) for i in range(max(len(row) for row in seeds))]
-    return sorted({seed for row in seeds for seed in row if seed is not None})
+        seeds = [list(range(len(row))) for row in seeds]
+    known = sorted({seed for row in seeds for seed in row if seed is not None})
+    most = max((len(files) for run in experiment.runs for files in run.pictures.values()), default=0)
+    kinds = [(i, arm, kind) for i, arm in enumerate(experiment.arms) for kind in WEIGHT_NAMES if arm.has(kind)]
 
+    def line(i: int, arm: Arm, kind: str, seed: int, n: int) -> Line:
+        run = arm.runs[seeds[i].index(seed)] if seed in seeds[i] else None
+        return Line(run, kind, n, arm.label, i)
 
-def _run_of(arm: Arm, key: object) -> Run | None:
-    if isinstance(key, tuple):
-        return arm.runs[key[0]] if key[0] < len(arm.runs) else None
-    return next((run for run in arm.runs if run.seed == key), None)
+    strips: Strips = [
+        ((s, n), [line(*kind, seed, n) for kind in kinds]) for n in range(most) for s, seed in enumerate(known)
+    ]
+    return strips, [("training seed", [str(seed) for seed in known]), ("picture", [str(n + 1) for n in range(most)])]
 
 
 # --- the folds --------------------------------------------------------------------------------------------------------
@@ -368,7 +366,7 @@ def _provenance(experiment: Experiment) -> list[Block]:
         blocks += [("heading", "What differs between the arms"), table(Table(heads, rows))]
     told = [row for run in experiment.runs for row in run.samples.values()]
     sampling = {
-        key: ", ".join(list(dict.fromkeys(str(row[key]) for row in told if row.get(key) not in (None, "")))[:8])
+        key: ", ".join(list(dict.fromkeys(str(v) for row in told if (v := getattr(row, key)) not in (None, "")))[:8])
         for key in ("prompt", *SAMPLING)
     }
     if any(sampling.values()):

@@ -13,7 +13,7 @@ import numpy as np
 
 from fewbayes.metrics.statistics import interval
 from fewbayes.page.read import CORRUPTION, NOISE, SIMILARITY, Arm, Curve, Experiment, Run
-from fewbayes.page.verdict import answer
+from fewbayes.page.verdict import answer, verdict
 from fewbayes.stage.definition import fidelity_dip, stages
 
 INTERVAL = "95 % Student's t interval of the mean over seeds"
@@ -109,9 +109,8 @@ def summarise_experiment(experiment: Experiment) -> dict[str, Any]:
         "differences": _differences(experiment),
         "notes": experiment.notes,
     }
-    said = answer(summary)
-    first = [] if experiment.single else [said.headline, *said.lines]
-    return {**summary, "verdict": [*first, *verdict(summary)]}
+    said = verdict(experiment.runs[0]) if experiment.single else answer(summary)
+    return {**summary, "verdict": [said.headline, *said.lines]}
 
 
 def _arm_summary(arm: Arm) -> dict[str, Any]:
@@ -154,37 +153,3 @@ def _pairs(first: Arm, second: Arm, weights: str) -> list[tuple[dict[str, float]
     here, there = ({run.seed: run for run in arm.runs if run.seed is not None} for arm in (first, second))
     shared = [seed for seed in here if seed in there]
     return [(run_numbers(here[seed], weights), run_numbers(there[seed], weights)) for seed in shared]
-
-
-def verdict(summary: dict[str, Any]) -> list[str]:
-    """One line per arm and kind of weights, for the terminal and the head of the page."""
-    return [
-        f"{arm['label']}, {WEIGHT_NAMES[weights]}: {_sentence(row)}"
-        for arm in summary["arms"]
-        for weights, row in arm["weights"].items()
-        if row["n"]
-    ]
-
-
-def _sentence(row: dict[str, Any]) -> str:
-    def value(name: str) -> str:
-        mean = row[name]["mean"]
-        return "not measured" if mean is None else f"{round(mean, DIGITS[name]) + 0.0:.{DIGITS[name]}f}"
-
-    return (
-        f"similarity {value('peak_similarity')} at its peak, {value('final_similarity')} at the end, "
-        f"deepest fall {value('deepest_fall')}, highest noise {value('highest_noise')}; {stages_in_words(row)}."
-    )
-
-
-def stages_in_words(row: dict[str, Any]) -> str:
-    """In how many runs there is a stage; of a single run, where."""
-    found, n = row["runs_with_stage"], row["scored"]
-    if not n:
-        return "no pictures to tell a corruption stage by"
-    if n == 1 and found:
-        spans = next(spans for spans in row["stages_per_run"] if spans)
-        return "corruption stage at " + ", ".join(f"steps {first} to {last}" for first, last in spans)
-    if not found:
-        return "no corruption stage" + (f" in any of {n} seeds" if n > 1 else "")
-    return f"corruption stage in {found} of {n} seeds"

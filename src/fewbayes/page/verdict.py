@@ -93,13 +93,15 @@ def verdict(run: Run) -> Verdict:
         if look.stage != last.stage:
             break
         since = look.step
-    headline = TITLES[last.stage]
-    if last.stage in ("corrupted", "memorised"):
-        headline += f" from step {since} on"
-        if use and use[0] < since:
-            headline = f"Good until step {use[0]}. {headline}"
-    elif last.stage == "good":
-        headline += f" at step {last.step}"
+    title, colon, advice = TITLES[last.stage].partition(":")
+    if last.stage == "good":
+        headline = f"{title} at step {last.step}"
+    elif since == looks[0].step:  # it never was anything else
+        headline = TITLES[last.stage]
+    else:
+        headline = f"{title} from step {since} on{colon}{advice}"
+    if last.stage != "good" and use and use[0] < since:
+        headline = f"Good until step {use[0]}. {headline}"
     lines = [MEANS[last.stage]]
     if last.seen and last.seen != last.stage:
         lines.append(f"The last look alone says {last.seen}: the verdict changes after two looks that agree.")

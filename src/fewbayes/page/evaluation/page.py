@@ -5,7 +5,7 @@ Knows nothing of encoders or training: everything comes from files that `reading
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def _headline(evaluation: Evaluation, first: Scores | None) -> tuple[str, list[s
     if first is None:
         return "Nothing was measured", [evaluation.question] if evaluation.question else []
     if said := verdict(first):
-        return said[0], [*said[1:], *([evaluation.question] if evaluation.question else [])]
+        return _in_short(first.differences[0], first.metrics), said
     line = next((line for line in first.lines if line.kind == "arm"), first.lines[0])
     real = next((line for line in first.lines if line.name == "real"), None)
     scores = [f"{m.title} {number(line.cells[m.name].mean, m.digits)}" for m in first.metrics]
@@ -100,6 +100,22 @@ def _headline(evaluation: Evaluation, first: Scores | None) -> tuple[str, list[s
     mine, theirs = (number(each.cells[m.name].mean, m.digits) for each in (line, real))
     more = "A higher likeness than that would mean copies."
     return f"Likeness to the training images: {m.title} {mine}; they have {theirs} among themselves", [more]
+
+
+def _in_short(row: Difference, metrics: Sequence[Metric]) -> str:
+    """By the intervals of the first comparison."""
+    sides = []
+    for metric in metrics:
+        found = row.cells[metric.name].difference
+        if found.low is not None and found.high is not None:
+            sides.append((metric.better or 1) * ((found.low > 0) - (found.high < 0)))
+    if not sides:
+        return "Too few trainings for an interval"
+    better, same, worse = (sides.count(side) for side in (1, 0, -1))
+    return (
+        f"{row.treated.label}: better than {row.control.label} in {better} of {len(sides)} metrics, worse in {worse}, "
+        f"no clear difference in {same}"
+    )
 
 
 def _title(table: Scores) -> str:
