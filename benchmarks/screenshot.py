@@ -1,4 +1,4 @@
-"""A part of a page as a PNG, as README shows it: `python benchmarks/screenshot.py PAGE OUT --select "#pictures"`.
+"""A page from its top to the end of its pictures, as README shows it: `python benchmarks/screenshot.py PAGE OUT`.
 
 docs/images/demo.png is of `runs/demo/report.html`, which `make demo` writes. Needs `pip install .[browser]`.
 """
@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--select", default="#pictures", help="what is shown of the page, in the words of CSS")
+    parser.add_argument("--until", default="#pictures", help="the last part that is shown, in the words of CSS")
     parser.add_argument("--width", type=int, default=1000)
     parser.add_argument("--dark", action="store_true")
     given = parser.parse_args()
@@ -28,7 +28,9 @@ def main() -> None:
             viewport={"width": given.width, "height": 900}, color_scheme="dark" if given.dark else "light"
         )
         page.goto(given.page.resolve().as_uri())
-        page.locator(given.select).screenshot(path=given.output)
+        end = page.locator(given.until).evaluate("each => each.getBoundingClientRect().bottom + 16")
+        clip = {"x": 0, "y": 0, "width": given.width, "height": end}
+        page.screenshot(path=given.output, full_page=True, clip=clip)
         chromium.close()
 
 

@@ -136,6 +136,8 @@ class Line:
         if self.run is None or file is None or picture is None:
             return None
         told, (near, likeness) = self.run.samples.get(file, UNTOLD), nearest(file, training) or (None, None)
+        if near is not None and told.image_similarity is not None:
+            likeness = told.image_similarity  # as the curves have it
         averaged = "averaged weights" if self.weights == "ema" else ""
         where = [self.title, averaged, f"step {step}" if step else "base model", self.tone(step)]
         noise = None if told.haar_noise is None else f"noise {told.haar_noise:.1f}"

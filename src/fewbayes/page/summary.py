@@ -131,6 +131,7 @@ def _weights_summary(arm: Arm, weights: str) -> dict[str, Any]:
         "stages": mean_stages(arm, weights),
         "stages_per_run": found,
         "runs_with_stage": sum(map(bool, found)),
+        "ends": [looks[-1].stage for run in runs if (looks := run.looks.get(weights))],
     }
 
 

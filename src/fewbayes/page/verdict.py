@@ -172,4 +172,7 @@ def answer(summary: dict[str, Any]) -> Verdict:
         (least, calm), (most, wild) = falls[0], falls[-1]
         told = f"by {most:.2f} with {wild}, by {least:.2f} with {calm}" if most >= FALLS else f"by {most:.2f} at most"
         lines.append(f"After its peak, likeness to the training images falls {told}.")
+    ends = [stage for arm in summary["arms"] for stage in arm["weights"].get("raw", {}).get("ends", ())]
+    if copies := ends.count("memorised"):
+        lines.append(f"At the end {copies} of {len(ends)} trainings copy the training images.")
     return Verdict(headline + ".", lines, tone, confidence("corrupted") if bad else "")
