@@ -28,7 +28,7 @@ def main() -> None:
             viewport={"width": given.width, "height": 900}, color_scheme="dark" if given.dark else "light"
         )
         page.goto(given.page.resolve().as_uri())
-        end = page.locator(given.until).evaluate("each => each.getBoundingClientRect().bottom + 16")
+        end = page.locator(given.until).evaluate("each => each.getBoundingClientRect().bottom + 6")
         clip = {"x": 0, "y": 0, "width": given.width, "height": end}
         page.screenshot(path=given.output, full_page=True, clip=clip)
         chromium.close()
