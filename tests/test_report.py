@@ -182,7 +182,7 @@ LOOKS = [(0, "underfit"), (100, "good"), (200, "good"), (300, "corrupted"), (400
 def test_the_page_says_what_the_monitor_said_and_names_the_step_that_best_holds(tmp_path: Path):
     run = watch(write_run(tmp_path / "watched run"), LOOKS, best=200)
     page = write_report(run).read_text("utf-8")
-    assert "Good until step 200. Corrupted from step 300 on" in page
+    assert "Good at step 200. Corrupted from step 300 on" in page
     assert "<h2>Use step 200</h2>" in page
     folder = f"&#39;{run}/best&#39;"  # quoted for a shell, as it has a space
     assert f"<code>fewbayes sample {folder} --prompt" in page

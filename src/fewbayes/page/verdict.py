@@ -101,7 +101,7 @@ def verdict(run: Run) -> Verdict:
     else:
         headline = f"{title} from step {since} on{colon}{advice}"
     if last.stage != "good" and use and use[0] < since:
-        headline = f"Good until step {use[0]}. {headline}"
+        headline = f"Good at step {use[0]}. {headline}"
     lines = [MEANS[last.stage]]
     if last.seen and last.seen != last.stage:
         lines.append(f"The last look alone says {last.seen}: the verdict changes after two looks that agree.")
