@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from fewbayes.files.atomic import atomic_write
 from fewbayes.files.decode import plain_json_lines
 from fewbayes.metrics.encoders.base import Missing, load_from
 from fewbayes.metrics.encoders.places import Place
@@ -24,6 +25,7 @@ from fewbayes.metrics.folders import read_references, read_samples
 from fewbayes.metrics.layout import FACTS, IMAGES, METRICS
 from fewbayes.metrics.scores import without_token
 from fewbayes.metrics.sources import find_source
+from fewbayes.page.evaluation.reading import read_evaluation
 from small_encoders import black, build_embedded, picture
 
 PROMPTS = ("a <v> dog in the snow", "a <v> dog on a rug")
@@ -154,6 +156,26 @@ def test_without_references_or_prompts_what_needs_them_is_null_with_the_reason(t
     assert "give --prompt" in reasons["lpips"]
     assert reasons["clip_iqa"] is None
     assert evaluate_folder(samples, encoders=small, prompt="a <v> dog").value("lpips") > 0
+
+
+def test_an_evaluation_that_was_killed_while_it_was_written_says_that_it_is_partial(
+    tmp_path, samples, reference, small, monkeypatch
+):
+    how = {"reference_dir": reference, "encoders": small, "output_dir": tmp_path / "out"}
+    evaluate_folder(samples, **how)
+
+    def killed(path, content):
+        if path.name == IMAGES:
+            raise KeyboardInterrupt
+        atomic_write(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fewbayes.metrics.evaluate.atomic_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_folder(samples, **how)
+    assert "This evaluation is partial" in " ".join(read_evaluation(tmp_path / "out").notes)
+    evaluate_folder(samples, **how)
+    assert not [note for note in read_evaluation(tmp_path / "out").notes if "partial" in note]
 
 
 def test_missing_encoders_give_nulls_with_their_reason_and_nothing_takes_their_place(samples, reference, small):

@@ -20,6 +20,7 @@ from fewbayes.export.svd import ELSEWHERE, as_lora, decompose, product, relative
 from fewbayes.export.trained import LowRank, Trained, kind_of, lora_layers, merge_adapters, weight_changes
 from fewbayes.export.verify import foreign_job
 from fewbayes.export.write import write
+from fewbayes.files.atomic import files_in
 from fewbayes.methods import make_method
 from fewbayes.models import inspect_model, load_family
 from fewbayes.models.unet_clip_keys import UNET, VAE, clip_name, open_clip_weights, single_file, unet_name
@@ -437,6 +438,20 @@ def test_the_code_of_a_card_loads_all_of_the_export(model, request, trained, exp
 def test_a_rank_beyond_every_layer_is_that_of_the_widest(eps_model, trained, exported):
     folder = exported(trained(eps_model, "full"), "kohya", rank=100_000)
     assert read_record(folder).rank == 32  # of 100000: the time embedding has the widest layers, 32 x 32
+
+
+@pytest.mark.parametrize(
+    ("method", "format"), [("lora", "kohya"), ("lora", "diffusers"), ("oft", "peft"), ("full", "merged")]
+)
+def test_the_same_run_makes_the_same_files(method, format, eps_model, trained, exported):
+    """Also in another process: neither the time of day nor the order of a set is in them."""
+    twice = [exported(trained(eps_model, method, train_text_encoder=True), format) for _ in range(2)]
+    first, second = ({file.relative_to(f): file.read_bytes() for file in files_in(f)} for f in twice)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name] and name.name != "export.json"] == []
+    for file in twice[0].glob("*/adapter_config.json"):
+        told = json.loads(file.read_text())["target_modules"]
+        assert told == sorted(told)
 
 
 def test_every_pair_of_kind_and_format_is_written_or_refused_with_a_reason():

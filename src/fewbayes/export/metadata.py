@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewbayes.export.trained import Trained, name_of
+from fewbayes.files.safetensors import sort_header
 
 NO_HASH = "0x" + "0" * 64
 
@@ -34,14 +34,14 @@ def model_spec(trained: Trained, *, lora: bool) -> dict[str, str]:
         "implementation": "https://github.com/Stability-AI/generative-models",
         "title": name_of(trained.run),
         "description": f"{prompt}; fine-tuned from {card.model} with fewbayes {version('fewbayes')}",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "date": (trained.run.manifest.ended or "")[:10],
         "hash_sha256": NO_HASH,
         "resolution": f"{side}x{side}",
         "prediction_type": {"v_prediction": "v"}.get(card.prediction_type, card.prediction_type),
         "trigger_phrase": prompt,
         "tags": "dreambooth, " + ("bayesian" if config.bayes else "few-shot"),
     }
-    return {f"modelspec.{key}": value for key, value in fields.items()}
+    return {f"modelspec.{key}": value for key, value in fields.items() if value}
 
 
 def kohya_header(trained: Trained, rank: int) -> dict[str, str]:
@@ -85,6 +85,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping
     staging = path.with_name(f".tmp-{path.name}")
     try:
         save_file(dict(tensors), staging, metadata={"format": "pt", **header})
+        sort_header(staging)
         if header.get("modelspec.hash_sha256") == NO_HASH:
             _fill_in_hash(staging)
         os.replace(staging, path)

@@ -19,6 +19,7 @@ Dtype = Literal["fp32", "fp16", "bf16"]
 class Record:
     """loader: how others load it; file: the weight file, None for folders. run: its folder, seen from the export.
 
+    trained: when the run ended; no other time is told, so that the same run makes the same files.
     residual: what an approximation by SVD lost, a row a layer and one for all; rank: that of the approximation.
     """
 
@@ -39,7 +40,7 @@ class Record:
     rank: Positive | None = None
     residual: list[dict[str, Any]] | None = None
     notes: list[str] = field(default_factory=list)
-    made: str = ""
+    trained: str | None = None
     fewbayes: str = ""
 
 

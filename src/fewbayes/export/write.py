@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ def _record(trained: Trained, asked: Asked, written: Written, output: Path, dtyp
             "rank": asked.rank if written.residual else None,
             "residual": written.residual,
             "notes": written.notes,
-            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "trained": trained.run.manifest.ended,
             "fewbayes": version("fewbayes"),
         },
         Record,

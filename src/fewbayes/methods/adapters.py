@@ -6,6 +6,7 @@ is told by the model's family. Knows no single method and no loss.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fewbayes.errors import UserError
 from fewbayes.fields import setting
+from fewbayes.files.decode import read_json
+from fewbayes.files.safetensors import sort_header
 from fewbayes.methods.registry import Method, MethodSettings
 from fewbayes.seeds import stream_seed
 
@@ -127,6 +130,15 @@ def copy_state(target: Mapping[str, Tensor], source: Mapping[str, Tensor], file:
             tensor.copy_(source[name])
 
 
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    """A safetensors file of live tensors; the same ones make the same bytes."""
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: it.detach().cpu().clone().contiguous() for name, it in tensors.items()}, file, metadata=header)
+    sort_header(file)
+
+
 class PeftMethod(Method):
     """The verbs that all methods of PEFT share; a subclass says which layers it wants and how they are saved."""
 
@@ -180,14 +192,13 @@ class PeftFolders(PeftMethod):
     """Methods whose result is PEFT's own folder for each module: adapter_config.json, adapter_model.safetensors."""
 
     def export(self, family: Family, folder: Path) -> None:
-        from safetensors.torch import save_file
-
         for name, part in trained_parts(family, self.config).items():
             into = folder / folder_of(family, name)
-            into.mkdir(parents=True, exist_ok=True)
-            state = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in self.file_state(part).items()}
-            save_file(state, into / "adapter_model.safetensors", metadata={"format": "pt"})
+            save_tensors(into / "adapter_model.safetensors", self.file_state(part), {"format": "pt"})
             cast("Any", part).peft_config[ADAPTER].save_pretrained(str(into))
+            told = read_json(into / "adapter_config.json", dict[str, Any])  # PEFT writes sets in any order
+            told = {key: sorted(value) if isinstance(value, list) else value for key, value in told.items()}
+            (into / "adapter_config.json").write_text(json.dumps(told, indent=2, sort_keys=True))
 
     def load(self, family: Family, folder: Path) -> None:
         from safetensors.torch import load_file

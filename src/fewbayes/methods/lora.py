@@ -19,6 +19,7 @@ from fewbayes.methods.adapters import (
     PeftMethod,
     copy_state,
     folder_of,
+    save_tensors,
     trained_parts,
 )
 from fewbayes.methods.registry import Registered, register
@@ -69,17 +70,13 @@ class Lora(PeftMethod):
 
     def export(self, family: Family, folder: Path) -> None:
         """One file for the pipeline's `load_lora_weights`; alpha, rank and the rest are in its header."""
-        from safetensors.torch import save_file
-
         state: dict[str, Tensor] = {}
         header: dict[str, Any] = {}
         for name, part in trained_parts(family, self.config).items():
-            live = self.file_state(family, name, part)
-            state |= {key: tensor.detach().cpu().contiguous() for key, tensor in live.items()}
+            state |= self.file_state(family, name, part)
             header |= {f"{folder_of(family, name)}.{key}": value for key, value in _header(part).items()}
-        folder.mkdir(parents=True, exist_ok=True)
         told = json.dumps(header, indent=2, sort_keys=True)  # where and how diffusers' own writer puts it
-        save_file(state, folder / RESULT, metadata={"format": "pt", "lora_adapter_metadata": told})
+        save_tensors(folder / RESULT, state, {"format": "pt", "lora_adapter_metadata": told})
 
     def load(self, family: Family, folder: Path) -> None:
         from safetensors.torch import load_file

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fewbayes.errors import UserError
-from fewbayes.methods.adapters import copy_state
+from fewbayes.methods.adapters import copy_state, save_tensors
 from fewbayes.methods.registry import Method, MethodSettings, registered
 
 if TYPE_CHECKING:
@@ -71,11 +71,8 @@ class RareToken(Method):
                 self.method.export(family, folder)
             return
         self.method.export(family, folder)
-        from safetensors.torch import save_file
-
         name = self._name_in_file(family)
-        state = {key: rows.detach().cpu().clone() for key, rows in self._file_state(name).items()}
-        save_file(state, folder / FILE, metadata={"token": name, "stands_for": self.word})
+        save_tensors(folder / FILE, self._file_state(name), {"token": name, "stands_for": self.word})
 
     def load(self, family: Family, folder: Path) -> None:
         self.method.load(family, folder)

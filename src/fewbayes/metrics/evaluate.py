@@ -1,8 +1,8 @@
 """`fewbayes evaluate`: a run or a folder of pictures against references and prompts, as rows in files.
 
 Reads the pictures, loads encoders, has features computed once, and writes metrics.jsonl (long form), images.jsonl
-(scores of single pictures) and evaluation.json (settings, encoders, counts, versions), the last one last: where it
-lies, the others are whole. Statistics over subjects and seeds, tables and pages are made from these files elsewhere.
+(scores of single pictures) and evaluation.json (settings, encoders, counts, versions), the last one last: until then
+it says that the others are partial. Statistics over subjects and seeds, tables and pages are made elsewhere.
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ def evaluate_folder(
 
 
 def write_evaluation(result: Evaluation, folder: Path) -> None:
-    """evaluation.json goes first and comes back last, so that it never stands beside files of another evaluation."""
+    """evaluation.json says that they are partial until the others are whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FACTS).unlink(missing_ok=True)
+    atomic_write(folder / FACTS, json.dumps({"partial": True}) + "\n")
     for name, rows in ((METRICS, result.rows), (IMAGES, result.images)):
         atomic_write(folder / name, "".join(json.dumps(row.plain()) + "\n" for row in rows))
     atomic_write(folder / FACTS, json.dumps(result.facts, indent=2) + "\n")

@@ -253,7 +253,9 @@ def _said(facts: Mapping[str, Any]) -> list[str]:
         if name.startswith(("black", "unreadable")) and n
     }
     missing = _listed(facts, "missing")
+    partial = "This evaluation is partial: writing it was cut off. Give its command again."
     return [
+        *([partial] if facts.get("partial") else []),
         *map(str, _listed(facts, "notes")),
         *(f"{name}: {n}, counted and not scored." for name, n in bad.items()),
         *([f"trainings that did not come to their end: {', '.join(map(str, missing))}."] if missing else []),
