@@ -139,6 +139,7 @@ class ToyFamily:
         "ff": ("mlp.up", "mlp.down"),
     }
     text_targets: Sequence[str] = ("proj",)
+    embedding_keys: Mapping[str, str] = {}
     formats: Sequence[str] = ()
     foreign_arguments: Mapping[str, Any] = {}
     tag = "toy"

@@ -13,6 +13,7 @@ import yaml
 from fewbayes.export.metadata import with_rare_token
 from fewbayes.export.trained import Trained, name_of
 from fewbayes.methods import registered
+from fewbayes.models.family import tokenizer_of
 from fewbayes.models.folders import left_out
 from fewbayes.models.registry import family_named
 from fewbayes.runs.folder import RunFolder
@@ -34,8 +35,7 @@ OF_SWITCH = {"bayes": ["weight_std", "kl_weight"], "with_prior_preservation": ["
 
 WORD = """pipeline.load_textual_inversion(folder, weight_name="learned_embeds.safetensors", token="{word}")"""
 WORDS = """words = load_file(f"{{folder}}/learned_embeds.safetensors")
-for key, end in (("clip_l", ""), ("clip_g", "_2")):
-    encoder, tokenizer = getattr(pipeline, f"text_encoder{{end}}"), getattr(pipeline, f"tokenizer{{end}}")
+for key, encoder, tokenizer in {several}:
     pipeline.load_textual_inversion(words[key], token="{word}", text_encoder=encoder, tokenizer=tokenizer)"""
 
 # what is typed after `folder` and, where the export is an addition to it, `base` have been given
@@ -114,7 +114,11 @@ def _loading(folder: Path, facts: CardFacts, trained: Trained) -> str:
     without = "".join(f", {name}=None" for name in absent)
     code = LOADING[facts.loader].format(file=facts.file, pipeline=pipeline, parts="\n".join(lines), without=without)
     if facts.word:
-        code += "\n" + (WORDS if several else WORD).format(word=facts.word)
+        parts = [
+            f'("{key}", pipeline.{name}, pipeline.{tokenizer_of(name)})'
+            for name, key in trained.family.embedding_keys.items()
+        ]
+        code += "\n" + (WORDS if several else WORD).format(word=facts.word, several=f"({', '.join(parts)})")
         if several:
             code = code.replace("\n\n", "\nfrom safetensors.torch import load_file\n\n", 1)
     given = ['folder = "."']

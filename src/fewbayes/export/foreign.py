@@ -30,12 +30,12 @@ def load(job):
         for part in sorted(path.parent for path in folder.glob("*/adapter_config.json")):
             # puts the adapter into the pipeline's module; a text encoder is also called by its own name
             PeftModel.from_pretrained(getattr(pipeline, part.name), str(part))
-    load_embedding(pipeline, folder / "learned_embeds.safetensors")
+    load_embedding(pipeline, folder / "learned_embeds.safetensors", job["embeddings"])
     return pipeline
 
 
-def load_embedding(pipeline, path):
-    """A learned word beside an adapter."""
+def load_embedding(pipeline, path, several):
+    """A learned word beside an adapter. several: keys of the file, each with its text encoder and tokenizer."""
     if not path.is_file():
         return
     from safetensors import safe_open
@@ -44,11 +44,11 @@ def load_embedding(pipeline, path):
     with safe_open(path, framework="pt") as file:
         token = file.metadata()["token"]
     tensors = load_file(path)
-    if "clip_l" not in tensors:
+    if not any(key in tensors for key, _, _ in several):
         pipeline.load_textual_inversion(str(path.parent), weight_name=path.name, token=token)
         return
-    for key, end in (("clip_l", ""), ("clip_g", "_2")):
-        encoder, tokenizer = getattr(pipeline, f"text_encoder{end}"), getattr(pipeline, f"tokenizer{end}")
+    for key, encoder, tokenizer in several:
+        encoder, tokenizer = getattr(pipeline, encoder), getattr(pipeline, tokenizer)
         pipeline.load_textual_inversion(tensors[key], token=token, text_encoder=encoder, tokenizer=tokenizer)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewbayes.errors import UserError
 from fewbayes.methods import registered
 from fewbayes.models import Family, ModelCard, load_family
-from fewbayes.models.family import changeable
+from fewbayes.models.family import changeable, tokenizer_of
 from fewbayes.runs.layout import CONFIG, MANIFEST
 from fewbayes.runs.opening import Found, find, open_model
 
@@ -72,7 +72,7 @@ class Trained:
             embedding._forward_hooks.clear()
 
     def _rare_ids(self, encoder: str) -> Tensor:
-        tokenizer = self.family.tokenizers[encoder.replace("text_encoder", "tokenizer")]
+        tokenizer = self.family.tokenizers[tokenizer_of(encoder)]
         ids = dict.fromkeys(tokenizer(self.rare_token, add_special_tokens=False).input_ids)
         return torch.tensor(list(ids), device=self.family.device)
 

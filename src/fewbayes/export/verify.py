@@ -24,6 +24,7 @@ from fewbayes.export.record import Record, read_record
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
 from fewbayes.files.decode import read_json
+from fewbayes.models.family import tokenizer_of
 from fewbayes.models.folders import left_out
 from fewbayes.models.registry import family_named
 from fewbayes.settings.flags import parse_command
@@ -154,6 +155,7 @@ def foreign_job(
         "file": record.file,
         "pipeline": family.pipeline_class,
         "arguments": dict(family.foreign_arguments),
+        "embeddings": [(key, name, tokenizer_of(name)) for name, key in family.embedding_keys.items()],
         "left_out": left_out(base, family),
         "sampler": next(iter(family.samplers.values())),
         "base": str(base.resolve()),

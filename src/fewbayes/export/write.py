@@ -26,6 +26,7 @@ from fewbayes.export.trained import Layers, Trained, lora_layers, name_of, weigh
 from fewbayes.files.atomic import atomic_folder
 from fewbayes.files.decode import read_json, typed
 from fewbayes.methods import registered
+from fewbayes.models.family import embedding_names
 from fewbayes.models.folders import quiet
 
 DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -169,7 +170,7 @@ def _embedding(trained: Trained, asked: Asked, folder: Path) -> str | None:
         return None
     word = trained.rare_token or "<v>"
     name = _new_word(word, list(trained.family.tokenizers.values()))
-    keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"} if len(rows) > 1 else {"text_encoder": name}
+    keys = embedding_names(trained.family, name)
     tensors = {keys[encoder]: vectors.to(asked.dtype) for encoder, vectors in rows.items()}
     write_safetensors(folder / EMBEDDING_FILE, tensors, {"token": name, "stands_for": word})
     return name

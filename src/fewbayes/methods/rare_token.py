@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fewbayes.errors import UserError
 from fewbayes.methods.adapters import copy_state, save_tensors
 from fewbayes.methods.registry import Method, MethodSettings, registered
+from fewbayes.models.family import embedding_names, tokenizer_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from fewbayes.models import Family
 
 FILE = "learned_embeds.safetensors"
-SEVERAL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-"""Keys of the file of a model with two text encoders, as in diffusers' pivotal tuning scripts."""
 
 
 class RareToken(Method):
@@ -72,7 +71,7 @@ class RareToken(Method):
             return
         self.method.export(family, folder)
         name = self._name_in_file(family)
-        save_tensors(folder / FILE, self._file_state(name), {"token": name, "stands_for": self.word})
+        save_tensors(folder / FILE, self._file_state(family, name), {"token": name, "stands_for": self.word})
 
     def load(self, family: Family, folder: Path) -> None:
         self.method.load(family, folder)
@@ -82,7 +81,7 @@ class RareToken(Method):
             return
         from safetensors.torch import load_file
 
-        copy_state(self._file_state(self._name_in_file(family)), load_file(folder / FILE), folder / FILE)
+        copy_state(self._file_state(family, self._name_in_file(family)), load_file(folder / FILE), folder / FILE)
 
     def detach(self, family: Family) -> None:
         for hook in self._hooks:
@@ -103,10 +102,8 @@ class RareToken(Method):
             for name, weight in weights.items():
                 weight.data[[self._ids[name]]] = before[name]
 
-    def _file_state(self, name: str) -> dict[str, nn.Parameter]:
-        if len(self._rows) == 1:
-            return dict.fromkeys([name], next(iter(self._rows.values())))
-        return {SEVERAL[encoder]: rows for encoder, rows in self._rows.items()}
+    def _file_state(self, family: Family, name: str) -> dict[str, nn.Parameter]:
+        return {key: self._rows[encoder] for encoder, key in embedding_names(family, name).items()}
 
     def _name_in_file(self, family: Family) -> str:
         """The word, or one made of it where tokenizers know it already: loaders refuse to overwrite a known word."""
@@ -119,7 +116,7 @@ def _embeddings(family: Family) -> dict[str, nn.Embedding]:
 
 
 def _token_id(family: Family, encoder: str, word: str) -> int:
-    tokenizer = family.tokenizers[encoder.replace("text_encoder", "tokenizer")]
+    tokenizer = family.tokenizers[tokenizer_of(encoder)]
     ids = tokenizer(word, add_special_tokens=False).input_ids
     if not ids or tokenizer.unk_token_id in ids:
         raise UserError(f"rare_token {word!r} is unknown to the tokenizer of the model; choose another word")

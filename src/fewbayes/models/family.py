@@ -102,6 +102,7 @@ class Layout(Protocol):
     "time-embedding" (common to all blocks), "up", ... and a regular expression of module paths each; a group that the
     network has not is left out. adapter_targets: "attention" and "ff", endings of the names of linear layers that get
     adapters; text_targets: the same in text encoders.
+    embedding_keys: of several text encoders, what a file of learned embeddings calls each by its folder's name.
     formats: of those that need names of other programs ("kohya", "comfyui", "original") the ones it has names for;
     foreign_arguments: what others have to say to `from_pretrained` of the pipeline's class; tag: of its models on the
     hub.
@@ -117,6 +118,7 @@ class Layout(Protocol):
     layer_groups: Mapping[str, str]
     adapter_targets: Mapping[str, Sequence[str]]
     text_targets: Sequence[str]
+    embedding_keys: Mapping[str, str]
     formats: Sequence[str]
     foreign_arguments: Mapping[str, Any]
     tag: str
@@ -241,6 +243,17 @@ class Family(Layout, Protocol):
     def published_as(self) -> tuple[str, str]:
         """The architecture's id in Stability's ModelSpec, and kohya's base version: what file headers say."""
         ...
+
+
+def tokenizer_of(encoder: str) -> str:
+    """The folder of a text encoder's tokenizer, by the encoder's own."""
+    return encoder.replace("text_encoder", "tokenizer")
+
+
+def embedding_names(family: Family, word: str) -> dict[str, str]:
+    """By text encoder, its name in a file of learned embeddings: the word's own where there is one encoder."""
+    encoders = family.text_encoders
+    return {name: family.embedding_keys[name] if len(encoders) > 1 else word for name in encoders}
 
 
 def changeable(family: Family) -> dict[str, nn.Module]:

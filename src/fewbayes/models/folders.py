@@ -17,7 +17,7 @@ from fewbayes.errors import UserError
 from fewbayes.files.decode import plain_json, typed
 from fewbayes.files.safetensors import read_header
 from fewbayes.models.configs import SCHEMAS, ModelIndex, Settings, WeightIndex
-from fewbayes.models.family import Layout, Part
+from fewbayes.models.family import Layout, Part, tokenizer_of
 from fewbayes.world.pipelines import PIPELINES, is_embedded, shipped
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def present(folder: Path, family: type[Layout]) -> tuple[dict[str, Part], list[s
         if part.optional and (folder / INDEX).is_file() and not any(read_json(folder / INDEX).get(name) or ())
     }
     parts = {name: part for name, part in family.parts.items() if name not in absent}
-    without = {name.replace("text_encoder", "tokenizer") for name in absent}
+    without = {tokenizer_of(name) for name in absent}
     return parts, [name for name in family.tokenizer_parts if name not in without]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from fewbayes.errors import UserError
-from fewbayes.models.family import ModelCard, Part
+from fewbayes.models.family import ModelCard, Part, tokenizer_of
 from fewbayes.models.folders import (
     AGAIN,
     SCHEDULER,
@@ -45,6 +45,7 @@ log = logging.getLogger("fewbayes")
 
 VAE = Part("diffusers", "AutoencoderKL", "diffusion_pytorch_model", once=True)
 POOLED_CLIP = Part("transformers", "CLIPTextModelWithProjection", "model", once=True)
+CLIP_EMBEDDINGS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # as in diffusers' pivotal tuning scripts
 DECODED_AT_ONCE = 2**20  # pixels: one picture of SDXL, four of SD
 
 
@@ -61,6 +62,7 @@ class PipelineFamily(ABC):
     layer_groups: Mapping[str, str]
     adapter_targets: Mapping[str, Sequence[str]]
     text_targets: Sequence[str] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    embedding_keys: Mapping[str, str] = {}
     formats: Sequence[str] = ()
     foreign_arguments: Mapping[str, Any] = {}
     tag: str
@@ -255,7 +257,7 @@ class PipelineFamily(ABC):
         return 2 ** (len(cast("Any", self.vae.config).block_out_channels) - 1)
 
     def count_tokens(self, word: str) -> int:
-        read = {name.replace("text_encoder", "tokenizer") for name in self.text_encoders} or {*self.tokenizers}
+        read = {tokenizer_of(name) for name in self.text_encoders} or {*self.tokenizers}
         counts = [word_length(tokenizer, word) for name, tokenizer in self.tokenizers.items() if name in read]
         return max(counts) if all(counts) else 0
 

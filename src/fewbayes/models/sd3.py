@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fewbayes.errors import UserError
 from fewbayes.models.configs import FlowScheduler
 from fewbayes.models.family import Part
-from fewbayes.models.pipelines import POOLED_CLIP, VAE, PipelineFamily, named
+from fewbayes.models.pipelines import CLIP_EMBEDDINGS, POOLED_CLIP, VAE, PipelineFamily, named
 from fewbayes.models.registry import register
 from fewbayes.models.tokens import token_ids
 
@@ -44,6 +44,7 @@ class StableDiffusion3(PipelineFamily):
         "text_encoder_3": Part("transformers", "T5EncoderModel", "model", once=True, optional=True),
     }
     denoiser_part = "transformer"
+    embedding_keys: Mapping[str, str] = CLIP_EMBEDDINGS
     tokenizer_parts: Mapping[str, str] = {
         "tokenizer": "CLIPTokenizer",
         "tokenizer_2": "CLIPTokenizer",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from fewbayes.models.configs import DdpmScheduler, ToldSizes
 from fewbayes.models.family import ModelCard, Part
 from fewbayes.models.folders import INDEX, read_json
-from fewbayes.models.pipelines import POOLED_CLIP, VAE, PipelineFamily, named
+from fewbayes.models.pipelines import CLIP_EMBEDDINGS, POOLED_CLIP, VAE, PipelineFamily, named
 from fewbayes.models.registry import register
 from fewbayes.models.unet_clip_checks import check_channels, check_time_ids
 from fewbayes.models.unet_clip_keys import kohya_name, published_as, single_file
@@ -138,6 +138,7 @@ class StableDiffusionXL(UnetClip):
     described = "SDXL"
     parts: Mapping[str, Part] = {"vae": VAE, "unet": UNET, "text_encoder": CLIP, "text_encoder_2": POOLED_CLIP}
     tokenizer_parts: Mapping[str, str] = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer"}
+    embedding_keys: Mapping[str, str] = CLIP_EMBEDDINGS
     tag = "stable-diffusion-xl"
 
     @classmethod
