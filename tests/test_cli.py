@@ -57,7 +57,8 @@ def test_the_help_of_a_command_waits_for_nothing_heavy(command):
     assert f"usage: fewbayes {command}" in ended.stdout
 
 
-EVERY = [[name] for name in COMMANDS if name not in ("train", "experiment")] + [["experiment", n] for n in studies()]
+SPLIT = {"experiment": studies, "study": lambda: ("make", "serve", "rate", "read")}
+EVERY = [[name] for name in COMMANDS if name not in ("train", *SPLIT)] + [[s, n] for s in SPLIT for n in SPLIT[s]()]
 
 
 @pytest.mark.parametrize("command", [["train"], *EVERY], ids=" ".join)

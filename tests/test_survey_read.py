@@ -15,6 +15,7 @@ from fewbayes.survey.answers import Answer, from_files, to_csv
 from fewbayes.survey.inference import bradley_terry, codes, krippendorff, mixed, share, wilson
 from fewbayes.survey.plan import Item, Key, Origin, Plan, Question, Study, read_key, read_study
 from fewbayes.survey.power import power_table, simulate, studies
+from fewbayes.survey.results import result_of, unblinded
 from fewbayes.survey.schedule import trials
 
 ARMS = ["plain", "slow", "bayes"]
@@ -161,7 +162,7 @@ def test_the_papers_percentages_are_shares_of_these_numbers():
 def test_a_known_preference_is_read_off_and_lazy_people_are_found(tmp_path):
     study, key = make_study(ARMS)
     answers = answer_all(study, key, 24, {"plain": 0.0, "slow": 0.3, "bayes": 1.5}, lazy=3)
-    result = reading.result_of(study, key, "f" * 64, answers)
+    result = result_of(study, key, "f" * 64, answers)
     cells = {(cell.arms, cell.question): cell for cell in result.cells}
     assert len(cells) == 6
     assert result.excluded == [f"{n:016x}" for n in (21, 22, 23) if result.failed[f"{n:016x}"]]
@@ -179,6 +180,7 @@ def test_a_known_preference_is_read_off_and_lazy_people_are_found(tmp_path):
     assert "people prefer bayes to plain" in text
     assert "LoRA, average" in text
     assert json.loads((tmp_path / "results.json").read_text())["participants"] == 24
+    assert "bayes over plain" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "results.tex").read_text().startswith("% needs")
     assert (tmp_path / "answers.csv").read_text().count("\n") == len(answers) + 1
 
@@ -186,17 +188,17 @@ def test_a_known_preference_is_read_off_and_lazy_people_are_found(tmp_path):
 def test_a_repeat_or_a_check_is_no_second_answer():
     study, key = make_study(ARMS[:2])
     answers = answer_all(study, key, 10, {"plain": 0.0, "slow": 1.0})
-    result = reading.result_of(study, key, "f" * 64, answers)
+    result = result_of(study, key, "f" * 64, answers)
     assert sum(cell.share.answers for cell in result.cells) == 10 * study.per_block * 2 == result.answers
     assert not result.strengths
     with pytest.raises(UserError, match="checks alone"):
-        reading.result_of(study, key, "f" * 64, [answer for answer in answers if answer.item in key.right])
+        result_of(study, key, "f" * 64, [answer for answer in answers if answer.item in key.right])
 
 
 def test_a_tie_is_a_half():
     study, key = make_study(ARMS[:2])
     ties = [Answer("a", i, "quality", item.id, False, 0, 2, 900, "") for i, item in enumerate(study.items)]
-    values = [reading.unblinded(answer, key).value for answer in ties]
+    values = [unblinded(answer, key).value for answer in ties]
     assert set(values) == {0.5}
     assert inference.binomial(np.array(values)) == 1
     assert inference.majorities(np.array(values), codes([0] * len(values))) == 1

@@ -1,6 +1,6 @@
 """`fewbayes study read`: what the answers of a study say, with intervals, checks of the result and of the answers.
 
-Only here are items and arms put together. Answers come from the server's database and from files of the same rows
+Answers come from the server's database and from files of the same rows
 (answers.csv of the admin view, or sheets that a model filled in); every number stands in results.json.
 """
 
@@ -9,33 +9,25 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from matplotlib.figure import Figure
 
 from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_folder, atomic_write
-from fewbayes.metrics.statistics import Estimate, holm, interval
+from fewbayes.metrics.statistics import Estimate
+from fewbayes.page.look import FAINT, INK, colour, inline, style
+from fewbayes.page.parts import Fold, Page, Verdict, drawings, table
+from fewbayes.page.render import write_page
 from fewbayes.page.table import Column, Table, comma_separated, latex, markdown
 from fewbayes.survey import paper
-from fewbayes.survey.answers import Answer, from_database, from_files
-from fewbayes.survey.inference import (
-    Mixed,
-    Share,
-    binomial,
-    bradley_terry,
-    codes,
-    krippendorff,
-    majorities,
-    mixed,
-    share,
-)
-from fewbayes.survey.plan import DATABASE, SAME, Key, Origin, Study, read_key, read_study
+from fewbayes.survey.answers import NAMES, Answer, from_database, from_files
+from fewbayes.survey.inference import Mixed, Share
+from fewbayes.survey.plan import DATABASE, Key, Study, read_key, read_study
+from fewbayes.survey.results import Result, result_of
 
 INTERVALS = (
     "Intervals are 95 %, clustered by participants and by pairs: they cover other participants and other pairs of the "
@@ -57,64 +49,6 @@ class Read:
     """More answers: answers.csv of the admin view, or JSON of one rater's sheets, {"0": 2, "1": 0, ...}."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A first answer to a comparison, unblinded. value: 1 where the second of the two arms was preferred, 0.5 a tie.
-
-    left: 1 where the second arm stood on the left.
-    """
-
-    answer: Answer
-    origin: Origin
-    arms: tuple[str, str]
-    value: float
-    left: float
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Two arms in one case and question. share: of answers that prefer the second arm; honest: without participants
-    who failed checks; units: by training; naive, people: p values of the exact tests."""
-
-    arms: tuple[str, str]
-    case: str
-    question: str
-    share: Share
-    honest: Share | None
-    adjusted: float
-    trainings: Estimate
-    naive: float
-    people: float
-    mixed: Mixed | None
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Of the answers to one question: agreement (Krippendorff's alpha), the share of repeated pairs answered as at
-    first, the share of answers that took the left side, and seconds that answers took."""
-
-    question: str
-    alpha: float | None
-    consistency: float | None
-    repeats: int
-    left: Share
-    seconds: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Result:
-    """All that is read off a study of pairs. failed: failed checks by participant, of those who saw one."""
-
-    plan: str
-    participants: int
-    answers: int
-    failed: dict[str, int]
-    excluded: list[str]
-    cells: list[Cell]
-    strengths: dict[str, dict[str, Estimate]]
-    quality: list[Quality]
-
-
 def run_read(asked: Read) -> Path:
     """Write the results; returns their folder."""
     study, plan = read_study(asked.study)
@@ -133,134 +67,6 @@ def run_read(asked: Read) -> Path:
         else:
             write_results(folder, study, key, result_of(study, key, plan, answers), answers)
     return Path(asked.output_dir)
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def result_of(study: Study, key: Key, plan: str, answers: Sequence[Answer]) -> Result:
-    """answers: to items and checks, repeats too, of any participants."""
-    rows = [unblinded(answer, key) for answer in answers if answer.item in key.items and not answer.repeat]
-    if not rows:
-        raise UserError("there are answers to checks alone; wait for more participants")
-    failed = failures(study, key, answers)
-    excluded = sorted(person for person, count in failed.items() if count > study.plan.failures)
-    groups: dict[tuple[tuple[str, str], str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.arms, row.origin.case, row.answer.question), []).append(row)
-    order = {name: i for i, name in enumerate(key.labels)}
-    places = {question.name: i for i, question in enumerate(study.questions)}
-    names = sorted(groups, key=lambda each: (order[each[0][0]], order[each[0][1]], each[1], places[each[2]]))
-    shares = {name: _share(groups[name]) for name in names}
-    adjusted = holm({str(name): shares[name].p for name in names})
-    cells = [_cell(name, groups[name], shares[name], excluded, adjusted[str(name)] or 0.0) for name in names]
-    return Result(
-        plan,
-        len({answer.participant for answer in answers}),
-        len(rows),
-        failed,
-        excluded,
-        cells,
-        _strengths(rows, list(key.labels)) if len(key.labels) > 2 else {},
-        [_quality(question.name, answers, key) for question in study.questions],
-    )
-
-
-def unblinded(answer: Answer, key: Key) -> Row:
-    """An answer with what it was about; arms in the order of the key."""
-    origin = key.items[answer.item]
-    names = list(key.labels)
-    first, second = sorted(origin.arms, key=names.index)
-    value = 0.5 if answer.choice == SAME else float(origin.arms[answer.choice] == second)
-    return Row(answer, origin, (first, second), value, float(origin.arms[answer.left] == second))
-
-
-def failures(study: Study, key: Key, answers: Iterable[Answer]) -> dict[str, int]:
-    """Checks failed by each participant who saw one: the noise was taken for the better picture.
-
-    By the question of quality, or the first of the study where it does not ask for it.
-    """
-    asked = next((each.name for each in study.questions if each.name == "quality"), study.questions[0].name)
-    found: Counter[str] = Counter()
-    for answer in answers:
-        if answer.item in key.right and answer.question == asked:
-            found[answer.participant] += int(answer.choice != key.right[answer.item])
-    return dict(found)
-
-
-def _columns(rows: Sequence[Row]) -> tuple[Any, Any, Any]:
-    """Values, and who and what they are of as numbers."""
-    return (
-        np.array([row.value for row in rows]),
-        codes([row.answer.participant for row in rows]),
-        codes([row.answer.item for row in rows]),
-    )
-
-
-def _share(rows: Sequence[Row]) -> Share:
-    return share(*_columns(rows))
-
-
-def _cell(
-    name: tuple[tuple[str, str], str, str], rows: list[Row], found: Share, excluded: list[str], adjusted: float
-) -> Cell:
-    values, people, pairs = _columns(rows)
-    kept = [row for row in rows if row.answer.participant not in excluded]
-    units: dict[tuple[str, int], list[float]] = {}
-    for row in rows:
-        units.setdefault((row.origin.subject, row.origin.unit), []).append(row.value)
-    model = (
-        mixed(values, np.array([row.left for row in rows]), people, pairs)
-        if min(found.people, found.pairs) > 2
-        else None
-    )
-    return Cell(
-        *name,
-        found,
-        _share(kept) if kept and excluded else None,
-        adjusted,
-        interval({unit: float(np.mean(each)) for unit, each in units.items()}, within=(0, 1)),
-        binomial(values),
-        majorities(values, people),
-        model,
-    )
-
-
-def _strengths(rows: Sequence[Row], arms: list[str]) -> dict[str, dict[str, Estimate]]:
-    """Bradley-Terry strengths by question and arm, all cases together, in log odds."""
-    found: dict[str, dict[str, Estimate]] = {}
-    for question in dict.fromkeys(row.answer.question for row in rows):
-        mine = [row for row in rows if row.answer.question == question]
-        if len({arm for row in mine for arm in row.arms}) < len(arms):
-            continue
-        values, people, pairs = _columns(mine)
-        first, second = (np.array([arms.index(row.arms[i]) for row in mine]) for i in (1, 0))
-        strengths, covariance = bradley_terry(first, second, values, people, pairs)
-        half = 1.96 * np.sqrt(np.diag(covariance))
-        bounds = zip(strengths, strengths - half, strengths + half, strict=True)
-        told = [Estimate(*map(float, each), 0, len(mine)) for each in bounds]
-        found[question] = dict(zip(arms, told, strict=True))
-    return found
-
-
-def _quality(question: str, answers: Sequence[Answer], key: Key) -> Quality:
-    mine = [answer for answer in answers if answer.question == question and answer.item in key.items]
-    firsts = [answer for answer in mine if not answer.repeat]
-    decided = [answer for answer in firsts if answer.choice != SAME]
-    before = {(answer.participant, answer.item): answer.choice for answer in firsts}
-    again = [answer for answer in mine if answer.repeat and (answer.participant, answer.item) in before]
-    same = [before[answer.participant, answer.item] == answer.choice for answer in again]
-    people, pairs = codes([a.participant for a in decided]), codes([a.item for a in decided])
-    left = np.array([float(answer.choice == answer.left) for answer in decided])
-    quartiles = np.percentile([answer.milliseconds / 1000 for answer in mine], [25, 50, 75])
-    return Quality(
-        question,
-        krippendorff([answer.item for answer in decided], [answer.choice for answer in decided]),
-        float(np.mean(same)) if same else None,
-        len(same),
-        share(left, people, pairs),
-        (float(quartiles[0]), float(quartiles[1]), float(quartiles[2])),
-    )
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -408,17 +214,70 @@ def write_results(folder: Path, study: Study, key: Key, result: Result, answers:
     atomic_write(folder / "results.tex", latex([found["Preferences"]], caption) + "\n")
     atomic_write(folder / "results.json", json.dumps(asdict(result), indent=1) + "\n")
     atomic_write(folder / "answers.csv", unblinded_csv(answers, key))
+    write_page(page_of(study, result, found), folder)
+
+
+def page_of(study: Study, result: Result, found: dict[str, Table]) -> Page:
+    """The page of the results: verdicts, intervals as a drawing, tables in folds."""
+    first, *said = verdicts(result)
+    return Page(
+        title=study.title,
+        verdict=Verdict(first, said),
+        chips=[f"{result.participants} participants", f"{result.answers} answers", f"plan {result.plan[:12]}"],
+        above=[
+            drawings([drawing(result, question.name) for question in study.questions]),
+            ("points", facts(result)[1:]),
+        ],
+        folds=[
+            Fold(title, [table(each), ("text", NOTES.get(title, ""))], open=not place)
+            for place, (title, each) in enumerate(found.items())
+        ],
+        arms=len({cell.arms for cell in result.cells}),
+    )
+
+
+def drawing(result: Result, question: str) -> str:
+    """Our shares and the paper's, with their intervals, one line each; half of the answers is a line."""
+    pairs = list(dict.fromkeys(cell.arms for cell in result.cells))
+    rows = [
+        (
+            f"{c.arms[1]} over {c.arms[0]}, {c.case}",
+            c.share.share,
+            c.share.low,
+            c.share.high,
+            colour(pairs.index(c.arms)),
+        )
+        for c in result.cells
+        if c.question == question
+    ]
+    place = paper.QUESTIONS.index(question)
+    for (case, method), row in paper.PREFERRED.items():
+        low, high = paper.interval(row[place], paper.answers(case, method))
+        rows.append((f"paper: {method}, {case}", row[place] / 100, low, high, FAINT))
+    with style():
+        figure = Figure(figsize=(5, 0.7 + 0.27 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(axis="x")
+        axes.axvline(50, color=INK, linewidth=0.8)
+        for line, (_, share, low, high, shade) in enumerate(rows):
+            axes.plot([100 * low, 100 * high], [line, line], color=shade, linewidth=2)
+            axes.plot(100 * share, line, "o", color=shade, markersize=6)
+        axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+        axes.set_xlim(0, 100)
+        axes.invert_yaxis()
+        axes.set_title(question)
+        axes.set_xlabel("% that prefer the first named")
+        return inline(figure, f"share-{question}", f"Shares with intervals: {question}")
 
 
 def unblinded_csv(answers: Sequence[Answer], key: Key) -> str:
     """All answers with what they were about, for any other program."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    names = [field.name for field in fields(Answer)]
-    writer.writerow([*names, "case", "subject", "unit", "arm 0", "arm 1", "right"])
+    writer.writerow([*NAMES, "case", "subject", "unit", "arm 0", "arm 1", "right"])
     for answer in answers:
         origin = key.items.get(answer.item)
         about = [origin.case, origin.subject, origin.unit, *origin.arms] if origin else ["check", "", "", "", ""]
         right = key.right.get(answer.item, "")
-        writer.writerow([*(getattr(answer, name) for name in names), *about, *[""] * (5 - len(about)), right])
+        writer.writerow([*(getattr(answer, name) for name in NAMES), *about, *[""] * (5 - len(about)), right])
     return buffer.getvalue()
