@@ -176,7 +176,7 @@ def main() -> None:
                 if name == "sqlite":
                     result = measured(Path(folder) / "study", None, kills)
                 else:
-                    with postgresql(Path(folder)) as url:
+                    with postgresql() as url:
                         result = measured(Path(folder) / "study", url, kills)
             found[f"{name}, {'kills' if kills else 'no kills'}"] = result
             asked.output.write_text(json.dumps(found, indent=1) + "\n")

@@ -4,10 +4,12 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,12 +74,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def postgresql(root: Path) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL server of our own on loopback, with its usual durability; gone at the end."""
     if not POSTGRES:
         raise SystemExit("there is no PostgreSQL; apt-get install postgresql")
-    data, port = root / "postgres", free_port()
-    data.mkdir(parents=True)
+    root, port = Path(tempfile.mkdtemp()), free_port()
+    data = root / "postgres"
+    data.mkdir()
     user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
     if user:
         subprocess.run(["chown", "postgres", data], check=True)
@@ -91,3 +94,4 @@ def postgresql(root: Path) -> Iterator[str]:
         yield f"postgresql+psycopg://study@127.0.0.1:{port}/postgres"
     finally:
         subprocess.run([*control, "-m", "fast", "stop"], check=True, stdout=subprocess.DEVNULL, cwd="/")
+        shutil.rmtree(root)

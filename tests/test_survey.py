@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +150,20 @@ def test_the_server_reads_no_key(place, tmp_path):
         store.close()
     finally:
         (place / "key").rename(place / "study" / layout.KEY)
+
+
+def test_pictures_of_all_arms_take_as_long(served, study, key):
+    """Asked for in turns, so that whatever else the machine does meets both arms alike."""
+    from scipy.stats import mannwhitneyu
+
+    port, _ = served
+    client, times = Client(port).join(), {"plain": [], "bayes": []}
+    for item in study.items * 3:
+        for arm, side in zip(key.items[item.id].arms, item.sides, strict=True):
+            begun = time.perf_counter()
+            client.ask("GET", f"/images/{side[0]}.png")
+            times[arm].append(time.perf_counter() - begun)
+    assert mannwhitneyu(times["plain"], times["bayes"]).pvalue > 1e-5
 
 
 # --- who sees what ----------------------------------------------------------------------------------------------------
@@ -348,6 +364,37 @@ def test_the_admin_view_needs_its_token_and_is_blind(served, place):
         assert status == 200
         assert b"bayes" not in told
         assert b"plain" not in told
+
+
+@pytest.mark.skipif("FEWBAYES_SLOW" not in os.environ, reason="starts a PostgreSQL server; set FEWBAYES_SLOW=1")
+def test_postgresql_keeps_what_sqlite_keeps(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    from survey_toy import postgresql
+
+    from fewbayes.survey.store import Answer, Store
+
+    with postgresql() as url:
+        for place in (None, url):
+            store = Store(tmp_path, "a" * 64, place)
+            assert [store.begin(f"{n:016x}") for n in range(2)] == [0, 1]
+            first = Answer("0" * 16, 3, "text", "1" * 16, False, 0, 1, 900, "a" * 16)
+            told = [
+                store.add(each)[0] for each in (first, first, replace(first, key="b" * 16), replace(first, trial=4))
+            ]
+            assert told == ["new", "again", "other", "other"]
+            assert store.add(replace(first, participant="f" * 16))[0] == "gone"
+            assert [replace(each, received=0) for each in store.answers()] == [first]
+            assert store.counts() | {"last": 0} == {
+                "begun": 2,
+                "people": 1,
+                "answers": 1,
+                "questions": {"text": 1},
+                "last": 0,
+            }
+            assert store.withdraw("0" * 16) == 1
+            assert store.add(first)[0] == "gone"
+            assert store.answers() == []
+            store.close()
 
 
 def test_a_changed_plan_is_refused(place, served):

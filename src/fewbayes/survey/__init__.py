@@ -13,8 +13,6 @@ from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.settings.flags import asks_for_help, parse_command
 
-EXTRA = "pip install 'fewbayes[study]'"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
@@ -43,7 +41,7 @@ def _make(arguments: list[str]) -> int:
 
 def _serve(arguments: list[str]) -> int:
     asked = parse_command(Serve, arguments, "study serve")
-    from fewbayes.survey.plan import read_secret, read_study
+    from fewbayes.survey.plan import EXTRA, read_secret, read_study
 
     study, plan = read_study(asked.study)
     secret = read_secret(asked.study)

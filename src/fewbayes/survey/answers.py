@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from fewbayes.errors import UserError
 from fewbayes.files.decode import parse_json, read_text, typed
-from fewbayes.survey.plan import Study
+from fewbayes.survey.plan import EXTRA, Study
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,10 @@ def to_csv(answers: Sequence[Answer]) -> str:
 
 
 def from_database(folder: Path, plan: str, url: str | None) -> list[Answer]:
-    from fewbayes.survey.store import Store
-
+    try:
+        from fewbayes.survey.store import Store
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; {EXTRA}") from None
     store = Store(folder, plan, url)
     answers = store.answers()
     store.close()

@@ -277,7 +277,7 @@ def plan_in_words(study: Study, arms: Sequence[Arm], pairs: Sequence[Pair]) -> s
 
 Made {plan.made}. Frozen: the SHA-256 of study.json stands in every result, and the server refuses another plan.
 
-- Arms: {", ".join(arm.name for arm in arms)}. Cases: {", ".join(cases)}. Subjects: {", ".join(subjects)}.
+- Arms: {", ".join(arm.name for arm in arms)}. Cases: {", ".join(cases)}. Subjects: {", ".join(subjects) or "one"}.
 - {len(pairs)} pairs, {len(pairs) // blocks} for every two arms and case.
 - Questions: {", ".join(question.name for question in study.questions)}.
 - Each participant sees {study.per_block * blocks} pairs, {study.per_block} of every two arms and case.

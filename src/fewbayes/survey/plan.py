@@ -20,6 +20,7 @@ from fewbayes.files.decode import Count, Positive, Sha256, read_json
 
 STUDY, KEY, SECRET, PLAN, IMAGES, DATABASE = "study.json", "key.json", "secret.json", "plan.md", "images", "answers.db"
 CURE = "give a folder that `fewbayes study make` or `fewbayes study rate` wrote"
+EXTRA = "pip install 'fewbayes[study]'"
 LEFT, RIGHT, SAME = 0, 1, 2
 """Choices of a comparison as a participant sees it."""
 Opaque = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]

@@ -6,6 +6,7 @@ else: no address or agent is read, logged or stored. An answer is on the disk be
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import logging
@@ -202,7 +203,7 @@ class Server:
             given.milliseconds,
             given.key,
         )
-        added, _ = await run_in_threadpool(self.store.add, kept)
+        added, _ = await asyncio.wrap_future(self.store.submit(kept))
         if added == "gone":
             raise HTTPException(401, "this participant has withdrawn")
         if added == "other":

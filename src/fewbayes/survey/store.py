@@ -1,7 +1,7 @@
 """Answers in a database: SQLite in the study folder, or any that SQLAlchemy reaches by a URL, such as PostgreSQL.
 
-An answer is committed to the disk before `add` returns. The same key again finds the first answer; a second answer to
-the same question is refused by the database itself. No address, agent or name of a person has a column here.
+An answer is committed to the disk before it is acknowledged. The same key again finds the first answer; a second
+answer to the same question is refused by the database itself. No address, agent or name of a person has a column here.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from fewbayes.errors import UserError
 from fewbayes.survey.answers import NAMES, Answer
@@ -51,6 +53,9 @@ ANSWERS = sa.Table(
     sa.UniqueConstraint("participant", "key"),
     sqlite_autoincrement=True,
 )
+_COLUMNS = [ANSWERS.c[name] for name in NAMES]
+MOST_AT_ONCE = 500
+"""Answers of one commit."""
 Added = Literal["new", "again", "other", "gone"]
 
 
@@ -82,6 +87,10 @@ class Store:
                     "the database holds another plan's answers; give the study as it was, or a new database"
                 )
 
+        self.waiting: SimpleQueue[tuple[Answer, Future[tuple[Added, Answer]]] | None] = SimpleQueue()
+        self.writer = threading.Thread(target=self._write, daemon=True)
+        self.writer.start()
+
     def begin(self, participant: str) -> int:
         """The number of a new participant, from 0."""
         with self.writing, self.engine.begin() as connection:
@@ -89,25 +98,45 @@ class Store:
             return connection.execute(row.returning(PARTICIPANTS.c.number)).scalar_one() - 1
 
     def add(self, answer: Answer) -> tuple[Added, Answer]:
-        """Keeps an answer. "again": it was kept before, under its key. "other": the question has another
-        answer. "gone": the participant has withdrawn."""
-        answer = replace(answer, received=int(time.time()))
-        values = {name: getattr(answer, name) for name in NAMES}
-        try:
-            with self.writing, self.engine.begin() as connection:
-                row = self.insert(ANSWERS).values(values).on_conflict_do_nothing()
-                place = connection.execute(row.returning(ANSWERS.c.place)).scalar()
-        except IntegrityError:
-            return "gone", answer
-        if place is not None:
+        """Keeps an answer, and waits until it is kept; see `submit`."""
+        return self.submit(answer).result()
+
+    def submit(self, answer: Answer) -> Future[tuple[Added, Answer]]:
+        """What becomes of an answer, once it is on the disk. "again": it was kept before, under its key. "other": the
+        question has another answer. "gone": the participant has withdrawn."""
+        future: Future[tuple[Added, Answer]] = Future()
+        self.waiting.put((replace(answer, received=int(time.time())), future))
+        return future
+
+    def _write(self) -> None:
+        """Commits whatever waits, all at once: a commit takes as long for one answer as for many."""
+        while first := self.waiting.get():
+            batch = [first]
+            while len(batch) < MOST_AT_ONCE and not self.waiting.empty():
+                batch.append(self.waiting.get())
+            batch = [each for each in batch if each and each[1].set_running_or_notify_cancel()]
+            try:
+                with self.writing, self.engine.begin() as connection:
+                    done = [self._insert(connection, answer) for answer, _ in batch]
+            except Exception as error:
+                for _, future in batch:
+                    future.set_exception(error)
+                continue
+            for (_, future), told in zip(batch, done, strict=True):
+                future.set_result(told)
+
+    def _insert(self, connection: sa.Connection, answer: Answer) -> tuple[Added, Answer]:
+        values = [sa.literal(getattr(answer, name), ANSWERS.c[name].type) for name in NAMES]
+        person = PARTICIPANTS.c.participant == answer.participant
+        row = self.insert(ANSWERS).from_select(NAMES, sa.select(*values).where(person)).on_conflict_do_nothing()
+        if connection.execute(row.returning(ANSWERS.c.place)).scalar() is not None:
             return "new", answer
-        same = ANSWERS.c.participant == answer.participant
         asked = (ANSWERS.c.trial == answer.trial) & (ANSWERS.c.question == answer.question)
-        with self.engine.connect() as connection:
-            columns = [ANSWERS.c[name] for name in NAMES]
-            rows = connection.execute(sa.select(*columns).where(same & (asked | (ANSWERS.c.key == answer.key)))).all()
-        kept = [Answer(**row._mapping) for row in rows]
-        told = next((row for row in kept if row.key == answer.key), kept[0] if kept else answer)
+        mine = (ANSWERS.c.participant == answer.participant) & (asked | (ANSWERS.c.key == answer.key))
+        kept = [Answer(**each._mapping) for each in connection.execute(sa.select(*_COLUMNS).where(mine))]
+        if not kept:
+            return "gone", answer
+        told = next((each for each in kept if each.key == answer.key), kept[0])
         alike = (told.trial, told.question, told.choice, told.key)
         return ("again" if alike == (answer.trial, answer.question, answer.choice, answer.key) else "other"), told
 
@@ -138,10 +167,13 @@ class Store:
     def answers(self) -> list[Answer]:
         """All answers in the order of keeping."""
         with self.engine.connect() as connection:
-            rows = connection.execute(sa.select(*(ANSWERS.c[name] for name in NAMES)).order_by(ANSWERS.c.place))
+            rows = connection.execute(sa.select(*_COLUMNS).order_by(ANSWERS.c.place))
             return [Answer(**row._mapping) for row in rows]
 
     def close(self) -> None:
+        """Keeps what still waits."""
+        self.waiting.put(None)
+        self.writer.join()
         self.engine.dispose()
 
 
