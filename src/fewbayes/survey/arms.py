@@ -59,8 +59,13 @@ class Pair:
     shots: tuple[Shot, Shot]
 
 
-def read_arms(given: Sequence[str], references: Path | None, scores: Sequence[str]) -> list[Arm]:
-    """The arms of `[NAME=]FOLDER`s. references: photographs of the subject, or of each in a folder of its name."""
+def read_arms(
+    given: Sequence[str], references: Path | None, scores: Sequence[str], samples: str | None = None
+) -> list[Arm]:
+    """The arms of `[NAME=]FOLDER`s. samples: the folder inside each run that has its pictures.
+
+    references: photographs of the subject, or of each in a folder of its name.
+    """
     known = _scores(scores)
     named = [_named(each) for each in given]
     if len(named) < 2:
@@ -68,7 +73,7 @@ def read_arms(given: Sequence[str], references: Path | None, scores: Sequence[st
     names = [name for name, _ in named]
     if len(set(names)) < len(names):
         raise UserError(f"two arms have one name among {', '.join(names)}; give NAME=FOLDER")
-    return [_read(name, folder, references, known) for name, folder in named]
+    return [_read(name, folder, references, known, samples) for name, folder in named]
 
 
 def _named(given: str) -> tuple[str, Path]:
@@ -77,11 +82,13 @@ def _named(given: str) -> tuple[str, Path]:
     return (name if equals and "/" not in name else path.resolve().name), path
 
 
-def _read(name: str, folder: Path, references: Path | None, scores: Mapping[str, Mapping[str, float]]) -> Arm:
+def _read(
+    name: str, folder: Path, references: Path | None, scores: Mapping[str, Mapping[str, float]], samples: str | None
+) -> Arm:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give a run, a folder of runs, or a folder of pictures")
     runs = [folder] if (folder / CONFIG).is_file() else sorted(path.parent for path in folder.glob(f"**/{CONFIG}"))
-    sources = [find_source(run) for run in runs] or [find_source(folder)]
+    sources = [find_source(run, samples) for run in runs] or [find_source(folder, samples)]
     shots: list[Shot] = []
     photographs: dict[str, list[Path]] = {}
     units: dict[str, int] = {}

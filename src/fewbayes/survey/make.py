@@ -76,6 +76,8 @@ class Make:
     """Failed checks of a participant above which results are told without them too."""
     ties: bool = False
     """Offer "no difference" as a third answer, which counts a half."""
+    samples: str | None = setting(None, value="FOLDER")
+    """Inside each run: the pictures. None: a run's last samples."""
     scores: tuple[str, ...] = setting((), several=True, value="EVALUATION")
     """What `fewbayes evaluate` wrote of the arms; needed for all cases but random."""
     reference_dir: Path | None = None
@@ -90,7 +92,7 @@ class Make:
 
 def run_make(asked: Make) -> Path:
     """Write the study; returns its folder."""
-    arms = read_arms(asked.runs, asked.reference_dir, asked.scores)
+    arms = read_arms(asked.runs, asked.reference_dir, asked.scores, asked.samples)
     pairs = pairs_of(arms, dict.fromkeys(asked.cases), asked.pairs, asked.seed)
     blocks = list(dict.fromkeys((pair.arms, pair.case) for pair in pairs))
     if asked.per_participant < len(blocks):

@@ -187,7 +187,7 @@ def _strengths(rows: Sequence[Row], arms: list[str]) -> dict[str, dict[str, Esti
         strengths, covariance = bradley_terry(first, second, values, people, pairs)
         half = 1.96 * np.sqrt(np.diag(covariance))
         bounds = zip(strengths, strengths - half, strengths + half, strict=True)
-        told = [Estimate(*map(float, each), 0, len(mine)) for each in bounds]
+        told = [Estimate(float(s), float(low), float(high), 0, len(mine)) for s, low, high in bounds]
         found[question] = dict(zip(arms, told, strict=True))
     return found
 

@@ -73,7 +73,7 @@ class Store:
                 event.listen(self.engine, "connect", _durable)
             METADATA.create_all(self.engine)
         except (ArgumentError, NoSuchModuleError, ImportError, DBAPIError) as error:
-            reason = str(error.orig if isinstance(error, DBAPIError) else error).strip()
+            reason = str(getattr(error, "orig", error)).strip()
             raise UserError(
                 f"the database cannot be opened ({reason}); give a URL such as "
                 "postgresql+psycopg://USER@HOST/NAME, or none for a file in the study folder"
@@ -110,11 +110,13 @@ class Store:
 
     def _write(self) -> None:
         """Commits whatever waits, all at once: a commit takes as long for one answer as for many."""
-        while first := self.waiting.get():
-            batch = [first]
-            while len(batch) < MOST_AT_ONCE and not self.waiting.empty():
-                batch.append(self.waiting.get())
-            batch = [each for each in batch if each and each[1].set_running_or_notify_cancel()]
+        goes_on = True
+        while goes_on:
+            taken = [self.waiting.get()]
+            while len(taken) < MOST_AT_ONCE and not self.waiting.empty():
+                taken.append(self.waiting.get())
+            goes_on = None not in taken
+            batch = [each for each in taken if each and each[1].set_running_or_notify_cancel()]
             try:
                 with self.writing, self.engine.begin() as connection:
                     done = [self._insert(connection, answer) for answer, _ in batch]
