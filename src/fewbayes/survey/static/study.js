@@ -101,7 +101,7 @@ async function lay(trial) {
   find("before").lastElementChild.replaceChildren(...trial.before.map((name, i) => shot(name, `Before ${i + 1}`)));
   find("prompt").textContent = trial.prompt;
   // Both pictures appear at the same moment: which one arrives first says nothing.
-  await Promise.all([...find("pair").querySelectorAll("img")].map((image) => image.decode().catch(() => {})));
+  await Promise.all([...document.querySelectorAll("#pair img, #before img")].map((image) => image.decode().catch(() => {})));
 }
 
 function shot(name, label) {
@@ -114,8 +114,11 @@ function shot(name, label) {
 // Small pictures are shown at a whole number of the screen's pixels for each of theirs, so that none is wider than another.
 function fit() {
   for (const image of document.querySelectorAll(".side img, #before img")) {
-    const room = image.closest("#before") ? 96 : image.closest(".side").clientWidth / Math.min(2, image.closest(".side").children.length);
-    const tall = Math.max(160, window.innerHeight * 0.52);
+    const row = image.closest("#before") || image.closest(".side");
+    const many = row.querySelectorAll("img").length;
+    const columns = Math.min(many, row.id === "before" || window.innerWidth > 600 ? 4 : 2);
+    const room = (row.clientWidth - 6 * (columns - 1)) / columns;
+    const tall = Math.max(96, window.innerHeight * (many > 1 ? 0.24 : 0.52));
     const factor = Math.floor(Math.min(room / image.naturalWidth, tall / image.naturalHeight) * devicePixelRatio) / devicePixelRatio;
     image.className = factor >= 1 ? "pixels" : "";
     image.style.width = factor >= 1 ? `${factor * image.naturalWidth}px` : `${Math.min(room, (tall * image.naturalWidth) / image.naturalHeight)}px`;
