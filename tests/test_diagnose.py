@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fewbayes.diagnose import lookalikes
-from fewbayes.diagnose.ask import Asked, settle
+from fewbayes.diagnose.ask import Asked, other_guidance, settle
 from fewbayes.diagnose.command import diagnose, run_diagnose
 from fewbayes.diagnose.course import judge_last
 from fewbayes.diagnose.examine import RESULT
@@ -27,7 +27,7 @@ from fewbayes.models.adapters import load_adapter, lora_layers, scaled
 from fewbayes.page import write_report
 from fewbayes.settings.config import TrainConfig
 from fewbayes.stage.monitor import Look, Monitor
-from fewbayes.stage.readings import Losses
+from fewbayes.stage.readings import Answer, Guided, Losses
 from fewbayes.stage.samples import SampleStats
 from fewbayes.stage.scores import CLEAN
 from fewbayes.training.train import train
@@ -381,10 +381,27 @@ def test_a_lower_strength_has_to_fit_better_at_every_noise_level_to_be_the_cause
 
 def test_what_other_trainers_drew_is_not_claimed():
     mean = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    ours, theirs = (lookalikes.noisy_latents(mean, torch.ones_like(mean), True, ours=ours) for ours in (True, False))
-    assert ours.cause == theirs.cause == "latents"
-    assert "training drew that" in ours.said
-    assert "training may have drawn that" in theirs.said
+    drew, took, unknown = (
+        lookalikes.noisy_latents(mean, torch.ones_like(mean), True, how) for how in ("draw", "mean", None)
+    )
+    assert drew.cause == unknown.cause == "latents"
+    assert took.cause is None
+    assert "training drew that" in drew.said
+    assert "training may have drawn that" in unknown.said
+
+
+@pytest.mark.parametrize(
+    ("header", "latents"),
+    [
+        ({"ss_latents": "mean", "ss_network_module": "networks.lora"}, "mean"),
+        ({"ot_branch": "master", "ss_base_model_version": "sdxl_"}, "mean"),
+        ({"ss_network_module": "networks.lora"}, "draw"),
+        ({"format": "pt"}, None),
+    ],
+)
+def test_what_a_trainer_took_of_the_latents_is_read_from_its_file(lora, asked, tmp_path, header, latents):
+    save_file(load_file(lora), tmp_path / "their.safetensors", metadata=header)
+    assert settle(asked(tmp_path / "their.safetensors")).latents == latents
 
 
 def test_strengths_are_undone_bit_for_bit_whatever_happens_inside(lora, eps_model):
@@ -432,6 +449,28 @@ def test_pictures_that_are_no_more_than_short_of_the_border_acquit_nothing(sourc
     assert sampler_finding(source, min(CLEAN, source / 2), other).cause == "sampler"
 
 
+def test_guidance_is_the_cause_where_the_same_seeds_are_clean_without_it():
+    how = {"sampler": "ddim", "steps": 5, "guidance": 7.5, "negative_prompt": ""}
+    others = other_guidance(how)
+    assert others == {"unguided": {"guidance": 1.0}, "within_interval": {"guidance_interval": "0.83:"}}
+    assert other_guidance(how | {"guidance": 1.0}) == {}
+    wide, narrow = Answer((0.9, 0.1), (0.8, 0.1), (0.8, 0.1)), Answer((0.5, 0.1), (0.3, 0.1), (0.3, 0.1))
+    found = Guided((50, 400), (7.5, 7.5), wide, narrow, Answer((3.5, 0.1), (12.0, 0.1), (12.2, 0.1)))
+
+    def finding(source, unguided, within):
+        scores = {"source": source, "unguided": unguided, "within_interval": within}
+        return lookalikes.too_guided(scores, how, others, found)
+
+    assert finding(0.9, 0.9, 0.9).cause is None
+    assert finding(0.51, 0.49, 0.3).cause is None  # short of the border is not clean
+    whole = finding(0.9, 0.1, 0.1)
+    assert (whole.cause, whole.numbers["gain"], whole.numbers["t"]) == ("guidance", 12.2, 50)
+    assert whole.options[0] == "sample with --guidance_interval 0.83:"
+    assert finding(0.9, 0.1, 0.9).options[0] == "lower --guidance_scale"
+    assert explained([whole, Finding("average", "jitter", "")]) is whole
+    assert explained([whole, Finding("latents", "latents", "")]).cause == "latents"
+
+
 def test_other_samplers_are_tried_on_the_base_model_too(eps_model, lora, asked, tmp_path):
     (tmp_path / "smooth").mkdir()  # beside these the pictures of the microscopic model are noise
     for i, slope in enumerate((2, 3)):
@@ -447,7 +486,7 @@ def test_other_samplers_are_tried_on_the_base_model_too(eps_model, lora, asked, 
     def picture(question: str, name: str) -> bytes:
         return (tmp_path / question / "pictures" / name / "00.png").read_bytes()
 
-    for other in ("more_steps", "other_sampler"):
+    for other in ("more_steps", "other_sampler", "unguided"):
         for name in (other, f"base_{other}"):  # the twin is the base model's picture at the same setting
             assert told(questions["itself"])["samples"][name]["kept"] == [1.0]
         assert picture("itself", f"base_{other}") == picture("itself", other) != picture("itself", "base")

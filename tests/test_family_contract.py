@@ -257,6 +257,23 @@ def test_every_sampler_draws_a_picture_that_its_seed_and_prompt_decide(family):
         sample_images(family, PROMPTS[:1], [1], sampler="heun", steps=1)
 
 
+def test_guidance_in_an_interval_is_plain_guidance_where_it_is_full_and_none_where_it_is_empty(family):
+    def drawn(**how):
+        return np.stack([np.asarray(it) for it in sample_images(family, PROMPTS[:2], [1, 2], steps=6, **how)])
+
+    plain, none = drawn(guidance=7.5), drawn(guidance=1.0)
+    for sampler in family.samplers:
+        half = drawn(guidance=7.5, guidance_interval="1.2:", sampler=sampler)
+        assert (half != drawn(guidance=7.5, sampler=sampler)).any()
+        assert (half != drawn(guidance=1.0, sampler=sampler)).any()
+    for full in (":", "0:"):  # the noisiest time of a flow has no signal at all
+        assert (drawn(guidance=7.5, guidance_interval=full) == plain).all()
+    away = drawn(guidance=7.5, guidance_interval="1e8:1e9").astype(int) - none
+    assert abs(away).max() <= 1
+    with pytest.raises(ValueError, match=r"guidance_interval is '4:1'; it must be two noise-to-signal ratios"):
+        drawn(guidance_interval="4:1")
+
+
 def test_recomputed_activations_give_the_same_gradients(family):
     gradients = []
     family.denoiser.requires_grad_(True)

@@ -156,6 +156,44 @@ def test_noise_offset_adds_one_normal_number_per_channel_and_changes_nothing_els
         assert all(torch.equal(getattr(drawn[0], name), getattr(other, name)) for other in drawn)
 
 
+def test_caption_dropout_takes_its_share_of_the_captions_and_changes_no_other_draw():
+    shares = [
+        [draw(3, step, 8, 5, (1, 1, 1), ddpm("epsilon"), caption_dropout=p) for step in range(500)] for p in (0, 0.1)
+    ]
+    for plain, dropped in zip(*shares, strict=True):
+        assert not any(plain.uncaptioned)
+        assert plain.indices == dropped.indices
+        assert all(
+            torch.equal(getattr(plain, name), getattr(dropped, name)) for name in ("t", "eps", "latent_eps", "crop")
+        )
+    mean = np.mean([one.uncaptioned for one in shares[1]])
+    assert abs(mean - 0.1) < 4 * (0.1 * 0.9 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_dropped_caption_is_what_guidance_leads_away_from(family, keep):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    prompts = ["a photo of a dog", "a photo"]
+    pictures = Pictures(family, pixels, prompts, side=32, keep_prompts=keep, caption_dropout=0.5)
+    drawn = pictures.draw(0, 0, 16)
+    with torch.no_grad():
+        found = pictures.batch(drawn, slice(None)).cond
+        expected = family.encode_prompts([prompts[i] for i in drawn.indices]), family.encode_negative("")
+    assert 0 < sum(drawn.uncaptioned) < 16
+    for i, none in enumerate(drawn.uncaptioned):
+        for name, rows in found.items():
+            torch.testing.assert_close(rows[i], expected[none][name][0 if none else i])
+
+
+def test_means_of_latents_are_trained_on_where_they_are_asked_for(family):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    drawing, mean = (Pictures(family, pixels, ["a", "b"], side=32, mean_latents=mean) for mean in (False, True))
+    draws = drawing.draw(0, 0, 2)
+    assert torch.equal(mean.batch(draws, slice(None)).x0, family.encode_images(pixels)[0][draws.indices])
+    assert not torch.equal(drawing.batch(draws, slice(None)).x0, mean.batch(draws, slice(None)).x0)
+    assert mean.open_channels() == {}
+
+
 def test_prompts_that_are_kept_are_those_encoded_anew(family):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     prompts = ["a photo of a dog", "a photo", "a photo of a dog"]

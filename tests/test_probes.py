@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.diffusion.guidance import Interval
 from fewbayes.diffusion.process import Ddpm, Flow, Process, alpha_bar_of, betas, level_of_step
 from fewbayes.files.decode import typed
 from fewbayes.models import load_family
@@ -25,6 +26,7 @@ SHAPE = (4, 8, 8)
 IMAGES = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
 OTHERS = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
 STEPS = (20, 100, 400, 900)
+UNCONDITIONAL = 9  # stands for no prompt: `guided_pair` tells it from the images
 SETTINGS = ProbeSettings(levels=tuple(map(level_of_step, STEPS)))
 
 
@@ -42,12 +44,19 @@ class Constructed:
     def encode_prompts(self, prompts):
         return Conditioning(image=torch.tensor([int(prompt) for prompt in prompts]))
 
+    def encode_negative(self, prompt):
+        return Conditioning(image=torch.tensor([UNCONDITIONAL]))
+
     def predict(self, xt, t, cond):
         assert len(xt) == len(t) == cond.count
         self.forwards += len(xt)
         xt, scale = xt.double(), self.process.scale(t).view(-1, 1, 1, 1)
         alpha_bar = self.process.alpha_bar(t).view(-1, 1, 1, 1)
-        x0 = self.x0_hat(xt / scale, alpha_bar, IMAGES.double()[cond["image"]])
+        self.empty = (cond["image"] == UNCONDITIONAL).view(-1, 1, 1, 1)
+        image = IMAGES.double()[cond["image"].where(cond["image"] != UNCONDITIONAL, 0)]
+        x0 = self.x0_hat(xt / scale, alpha_bar, image)
+        if isinstance(self.x0_hat, GuidedPair):
+            x0 = x0.where(~self.empty, self.x0_hat.unconditional(xt / scale, alpha_bar, image))
         return self.process.target(x0, self.process.eps_of_x0(x0, xt, t), t)
 
 
@@ -67,6 +76,16 @@ def gaussian(sigma_1: float):
         return (image / sigma_1**2 + precision * xt / alpha_bar.sqrt()) / (1 / sigma_1**2 + precision)
 
     return x0_hat
+
+
+class GuidedPair:
+    """A conditional and an unconditional branch, each an exact Gaussian of its own width around image 0."""
+
+    def __init__(self, sigma_c: float, sigma_u: float):
+        self.conditional, self.unconditional = gaussian(sigma_c), gaussian(sigma_u)
+
+    def __call__(self, *inputs):
+        return self.conditional(*inputs)
 
 
 def prober(x0_hat, *, prediction: str = "epsilon", images: int = 1, others=None, settings=SETTINGS) -> Prober:
@@ -129,6 +148,49 @@ def test_an_exact_gaussian_is_recognised_by_every_probe(prediction, sigma_1):
     assert at == pytest.approx(float(ALPHA_BAR[SCALED_STEP]))
     assert reading.scaled.factor == pytest.approx(tuple(theory.k_response(np.array(SETTINGS.ks), at, sigma_1)))
     assert reading.scaled.slope == pytest.approx(float(theory.retention(at, sigma_1)))
+
+
+@either
+@pytest.mark.parametrize("widths", [(0.6, 0.3), (0.05, 0.4), (math.inf, 1e-6), (0.3, 0.3)])
+@pytest.mark.parametrize("guidance", [0.5, 1.0, 7.5])
+def test_guidance_multiplies_the_gap_between_the_branches(prediction, widths, guidance):
+    """Closed form: the guided retention is r_u + g (r_c - r_u), its gain and its loss on the image the square."""
+    settings = replace(SETTINGS, guidance=guidance)
+    found = prober(GuidedPair(*widths), prediction=prediction, settings=settings).read(["guided", "gain"]).guided
+    levels = ALPHA_BAR[list(STEPS)].numpy()
+    if prediction == "flow":
+        levels = Flow().alpha_bar(torch.tensor(found.t, dtype=torch.float64)).numpy()
+    kept = [theory.retention(levels, width) for width in widths]
+    kept.append(theory.guided_retention(*kept, guidance))
+    for answer, expected in zip((found.conditional, found.unconditional, found.guided), kept, strict=True):
+        assert answer.retention == pytest.approx(tuple(expected), abs=1e-6)
+        assert answer.gain == pytest.approx(tuple(expected**2), rel=1e-6, abs=1e-6)
+        assert answer.loss == pytest.approx(tuple(expected**2), rel=2e-5, abs=1e-6)
+    assert found.gap == pytest.approx(tuple(kept[0] - kept[1]), abs=1e-6)
+    assert max(found.gain) <= theory.guided_ceiling(levels, guidance).max() * (1 + 1e-9)
+    below, above = theory.amplifying_gaps(kept[1], guidance)
+    amplifies = (np.array(found.gap) < below) | (np.array(found.gap) > above)
+    clearly = np.abs(np.array(found.gain) - 1) > 1e-3
+    assert (amplifies == (np.array(found.gain) > 1))[clearly].all()
+
+
+def test_guidance_is_off_outside_of_its_interval():
+    settings = replace(SETTINGS, interval=Interval(level_of_step(100), level_of_step(400)))
+    found = prober(GuidedPair(0.6, 0.3), settings=settings).read(["guided"]).guided
+    assert found.guidance == (1, 7.5, 7.5, 1)
+    assert found.guided.gain is None
+    assert found.guided.retention[0] == found.conditional.retention[0]
+    assert found.gain == pytest.approx([r**2 for r in found.guided.retention])
+
+
+def test_the_unconditional_branch_can_be_asked_of_fewer_examples_than_the_others():
+    family = Constructed(GuidedPair(0.6, 0.3))
+    few = replace(SETTINGS, examples=3, guided_levels=SETTINGS.levels[::2], guided_examples=1)
+    reading = Prober(family, IMAGES[:1], ["0"], settings=few).read(["sigma_1", "guided"])
+    assert family.forwards == reading.forwards == 4 * 3 + 2
+    assert reading.guided.t == reading.sigma_1.t[::2]
+    levels = ALPHA_BAR[list(STEPS[::2])].numpy()
+    assert reading.guided.unconditional.retention == pytest.approx(theory.retention(levels, 0.3), abs=1e-6)
 
 
 def test_the_noise_alone_is_compared_with_the_nearest_image():
@@ -201,9 +263,10 @@ def test_an_error_that_is_no_noise_left_over_shows_as_excess_and_not_as_retentio
 def test_what_is_not_asked_is_none_and_alone_as_together():
     together = prober(gaussian(1.0)).read()
     for name in PROBES:
-        alone = prober(gaussian(1.0)).read([name])
+        asked = [name, "gain"] if name == "guided" else [name]  # whose gains come with the other gain
+        alone = prober(gaussian(1.0)).read(asked)
         assert getattr(alone, name) == getattr(together, name)
-        assert all(getattr(alone, other) is None for other in PROBES if other != name)
+        assert all(getattr(alone, other) is None for other in PROBES if other not in asked)
 
 
 def test_a_reading_outlives_its_model_as_json():

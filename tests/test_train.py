@@ -180,7 +180,10 @@ def test_the_pull_holds_the_means_of_random_weights(run):
 
 @pytest.mark.parametrize(
     "change",
-    [{"dropout": 0.5}, {"noise_offset": 0.1}, {"snr_gamma": 1e-3}, {"l2_init_weight": 1.0}, {"lora_dropout": 0.5}],
+    [
+        *({"dropout": 0.5}, {"noise_offset": 0.1}, {"snr_gamma": 1e-3}, {"l2_init_weight": 1.0}, {"lora_dropout": 0.5}),
+        *({"caption_dropout": 0.5}, {"latents": "mean"}),
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_a_regulariser_changes_training_the_same_way_each_time(run, family, change):

@@ -112,12 +112,13 @@ def test_a_look_at_the_untouched_model_reads_what_the_base_reads(family):
     assert judgement.stage == watch.stage == "underfit"
 
 
-@pytest.mark.parametrize(("others", "forwards"), [(0, 12), (4, 22)])
+@pytest.mark.parametrize(("others", "forwards"), [(0, 14), (4, 24)])
 def test_a_look_costs_as_many_forwards_as_it_says(family, others, forwards):
     base = watch_of(family, others=others).begin()
     assert base.forwards == forwards
     assert (base.others_losses is not None) == bool(others)
-    assert PROBES == ("sigma_1", "losses", "blank")
+    assert PROBES == ("sigma_1", "losses", "blank", "guided")
+    assert len(base.guided.t) == 2  # the unconditional branch, once at each of two noise levels
 
 
 def test_of_a_thousand_images_the_probes_see_a_few_evenly_chosen(family):
@@ -235,14 +236,21 @@ def test_averages_are_shown_to_the_monitor_beside_the_weights_that_are_exported(
     seen: list[Look] = []
     judge = Monitor.judge
     monkeypatch.setattr(Monitor, "judge", lambda self, look: seen.append(look) or judge(self, look))
-    run("raw", use_ema=True, **WATCHED | {"max_train_steps": 2})
-    run("ema", use_ema=True, export_weights="ema", **WATCHED | {"max_train_steps": 2})
+    both = {
+        weights: run(weights, use_ema=True, export_weights=weights, **WATCHED | {"max_train_steps": 2})
+        for weights in ("raw", "ema")
+    }
     assert [(look.samples is not None, look.averaged is not None) for look in seen] == [
         (False, False),
         (True, True),
         (False, False),
         (True, False),
     ]
+    # the loss of the raw weights over that of their averages, whichever are exported
+    raw, ema = (rows(folder, "jitter") for folder in both.values())
+    loss = {weights: dict(rows(folder, "loss_training")) for weights, folder in both.items()}
+    assert [step for step, _ in raw] == [2]
+    assert [value for _, value in (*raw, *ema)] == pytest.approx([loss["raw"][2] / loss["ema"][2]] * 2)
 
 
 # stopping

@@ -21,6 +21,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.diffusion.guidance import EVERYWHERE, Interval
 from fewbayes.diffusion.process import Flow
 from fewbayes.models.family import ModelCard, Part
 from fewbayes.models.folders import INDEX, SCHEDULER, SETTINGS, meta_part, part_class, read_json, settings_of
@@ -226,17 +227,19 @@ class ToyFamily:
         steps: int,
         guidance: float,
         resolution: int | None,
+        interval: Interval = EVERYWHERE,
     ) -> Tensor:
         """Euler's method from noise to the picture."""
         shape = 3 * PATCH**2, *[(resolution or self.card.resolution) // PATCH] * 2
         x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
         times = torch.linspace(Flow.LAST, 0, steps + 1)
-        for now, then in pairwise(times):
+        scales = interval.scales(self.process.noise_to_signal(times).tolist(), guidance)
+        for scale, (now, then) in zip(scales, pairwise(times), strict=False):
             s = now.expand(len(x)).to(self.device)
             velocity = self.predict(x, s, cond)
-            if guidance > 1:
+            if scale > 1:
                 unguided = self.predict(x, s, negative)
-                velocity = unguided + guidance * (velocity - unguided)
+                velocity = unguided + scale * (velocity - unguided)
             x = x + (then - now) * velocity
         return x
 

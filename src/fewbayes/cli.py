@@ -100,6 +100,8 @@ class Sample:
     """Steps of the sampler."""
     guidance_scale: tuple[float, ...] = setting((7.5,), at_least=0, several=True)
     """Classifier-free guidance, one or several; 1 is none."""
+    guidance_interval: str | None = setting(None, value="LOW:HIGH")
+    """Noise-to-signal ratios that are guided: `0.83:` leaves it off below t = 300 of Stable Diffusion. None: all."""
     negative_prompt: str = ""
     """Prompt that guidance leads away from."""
     resolution: int | None = setting(None, above=0)
@@ -128,6 +130,7 @@ def _sample(arguments: list[str]) -> int:
         sampler=asked.sampler,
         steps=asked.num_inference_steps,
         guidance=asked.guidance_scale,
+        guidance_interval=asked.guidance_interval,
         strengths=asked.strength,
         checkpoints=asked.checkpoints,
         negative_prompt=asked.negative_prompt,

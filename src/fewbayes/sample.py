@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from fewbayes.data.images import numbered
+from fewbayes.diffusion.guidance import Interval
 from fewbayes.errors import UserError
 from fewbayes.fields import did_you_mean
 from fewbayes.files.atomic import atomic_folder, new_folder
@@ -37,6 +38,7 @@ def write_samples(
     sampler: str | None = None,
     steps: int = 25,
     guidance: float | Sequence[float] = 7.5,
+    guidance_interval: str | None = None,
     strengths: Sequence[float] = (),
     checkpoints: Sequence[str] = (),
     negative_prompt: str = "",
@@ -49,7 +51,7 @@ def write_samples(
     """`num_images` pictures of each prompt, image i from seed + i; returns the folder, which must be new or empty.
 
     source, weights, base, lora_alpha: as in `open_model`; sampler: None for the usual one of the model's family.
-    guidance: one or several. strengths: of a LoRA, as multiples of its own; none is that. checkpoints: of the run
+    guidance: one or several, guidance_interval: as in `sample_images`. strengths: of a LoRA, as multiples of its own; none is that. checkpoints: of the run
     `source`, see `parts_of`; none is the source itself. The folder holds 00.png, 01.png, ... (with as many digits as
     the last one has) and samples.json, which says how each was made.
     """
@@ -59,6 +61,7 @@ def write_samples(
         raise UserError(f"seed is {seed}; it must be from 0 to 2**64 - 1 with the number of images added")
     if not prompts:
         raise UserError("there is no prompt; give --prompt or --prompt_file")
+    Interval.read(guidance_interval)  # refused before a model is loaded
     sources = parts_of(source, checkpoints) if checkpoints else [source]
     guidances = [guidance] if isinstance(guidance, int | float) else list(guidance)
     for each in sources:
@@ -66,6 +69,7 @@ def write_samples(
         card.check_drawn(sampler or card.usual_sampler, steps, resolution)
         _check_strengths(each, base, strengths)
     settings = {"num_images": num_images, "seed": seed, "steps": steps, "negative_prompt": negative_prompt}
+    settings |= {"guidance_interval": guidance_interval} if guidance_interval else {}
     settings |= {"resolution": resolution, "batch_size": batch_size}
     count = len(sources) * (len(strengths) or 1) * len(guidances) * len(prompts) * num_images
     log.info("%d pictures of %d steps each", count, steps)
@@ -91,7 +95,7 @@ def _drawn(
     """Every picture of one model with what samples.json says of it."""
     words = [prompt for prompt in prompts for _ in range(how["num_images"])]
     seeds = [how["seed"] + i for _ in prompts for i in range(how["num_images"])]
-    told = {name: how[name] for name in ("sampler", "steps", "negative_prompt")}
+    told = {name: how[name] for name in ("sampler", "steps", "negative_prompt", "guidance_interval") if name in how}
     layers = lora_layers(family.denoiser, *family.text_encoders.values()) if strengths else []
     for strength in strengths or (None,):
         for guidance in guidances:

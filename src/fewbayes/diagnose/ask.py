@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fewbayes.data.images import DataReport, check_folder
+from fewbayes.diffusion.guidance import LIMIT, is_interval
 from fewbayes.errors import UserError
 from fewbayes.fields import check_fields, setting
 from fewbayes.files.atomic import new_folder
+from fewbayes.files.safetensors import read_header
 from fewbayes.methods import registered
 from fewbayes.models import ModelCard, inspect_model
 from fewbayes.models.adapters import is_adapter
@@ -53,6 +55,8 @@ class Asked:
     """None: the run's, or 25."""
     guidance_scale: float | None = setting(None, at_least=0)
     """1 is none. None: the run's, or 7.5."""
+    guidance_interval: str | None = setting(None, value="LOW:HIGH", must=(is_interval, LIMIT))
+    """Noise-to-signal ratios that you guide. None: the run's, or all."""
     negative_prompt: str | None = None
     """None: the run's, or none."""
     num_images: int = setting(4, above=0)
@@ -63,6 +67,18 @@ class Asked:
     """Of a run or checkpoint. None: what a run exported."""
     checkpoints: bool = False
     """All checkpoints of a run in order, and which one to keep."""
+
+
+LOW_NOISE_OFF = "0.83:"
+"""Guidance where there is much noise alone: t >= 300 in Stable Diffusion's schedule."""
+
+
+def other_guidance(how: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Without guidance, and with it where there is much noise alone; nothing where there is none."""
+    if how["guidance"] <= 1:
+        return {}
+    within = {"within_interval": {"guidance_interval": LOW_NOISE_OFF}}
+    return {"unguided": {"guidance": 1.0}} | ({} if how.get("guidance_interval") else within)
 
 
 @dataclass(frozen=True)
@@ -85,13 +101,18 @@ class Case:
     how: dict[str, Any]
     weights: str | None = None
     kept: dict[int, Path] = field(default_factory=dict)
+    latents: Literal["draw", "mean"] | None = None
+    """What training took of the autoencoder's posterior; None where the source does not say."""
 
     @property
     def seeds(self) -> list[int]:
         return [self.asked.seed + i for i in range(self.asked.num_images)]
 
+    def otherwise(self) -> dict[str, dict[str, Any]]:
+        """What else the same seeds are sampled with; see `lookalikes.other_samplers` and `other_guidance`."""
+        return self.other_samplers() | other_guidance(self.how)
+
     def other_samplers(self) -> dict[str, dict[str, Any]]:
-        """What else the same seeds are sampled with; see `lookalikes.other_samplers`."""
         from fewbayes.diagnose.lookalikes import other_samplers
 
         samplers = list(family_named(self.card.family).samplers)
@@ -133,6 +154,7 @@ def settle(asked: Asked) -> Case:
         how=how,
         weights=_weights(asked, found) if found else None,
         kept=_checkpoints(found.run) if found and asked.checkpoints else {},
+        latents=config.latents if config else _latents(Path(asked.source)),
     )
 
 
@@ -171,6 +193,18 @@ def _check_foreign(asked: Asked, source: Path) -> None:
             raise UserError(f"{source} cannot be read, it is damaged or no safetensors file: {error}") from error
 
 
+def _latents(source: Path) -> Literal["draw", "mean"] | None:
+    """Of an adapter's file, by what its trainer writes into the header: our own word, OneTrainer's, sd-scripts'."""
+    if not source.is_file():
+        return None
+    told = read_header(source).metadata
+    if (said := told.get("ss_latents")) in ("draw", "mean"):
+        return said
+    if "ot_branch" in told:  # OneTrainer takes means for every family
+        return "mean"
+    return "draw" if "ss_network_module" in told else None  # sd-scripts draw once and keep the draw
+
+
 def _images_and_prompt(asked: Asked, config: TrainConfig | None) -> tuple[str, str]:
     folder = asked.instance_data_dir or (config.instance_data_dir if config else None)
     prompt = asked.instance_prompt or (config.instance_prompt if config else None)
@@ -200,7 +234,9 @@ def _how(asked: Asked, config: TrainConfig | None, card: ModelCard) -> dict[str,
         for name, value in usual.items()
     }
     names = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
-    return {names.get(name, name): value for name, value in found.items()}
+    interval = asked.guidance_interval or (config.guidance_interval if config else None)
+    how = {names.get(name, name): value for name, value in found.items()}
+    return how | ({"guidance_interval": interval} if interval else {})
 
 
 def _switched(asked: Asked, config: TrainConfig | None) -> bool:

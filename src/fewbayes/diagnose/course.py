@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbayes.diagnose import lookalikes
-from fewbayes.diagnose.ask import Case
+from fewbayes.diagnose.ask import Case, other_guidance
 from fewbayes.diagnose.examine import NAMES, Book, Seen, load_base, load_source, modules
 from fewbayes.diagnose.verdict import Diagnosis, Finding, concluded, which_to_keep
 from fewbayes.errors import UserError
@@ -145,7 +145,7 @@ def _try_lookalikes(book: Book, family: Family, judgement: Judgement | None) -> 
         said = "the averaged weights of the same run give clean pictures on the same seeds"
         book.findings.append(Finding("average", "jitter", said, ("use the averaged weights",)))
     posterior = family.encode_images(np.stack(book.scene.references))
-    book.findings.append(lookalikes.noisy_latents(*posterior, corrupted, ours=book.case.config is not None))
+    book.findings.append(lookalikes.noisy_latents(*posterior, corrupted, book.case.latents))
     log.info("the autoencoder in half precision")
     book.findings.append(lookalikes.half_precision_vae(family, book.scene.latents(family)[:2]))
 
@@ -181,9 +181,9 @@ def _try_samplers(book: Book, family: Family) -> None:
 
 def _sample_otherwise(book: Book, family: Family, whose: str) -> None:
     usual = book.case.how
-    for other, changes in book.case.other_samplers().items():
+    for other, changes in book.case.otherwise().items():
         name, how = f"{whose}{other}", {**usual, **changes}
-        log.info("%s: %s, %d steps", NAMES[name], how["sampler"], how["steps"])
+        log.info("%s: %s, %d steps, guidance %g", NAMES[name], how["sampler"], how["steps"], how["guidance"])
         book.otherwise[name] = book.scene.pictures(family, **changes)
         book.add(name, book.otherwise[name], None, **how)
 
@@ -196,16 +196,20 @@ def _settle_samplers(book: Book, judgement: Judgement | None) -> None:
     if judgement is None or judgement.seen != "corrupted":
         return
     case = book.case
-    others = case.other_samplers()
+    others, guidance = case.other_samplers(), other_guidance(case.how)
     if not case.switched:
         _sample_otherwise(book, load_base(case), "base_")
     for name, pictures in book.otherwise.items():
         twins = book.otherwise[f"base_{name.removeprefix('base_')}"]
         book.stats[name] = book.scene.described(pictures, twins)
     scores = {"source": book.corruption("source", "base")}
-    scores |= {name: book.corruption(name, f"base_{name}") for name in others}
+    scores |= {name: book.corruption(name, f"base_{name}") for name in (*others, *guidance)}
     noise = {name: book.stats[name].noise for name in ("base", "source", *others)}
-    book.findings.append(lookalikes.sampler_too_short(scores, noise, case.how, others))
+    of_samplers = {name: score for name, score in scores.items() if name not in guidance}
+    book.findings.append(lookalikes.sampler_too_short(of_samplers, noise, case.how, others))
+    if guidance:
+        of_guidance = {name: scores[name] for name in ("source", *guidance)}
+        book.findings.append(lookalikes.too_guided(of_guidance, case.how, guidance, book.readings["source"].guided))
 
 
 # --- checkpoints in order ---------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from fewbayes.data.images import load_images, numbered
 from fewbayes.diagnose.ask import Case
 from fewbayes.diagnose.layout import RESULT
 from fewbayes.diagnose.verdict import Diagnosis, Finding
+from fewbayes.diffusion.guidance import Interval
 from fewbayes.models import Family, load_family
 from fewbayes.models.sampling import sample_images
 from fewbayes.runs.opening import open_model
@@ -42,9 +43,13 @@ NAMES = {
     "averaged": "yours, averaged weights",
     "more_steps": "yours, more steps",
     "other_sampler": "yours, another sampler",
+    "unguided": "yours, without guidance",
+    "within_interval": "yours, guided where there is much noise alone",
     "weaker": "yours, at a lower strength",
     "base_more_steps": "base model, more steps",
     "base_other_sampler": "base model, another sampler",
+    "base_unguided": "base model, without guidance",
+    "base_within_interval": "base model, guided where there is much noise alone",
 }
 """What a folder of pictures/ shows; those of checkpoints are called step-N."""
 
@@ -78,8 +83,16 @@ class Scene:
 
     def probed(self, family: Family, *probes: Probe) -> Reading:
         """All probes, or those that are named."""
-        settings = ProbeSettings(examples=min(4, max(2, len(self.references))), seed=self.case.asked.seed)
-        return Prober(family, self.latents(family), self.captions, settings=settings).read(probes or PROBES)
+        how = self.case.how
+        settings = ProbeSettings(
+            examples=min(4, max(2, len(self.references))),
+            seed=self.case.asked.seed,
+            guidance=how["guidance"],
+            interval=Interval.read(how.get("guidance_interval")),
+            negative_prompt=how["negative_prompt"],
+        )
+        asked = probes or tuple(probe for probe in PROBES if probe != "guided" or how["guidance"] > 1)
+        return Prober(family, self.latents(family), self.captions, settings=settings).read(asked)
 
     def pictures(self, family: Family, **changes: Any) -> list[NDArray[np.uint8]]:
         """One for each seed; changes: of the sampler's settings."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fewbayes.diagnose.verdict import Finding
 from fewbayes.models import Family
 from fewbayes.models.adapters import scaled
-from fewbayes.stage.readings import Losses
+from fewbayes.stage.readings import Guided, Losses
 from fewbayes.stage.scores import CLEAN
 from fewbayes.training.batches import OPEN, open_channels
 
@@ -173,6 +173,40 @@ def sampler_too_short(
     )
 
 
+def too_guided(
+    scores: Mapping[str, float],
+    how: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, Any]],
+    found: Guided | None,
+) -> Finding:
+    """Guidance is the cause where the same seeds are clean without it, or with it where there is much noise alone.
+
+    Then the model alone is well, and what its two branches differ by is multiplied. Arguments as `sampler_too_short`
+    has them; found: what the probes say of both branches.
+    """
+    limit = min(CLEAN, WELL_BELOW * scores["source"])
+    clean = [name for name in others if scores[name] <= limit]
+    numbers = {"corruption": dict(scores), "limit": limit}
+    said = f"guidance {how['guidance']:g}"
+    if found:
+        worst = max(range(len(found.t)), key=found.gain.__getitem__)
+        alone, gap = found.conditional, found.gap[worst]
+        numbers |= {"t": found.t[worst], "gain": found.gain[worst], "gap": gap}
+        own = alone.gain[worst] if alone.gain else alone.retention[worst] ** 2
+        said += f" (gain {found.gain[worst]:.2f} at t = {found.t[worst]:g}, {own:.2f} without; gap {gap:+.3f})"
+    if not clean:
+        return Finding("guidance", None, f"without {said} the pictures are no cleaner", (), numbers)
+    ways = {"unguided": "without guidance", "within_interval": "with guidance where there is much noise alone"}
+    advice = {"unguided": "lower --guidance_scale", "within_interval": "sample with --guidance_interval 0.83:"}
+    return Finding(
+        "guidance",
+        "guidance",
+        f"the same seeds are clean {' and '.join(ways[name] for name in clean)}; they are not at {said}",
+        (*(advice[name] for name in reversed(clean)), "train again with --caption_dropout 0.1"),
+        numbers,
+    )
+
+
 def noise_name(name: str, tried: Mapping[str, Mapping[str, Any]]) -> str:
     if name in tried:
         return f"{tried[name]['sampler']} with {tried[name]['steps']} steps"
@@ -182,23 +216,26 @@ def noise_name(name: str, tried: Mapping[str, Mapping[str, Any]]) -> str:
 # --- the autoencoder: what training drew from it, and half precision --------------------------------------------------
 
 
-def noisy_latents(mean: Tensor, deviation: Tensor, corrupted: bool, *, ours: bool) -> Finding:
+def noisy_latents(mean: Tensor, deviation: Tensor, corrupted: bool, drawn: str | None) -> Finding:
     """Whether latents of an autoencoder that leaves channels open were drawn. Both (count, channels, height, width).
 
-    A trait of the autoencoder, and a cause only of pictures that are corrupted. ours: trained here, where latents are
-    drawn; other trainers may have taken their means.
+    A trait of the autoencoder, and a cause only of pictures that are corrupted. drawn: what training took, "draw" or
+    "mean"; None for a trainer that does not say.
     """
     found = open_channels(mean, deviation)
     numbers = {"channels": {str(channel): share for channel, share in found.items()}, "limit": OPEN}
     if not found:
         return Finding("latents", None, "the autoencoder's posterior on the training images is narrow", (), numbers)
     listed = ", ".join(f"{share:.1f} in channel {channel}" for channel, share in found.items())
-    drew = "drew" if ours else "may have drawn"
+    if drawn == "mean":
+        said = f"the autoencoder leaves channels open ({listed}), but training took the means of the latents"
+        return Finding("latents", None, said, (), numbers)
+    drew = "drew" if drawn else "may have drawn"
     said = (
         f"the autoencoder's deviations are large beside the spread of the latents ({listed}): training {drew} that "
         "noise"
     )
-    options = ("train with the autoencoder of the pretraining, or with one whose encoder answers its mean",)
+    options = ("train with --latents mean, or with the autoencoder of the pretraining",)
     return Finding("latents", "latents" if corrupted else None, said, options if corrupted else (), numbers)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fewbayes.stage.monitor import Judgement
 
-LIKELIEST = ("weights", "scale", "rate", "latents", "sampler", "jitter")
+LIKELIEST = ("weights", "scale", "rate", "latents", "sampler", "guidance", "jitter")
 """Causes in the order in which they are believed: the earlier ones bring about the later ones' signs."""
 
 SAID = {
@@ -35,6 +35,7 @@ BECAUSE = {
     "rate": "The cause is damage, as of too high a learning rate, not narrowing to the subject.",
     "latents": "The likely cause is the autoencoder: latents drawn from it have noise that the pictures do not have.",
     "sampler": "The cause is the sampler, not the weights.",
+    "guidance": "The cause is guidance: the model alone is well, and what its two branches differ by is multiplied.",
     "jitter": "The cause is jitter: the averaged weights of the same run are clean.",
     "diverged": "The cause is damage: on the whole the training images are predicted worse than by the base model.",
     "lost": "None of the look-alikes explains it, and what an earlier checkpoint had learned is lost with it.",

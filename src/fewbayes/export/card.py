@@ -23,12 +23,15 @@ from fewbayes.world.pipelines import is_embedded
 
 PICTURES = 4
 ALWAYS = ["method", "learning_rate", "max_train_steps", "train_batch_size", "resolution", "mixed_precision", "seed"]
+ALWAYS += ["latents"]
 WHERE_SET = [
     "text_encoder_lr",
     "train_text_encoder",
     "train_rare_token",
     "snr_gamma",
     "noise_offset",
+    "caption_dropout",
+    "guidance_interval",
     "use_ema",
 ]
 OF_SWITCH = {"bayes": ["weight_std", "kl_weight"], "with_prior_preservation": ["prior_loss_weight"]}

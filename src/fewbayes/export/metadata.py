@@ -70,6 +70,8 @@ def kohya_header(trained: Trained, rank: int) -> dict[str, str]:
         "ss_prior_loss_weight": config.prior_loss_weight if config.with_prior_preservation else None,
         "ss_min_snr_gamma": config.snr_gamma,
         "ss_noise_offset": config.noise_offset,
+        "ss_caption_dropout_rate": config.caption_dropout,
+        "ss_latents": config.latents,
         "ss_tag_frequency": json.dumps({"instance": {prompt: images or 1}}),
         "ss_training_comment": f"method {config.method}, weights {trained.weights}",
     }

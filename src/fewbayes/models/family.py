@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fewbayes.diffusion.conditioning import Conditioning
+    from fewbayes.diffusion.guidance import Interval
     from fewbayes.diffusion.process import Process
 
 
@@ -210,10 +211,12 @@ class Family(Layout, Protocol):
         steps: int,
         guidance: float,
         resolution: int | None,
+        interval: Interval = ...,
     ) -> Tensor:
         """Scaled latents of new pictures, one for each row of both conditionings, from a generator each.
 
-        guidance: 1 or less is none; resolution: side in pixels, None for the model's own.
+        guidance: 1 or less is none; resolution: side in pixels, None for the model's own; interval: of the noise levels
+        that are guided, all of them where it is not given.
         """
         ...
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
+from fewbayes.diffusion.guidance import EVERYWHERE, Interval
 from fewbayes.errors import UserError
 from fewbayes.models.family import ModelCard, Part, tokenizer_of
 from fewbayes.models.folders import (
@@ -29,6 +30,7 @@ from fewbayes.models.folders import (
     settings_of,
     weight_files,
 )
+from fewbayes.models.guidance import guiding
 from fewbayes.models.tokens import prompt_length, token_ids, word_length, write_slow_tokenizer
 from fewbayes.models.unet_clip_keys import clip_name
 
@@ -320,13 +322,15 @@ class PipelineFamily(ABC):
         steps: int,
         guidance: float,
         resolution: int | None,
+        interval: Interval = EVERYWHERE,
     ) -> Tensor:
         side = resolution or self.card.resolution
-        drawn = self.pipeline(sampler)(
+        pipeline = self.pipeline(sampler)
+        drawn = pipeline(
             **self._prompt_arguments(cond, negative),
+            **guiding(pipeline, guidance, interval, self._levels),
             generator=list(generators),
             num_inference_steps=steps,
-            guidance_scale=guidance,
             height=side,
             width=side,
             output_type="latent",
@@ -336,6 +340,10 @@ class PipelineFamily(ABC):
     def _drawn(self, latents: Tensor) -> Tensor:
         """Scaled latents of what the pipeline calls latents."""
         return latents
+
+    def _levels(self, timesteps: Tensor) -> Tensor:
+        """Noise-to-signal ratios of a scheduler's timesteps; one between two of the model's counts as the nearer."""
+        return self.process.to("cpu").noise_to_signal(timesteps.round().long())
 
     def pipeline(self, sampler: str | None = None) -> Any:
         """The diffusers pipeline around the live modules: it samples from the weights of this moment."""

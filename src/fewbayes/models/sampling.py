@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from fewbayes.diffusion.guidance import EVERYWHERE, Interval
 from fewbayes.errors import UserError
 from fewbayes.models import Family
 
@@ -19,6 +20,7 @@ def sample_images(
     sampler: str | None = None,
     steps: int = 25,
     guidance: float = 7.5,
+    guidance_interval: str | None = None,
     negative_prompt: str = "",
     resolution: int | None = None,
     batch_size: int = 16,
@@ -28,12 +30,14 @@ def sample_images(
     seeds: one per prompt, as in `torch.Generator().manual_seed(seed)`, so plain diffusers draws the same picture from
     the same seed. A picture is the same alone and in any batch, to float rounding.
     sampler: None for the usual one of the model's family; resolution: side in pixels, None for the model's own.
-    guidance: 1 or less is none. The text encoder, if it needs gradients, gets none from here.
+    guidance: 1 or less is none; guidance_interval: LOW:HIGH, the noise-to-signal ratios that are guided, None for all
+    (`diffusion.guidance`). The text encoder, if it needs gradients, gets none from here.
     """
     if len(prompts) != len(seeds):
         raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt")
     sampler = sampler or family.card.usual_sampler
     family.card.check_drawn(sampler, steps, resolution)
+    interval = Interval.read(guidance_interval)
     pictures: list[Image.Image] = []
     with torch.no_grad():
         different = list(dict.fromkeys(prompts))
@@ -48,6 +52,7 @@ def sample_images(
                 steps=steps,
                 guidance=guidance,
                 resolution=resolution,
+                **({} if interval == EVERYWHERE else {"interval": interval}),
             )
             pictures += [Image.fromarray(picture) for picture in family.decode_latents(latents)]
     return pictures

@@ -30,6 +30,8 @@ PROBES = {
     "retention": "Noise left by one denoising (retention)",
     "retention_from_noise": "The same, from noise alone",
     "residual_gain": "A local disturbance that passes (residual gain)",
+    "guided_gain": "The same with guidance, at its worst noise level",
+    "guidance_gap": "Noise that the prompt lets pass beyond what no prompt does",
     "loss_training": "Loss on the training images",
     "excess_error": "Error that is no noise left over",
     "narrowing": "Likeness of the answer to nothing with a training image",
@@ -149,6 +151,7 @@ def _shot(file: Path, training: list[Path], group: dict[str, Any], seed: object)
     if picture is None:
         return None
     how = f"{group['sampler']}, {group['steps']} steps, guidance {group['guidance']:g}" if "steps" in group else ""
+    how += f", at noise-to-signal {group['guidance_interval']}" if "guidance_interval" in group else ""
     place, likeness = near or (None, None)
     return Shot(picture, f"{_title(group)}, seed {seed}", more=how, near=place, likeness=likeness)
 

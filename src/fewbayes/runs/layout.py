@@ -127,6 +127,7 @@ class SampleRow:
     steps: Count | None = None
     guidance: float | None = None
     strength: float | None = None
+    guidance_interval: str | None = None
     image_similarity: float | None = None
     haar_noise: float | None = None
 

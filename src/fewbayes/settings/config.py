@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from fewbayes.diffusion.guidance import LIMIT, is_interval
 from fewbayes.errors import UserError
 from fewbayes.fields import Setting, check_fields, compose, setting, settings_of
 from fewbayes.methods import registered
@@ -191,6 +192,12 @@ class TrainConfig(_MethodsOwn):
     """Add to the noise of each channel one number of this standard deviation; 0.1 where it is used."""
     dropout: float = setting(0.0, at_least=0, below=1, unsaid_if_default=True)
     """Share of activations that the denoiser's own dropout layers drop during training."""
+    caption_dropout: float = setting(0.0, at_least=0, below=1, unsaid_if_default=True)
+    """Share of examples that are learned under the empty caption, so that the branch that guidance leads away from
+    learns the subject too; 0.1 is usual in pretraining."""
+    latents: Literal["draw", "mean"] = setting("draw", unsaid_if_default=True)
+    """What is trained on of the autoencoder's posterior: a draw at every step, as most trainers take, or its mean, as
+    pretraining may have done; where the autoencoder is open, draws train on noise."""
     l2_init_weight: float = setting(0.0, at_least=0, unsaid_if_default=True)
     """Pull to the initial weights: each step takes learning_rate * l2_init_weight of the distance away, beside AdamW's
     own update. A tool against forgetting that is not Bayesian; with bayes it acts on the means."""
@@ -234,6 +241,11 @@ class TrainConfig(_MethodsOwn):
     """Steps of the sampler."""
     guidance_scale: float = setting(7.5, at_least=0, free_on_resume=True)
     """Classifier-free guidance; 1 is none."""
+    guidance_interval: str | None = setting(
+        None, value="LOW:HIGH", own_none=True, free_on_resume=True, must=(is_interval, LIMIT)
+    )
+    """Noise-to-signal ratios between which samples are guided: `0.83:` leaves guidance off at the end of the sampler's
+    way, below t = 300 of Stable Diffusion, where it makes most of the noise of a damaged model. None: everywhere."""
     negative_prompt: str = setting("", free_on_resume=True)
     """Prompt that guidance leads away from."""
     sample_batch_size: int = setting(4, above=0, free_on_resume=True)

@@ -1,4 +1,4 @@
-"""What a model does with fixed inputs: six probes of the corruption stage that need no sampling and no other model.
+"""What a model does with fixed inputs: seven probes of the corruption stage that need no sampling and no other model.
 
 A `Prober` holds the images, prompts and draws, all pure functions of a seed, so that readings at several steps, of
 adapters on and off, or of two models are comparable. Latents go in; one *forward* is one example through the denoiser.
@@ -11,6 +11,8 @@ adapters on and off, or of two models are comparable. Latents go in; one *forwar
 | `losses`     | those of `sigma_1`                            | retention^2                             | -          |
 | `blank`      | x_t = 0                                       | 1 - retention times the nearest image   | Fig. 3, 11 |
 | `scaled`     | x_t = k x'                                    | 1 + gain (k - sqrt(alpha_bar)) times x' | Fig. 12    |
+| `guided`     | those of `sigma_1`, and of `gain` if asked,   | r_u + guidance (r_c - r_u)              | -          |
+|              | without a prompt too                          |                                         |            |
 
 All inputs lie on the variance-preserving path that belongs to the model's process (x_t over sqrt(a^2 + b^2)), which is
 the path of the theory; they leave it where the network is asked. Times are chosen by their noise-to-signal ratio b/a,
@@ -27,18 +29,19 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.diffusion.guidance import EVERYWHERE, Interval, guided
 from fewbayes.diffusion.process import Process, level_of_step
 from fewbayes.errors import UserError
 from fewbayes.seeds import generator
-from fewbayes.stage.readings import Blank, Losses, Reading, ResidualGain, Scaled, Sigma1
+from fewbayes.stage.readings import Answer, Blank, Guided, Losses, Reading, ResidualGain, Scaled, Sigma1
 
-Probe = Literal["sigma_1", "from_noise", "gain", "losses", "blank", "scaled"]
+Probe = Literal["sigma_1", "from_noise", "gain", "losses", "blank", "scaled", "guided"]
 PROBES: tuple[Probe, ...] = get_args(Probe)
 
 
@@ -50,6 +53,7 @@ class Probed(Protocol):
     @property
     def device(self) -> torch.device: ...
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
+    def encode_negative(self, prompt: str) -> Conditioning: ...
     def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor: ...
 
 
@@ -64,7 +68,8 @@ class ProbeSettings:
     levels: of all probes but `blank` and `scaled`; examples: noised pictures per level, spread over the images;
     disturbance: standard deviation of the local noise in units of the noise's; patch: its side as a share of the
     picture's; blank_levels: of `blank`, infinity for the noisiest that has any signal; scaled_level, ks: of `scaled`;
-    batch_size: forwards at once.
+    guidance, interval, negative_prompt: of the sampler whose answers `guided` looks at; guided_levels: those of
+    `levels` that it asks, None for all; guided_examples: so many of `examples`; batch_size: forwards at once.
     """
 
     levels: tuple[float, ...] = field(default_factory=lambda: tuple(map(level_of_step, USUAL_STEPS)))
@@ -74,6 +79,11 @@ class ProbeSettings:
     blank_levels: tuple[float, ...] = field(default_factory=lambda: (level_of_step(BLANK_STEP), math.inf))
     scaled_level: float = field(default_factory=lambda: level_of_step(SCALED_STEP))
     ks: tuple[float, ...] = (0.5, 1.0, 1.5)
+    guidance: float = 7.5
+    interval: Interval = EVERYWHERE
+    negative_prompt: str = ""
+    guided_levels: tuple[float, ...] | None = None
+    guided_examples: int | None = None
     batch_size: int = 8
     seed: int = 0
 
@@ -99,10 +109,19 @@ def _is_adapted(layer: nn.Module) -> bool:
     return hasattr(layer, "base_layer") and callable(getattr(layer, "enable_adapters", None))
 
 
+class _Question(NamedTuple):
+    """Inputs on the variance-preserving path, their times, and the rows of the conditioning that they go with."""
+
+    xt: Tensor
+    t: Tensor
+    rows: list[int]
+
+
 @dataclass(frozen=True)
 class _Draws:
-    """Examples of one set of images, by timestep and example: noised, disturbed, and the patch of the disturbance."""
+    """Examples of one set of images, by time and example: noised, disturbed, and the patch of the disturbance."""
 
+    times: tuple[float, ...]
     t: Tensor
     x0: Tensor
     eps: Tensor
@@ -110,6 +129,14 @@ class _Draws:
     disturbed: Tensor
     patch: Tensor
     rows: list[int]
+
+    def chosen(self, times: Collection[float], examples: int) -> tuple[list[int], _Draws]:
+        """The first `examples` of each of these times, and which they are."""
+        each = len(self.rows) // len(self.times)
+        at = [i for i in range(len(self.rows)) if self.times[i // each] in times and i % each < examples]
+        kept = tuple(time for time in self.times if time in times)
+        x0, eps, noisy, disturbed = self.x0[at], self.eps[at], self.noisy[at], self.disturbed[at]
+        return at, _Draws(kept, self.t[at], x0, eps, noisy, disturbed, self.patch[at], [self.rows[i] for i in at])
 
 
 class Prober:
@@ -139,6 +166,9 @@ class Prober:
         self._prompts = list(dict.fromkeys([*prompts, *other_prompts]))
         self._first = self._prompts.index(prompts[0])
         self._training = self._draw(self.images, prompts, "probe")
+        levels, most = self.settings.guided_levels or self.settings.levels, self.settings.guided_examples
+        asked = [self._process.time_of(level) for level in levels]
+        self._chosen, self._guided = self._training.chosen(asked, most or self.settings.examples)
         self._others = None
         if others is not None:
             _check_images("others", others, other_prompts)
@@ -146,15 +176,7 @@ class Prober:
 
     def forwards(self, probes: Collection[Probe] = PROBES) -> int:
         """What `read(probes)` costs, in examples through the denoiser."""
-        sets = 1 if self._others is None else 2
-        noised = len(self.settings.levels) * self.settings.examples * sets
-        return (
-            noised * (not {"sigma_1", "gain", "losses"}.isdisjoint(probes))
-            + noised * ("gain" in probes)
-            + len(self._training.t) * ("from_noise" in probes)
-            + len(self.settings.blank_levels) * ("blank" in probes)
-            + len(self.settings.ks) * ("scaled" in probes)
-        )
+        return sum(len(question.rows) for question in self._questions(probes).values())
 
     @torch.no_grad()
     def read(self, probes: Collection[Probe] = PROBES) -> Reading:
@@ -163,15 +185,21 @@ class Prober:
         if unknown:
             raise UserError(f"there is no probe {', '.join(sorted(unknown))}; there are {', '.join(PROBES)}")
         cond = self.family.encode_prompts(self._prompts)  # anew each time: the text encoder may be trained too
-        found = self._around(self._training, probes, cond)
+        if "guided" in probes:
+            cond = cond.joined(self.family.encode_negative(self.settings.negative_prompt))
+        answers = self._answers(self._questions(probes), cond)
+        found = self._around(self._training, "training", probes, answers)
         if self._others is not None:
-            found |= {f"others_{name}": value for name, value in self._around(self._others, probes, cond).items()}
+            others = self._around(self._others, "others", probes, answers)
+            found |= {f"others_{name}": value for name, value in others.items()}
+        if "guided" in probes:
+            found["guided"] = self._guidance(answers)
         if "from_noise" in probes:
-            found["from_noise"] = self._from_noise(self._training, cond)
+            found["from_noise"] = self._from_noise(self._training, answers["from_noise"])
         if "blank" in probes:
-            found["blank"] = self._blank(cond)
+            found["blank"] = self._blank(answers["blank"])
         if "scaled" in probes:
-            found["scaled"] = self._scaled(cond)
+            found["scaled"] = self._scaled(answers["scaled"])
         return Reading(forwards=self.forwards(probes), **found)
 
     def _draw(self, images: Tensor, prompts: Sequence[str], stream: str) -> _Draws:
@@ -185,7 +213,7 @@ class Prober:
         noisy = self._process.noised(x0, eps, t) / self._of(self._process.scale(t, x0.dtype))
         noise_std = self._of((1 - self._process.alpha_bar(t)).sqrt().float())
         rows = [self._prompts.index(prompts[i]) for i in chosen] * count
-        return _Draws(t, x0, eps, noisy, noisy + settings.disturbance * noise_std * delta, patch, rows)
+        return _Draws(self.times, t, x0, eps, noisy, noisy + settings.disturbance * noise_std * delta, patch, rows)
 
     def _example(self, shape: Sequence[int], stream: str, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noise, unit noise within a patch at a random place, and where the patch is."""
@@ -198,66 +226,118 @@ class Prober:
         patch[:, top : top + side[0], left : left + side[1]] = 1
         return eps, delta * patch, patch
 
-    def _denoised(self, preserving: Tensor, t: Tensor, rows: list[int], cond: Conditioning) -> Tensor:
-        """x0_hat of x_t on the variance-preserving path, in double precision, on the CPU; latents are small."""
-        device, answers = self.family.device, []
+    def _questions(self, probes: Collection[Probe]) -> dict[str, _Question]:
+        """Everything that is put to the model, by name; "guided" is put to the unconditional branch."""
+        asked: dict[str, _Question] = {}
+        disturbed = "gain" in probes
+        for name, draws in (("training", self._training), ("others", self._others)):
+            around = not {"sigma_1", "gain", "losses"}.isdisjoint(probes)
+            if draws is not None and (around or (name == "training" and "guided" in probes)):
+                asked[name] = _Question(draws.noisy, draws.t, draws.rows)
+            if draws is not None and disturbed:
+                asked[f"{name} disturbed"] = _Question(draws.disturbed, draws.t, draws.rows)
+        if "guided" in probes:
+            its, none = self._guided, [len(self._prompts)] * len(self._chosen)
+            asked["guided"] = _Question(its.noisy, its.t, none)
+            if disturbed:
+                asked["guided disturbed"] = _Question(its.disturbed, its.t, none)
+        if "from_noise" in probes:
+            asked["from_noise"] = _Question(self._only_noise(), self._training.t, self._training.rows)
+        blank, ks, first = self._process.times(self._blank_times), self.settings.ks, self._first
+        if "blank" in probes:
+            asked["blank"] = _Question(torch.zeros(len(blank), *self.images.shape[1:]), blank, [first] * len(blank))
+        if "scaled" in probes:
+            scaled = torch.stack([k * self.images[0] for k in ks])
+            asked["scaled"] = _Question(scaled, self._process.times([self._scaled_time] * len(ks)), [first] * len(ks))
+        return asked
+
+    def _answers(self, asked: dict[str, _Question], cond: Conditioning) -> dict[str, Tensor]:
+        """x0_hat of each question, in double precision, on the CPU; latents are small. Batches know no borders."""
+        if not asked:
+            return {}
+        device, found = self.family.device, []
+        preserving, t = (torch.cat(parts) for parts in zip(*((q.xt, q.t) for q in asked.values()), strict=True))
+        rows = [row for question in asked.values() for row in question.rows]
         xt = preserving * self._of(self._process.scale(t, preserving.dtype))
         for start in range(0, len(xt), self.settings.batch_size):
             part = slice(start, start + self.settings.batch_size)
-            asked = xt[part].to(device), t[part].to(device)
-            answers.append(self.family.predict(*asked, cond.rows(rows[part])).detach().cpu().double())
-        return self._process.x0(torch.cat(answers), xt.double(), t)
+            put = xt[part].to(device), t[part].to(device)
+            found.append(self.family.predict(*put, cond.rows(rows[part])).detach().cpu().double())
+        answers = self._process.x0(torch.cat(found), xt.double(), t)
+        return dict(zip(asked, answers.split([len(question.rows) for question in asked.values()]), strict=True))
 
-    def _around(self, draws: _Draws, probes: Collection[Probe], cond: Conditioning) -> dict[str, Any]:
+    def _around(
+        self, draws: _Draws, name: str, probes: Collection[Probe], answers: dict[str, Tensor]
+    ) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        if {"sigma_1", "gain", "losses"}.isdisjoint(probes):
-            return found
-        clean = self._denoised(draws.noisy, draws.t, draws.rows, cond)
         if "sigma_1" in probes:
-            found["sigma_1"] = self._sigma_1(draws, clean)
+            found["sigma_1"] = self._sigma_1(draws, answers[name])
         if "losses" in probes:
-            found["losses"] = self._losses(draws, clean)
+            found["losses"] = Losses(draws.times, self._losses(draws, answers[name]))
         if "gain" in probes:
-            found["gain"] = self._gain(draws, self._denoised(draws.disturbed, draws.t, draws.rows, cond) - clean)
+            found["gain"] = self._gain(draws, answers[f"{name} disturbed"] - answers[name])
         return found
 
     def _sigma_1(self, draws: _Draws, clean: Tensor) -> Sigma1:
-        return self._regression(draws.t, clean, draws.noisy, draws.x0)
+        return self._regression(draws, clean, draws.noisy, draws.x0)
 
-    def _from_noise(self, draws: _Draws, cond: Conditioning) -> Sigma1:
+    def _only_noise(self) -> Tensor:
+        return ((1 - self._alpha_bar(self._training.t)).sqrt() * self._training.eps).float()
+
+    def _from_noise(self, draws: _Draws, answer: Tensor) -> Sigma1:
         """Around x*, the training image whose noised picture each draw of pure noise is nearest to."""
-        alpha_bar = self._alpha_bar(draws.t)
-        xt = ((1 - alpha_bar).sqrt() * draws.eps).float()
-        noised = alpha_bar.sqrt()[:, None] * self.images  # (draws, images, channels, height, width)
+        xt = self._only_noise()
+        noised = self._alpha_bar(draws.t).sqrt()[:, None] * self.images  # (draws, images, channels, height, width)
         x_star = self.images[(xt[:, None] - noised).flatten(2).square().sum(2).argmin(1)]
-        return self._regression(draws.t, self._denoised(xt, draws.t, draws.rows, cond), xt, x_star)
+        return self._regression(draws, answer, xt, x_star)
 
-    def _regression(self, t: Tensor, answer: Tensor, xt: Tensor, x_star: Tensor) -> Sigma1:
-        root = self._alpha_bar(t).sqrt()
+    def _regression(self, draws: _Draws, answer: Tensor, xt: Tensor, x_star: Tensor) -> Sigma1:
+        root = self._alpha_bar(draws.t).sqrt()
         deviation = xt - root * x_star
-        alpha_bar = tuple(self._process.alpha_bar(self._process.times(self.times)).tolist())
-        retention = self._ratios(root * (answer - x_star) * deviation, deviation**2)
-        return Sigma1(self.times, alpha_bar, retention)
+        alpha_bar = tuple(self._process.alpha_bar(self._process.times(draws.times)).tolist())
+        retention = _ratios(root * (answer - x_star) * deviation, deviation**2, draws.times)
+        return Sigma1(draws.times, alpha_bar, retention)
 
-    def _losses(self, draws: _Draws, clean: Tensor) -> Losses:
+    def _losses(self, draws: _Draws, clean: Tensor) -> tuple[float, ...]:
         alpha_bar = self._alpha_bar(draws.t)
         error = (clean - draws.x0) ** 2 / ((1 - alpha_bar) / alpha_bar)
-        return Losses(self.times, self._ratios(error, draws.eps**2))
+        return _ratios(error, draws.eps**2, draws.times)
 
     def _gain(self, draws: _Draws, change: Tensor) -> ResidualGain:
         alpha_bar = self._alpha_bar(draws.t)
         delta = (draws.disturbed - draws.noisy).double()
         return ResidualGain(
-            self.times,
-            relative=self._ratios(alpha_bar * change**2, delta**2),
-            retention=self._ratios(alpha_bar.sqrt() * change * delta, delta**2),
-            inside=self._ratios(change**2 * draws.patch, change**2),
+            draws.times,
+            relative=_ratios(alpha_bar * change**2, delta**2, draws.times),
+            retention=_ratios(alpha_bar.sqrt() * change * delta, delta**2, draws.times),
+            inside=_ratios(change**2 * draws.patch, change**2, draws.times),
         )
 
-    def _blank(self, cond: Conditioning) -> Blank:
-        t = self._process.times(self._blank_times)
-        blank = torch.zeros(len(t), *self.images.shape[1:])
-        answers = self._denoised(blank, t, [self._first] * len(t), cond)
+    def _guidance(self, answers: dict[str, Tensor]) -> Guided:
+        """Both branches at the same inputs, and what the sampler makes of them."""
+        draws, at = self._guided, self._chosen
+        used = self.settings.interval.scales(self._process.noise_to_signal(draws.t).tolist(), self.settings.guidance)
+        scale = self._of(torch.tensor(used, dtype=torch.float64))
+
+        def told(conditional: Tensor, unconditional: Tensor) -> list[Tensor]:
+            return [conditional, unconditional, guided(conditional, unconditional, scale)]
+
+        clean = told(answers["training"][at], answers["guided"])
+        changes = [None] * 3
+        if "guided disturbed" in answers:
+            disturbed = told(answers["training disturbed"][at], answers["guided disturbed"])
+            changes = [there - here for there, here in zip(disturbed, clean, strict=True)]
+        branches = [
+            Answer(
+                self._sigma_1(draws, answer).retention,
+                self._losses(draws, answer),
+                None if change is None else self._gain(draws, change).relative,
+            )
+            for answer, change in zip(clean, changes, strict=True)
+        ]
+        return Guided(draws.times, tuple(used[:: len(used) // len(draws.times)]), *branches)
+
+    def _blank(self, answers: Tensor) -> Blank:
         similarity = [[_correlation(answer, image) for image in self.images] for answer in answers]
         like = [self.images[row.index(max(row))] for row in similarity]
         return Blank(
@@ -267,14 +347,11 @@ class Prober:
             contrast=tuple(_contrast(answer, image) for answer, image in zip(answers, like, strict=True)),
         )
 
-    def _scaled(self, cond: Conditioning) -> Scaled:
-        ks, t = self.settings.ks, self._process.times([self._scaled_time] * len(self.settings.ks))
-        image = self.images[0]
-        asked = torch.stack([k * image for k in ks]), t
-        answers = self._denoised(*asked, [self._first] * len(ks), cond)
-        factor = tuple(_projection(answer, image) for answer in answers)
-        similarity = tuple(_correlation(answer, image) for answer in answers)
-        return Scaled(self._scaled_time, float(self._process.alpha_bar(t[0])), ks, factor, similarity)
+    def _scaled(self, answers: Tensor) -> Scaled:
+        factor = tuple(_projection(answer, self.images[0]) for answer in answers)
+        similarity = tuple(_correlation(answer, self.images[0]) for answer in answers)
+        alpha_bar = float(self._process.alpha_bar(self._process.times([self._scaled_time])))
+        return Scaled(self._scaled_time, alpha_bar, self.settings.ks, factor, similarity)
 
     def _alpha_bar(self, t: Tensor) -> Tensor:
         """In double precision, to broadcast over latents."""
@@ -283,11 +360,12 @@ class Prober:
     def _of(self, factors: Tensor) -> Tensor:
         return factors.view(-1, 1, 1, 1)
 
-    def _ratios(self, over: Tensor, under: Tensor) -> tuple[float, ...]:
-        """Sum over sum, by time; 0 where there is nothing under, as in the place of a change that is none."""
-        shape = (len(self.times), -1)
-        top, bottom = over.double().reshape(shape).sum(1), under.double().reshape(shape).sum(1)
-        return tuple(torch.where(bottom > 0, top / bottom, 0).tolist())
+
+def _ratios(over: Tensor, under: Tensor, times: Sequence[float]) -> tuple[float, ...]:
+    """Sum over sum, by time; 0 where there is nothing under, as in the place of a change that is none."""
+    shape = (len(times), -1)
+    top, bottom = over.double().reshape(shape).sum(1), under.double().reshape(shape).sum(1)
+    return tuple(torch.where(bottom > 0, top / bottom, 0).tolist())
 
 
 def _spread(images: int, examples: int) -> list[int]:

@@ -124,6 +124,43 @@ class Scaled:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """Retention, loss and gain of one answer by time, as `Sigma1`, `Losses` and `ResidualGain.relative` have them.
+
+    Of a guided answer none of them is bounded as a model's own are. gain: None where no disturbance was tried.
+    """
+
+    retention: tuple[float, ...]
+    loss: tuple[float, ...]
+    gain: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The two branches that guidance is made of, and the answer that the sampler goes by, at the same inputs by time.
+
+    guidance: 1 where it is off. The guided retention is r_u + guidance (r_c - r_u): beyond 1 in size guidance amplifies
+    what no branch does (docs/theory.md).
+    """
+
+    t: tuple[float, ...]
+    guidance: tuple[float, ...]
+    conditional: Answer
+    unconditional: Answer
+    guided: Answer
+
+    @property
+    def gap(self) -> tuple[float, ...]:
+        """r_c - r_u by time: above 0 the prompt lets noise pass, below 0 it copies and the other branch lags."""
+        return tuple(c - u for c, u in zip(self.conditional.retention, self.unconditional.retention, strict=True))
+
+    @property
+    def gain(self) -> tuple[float, ...]:
+        """Of the guided answer; its retention squared, what it is around one image, where no disturbance was tried."""
+        return self.guided.gain or tuple(r**2 for r in self.guided.retention)
+
+
+@dataclass(frozen=True)
 class Reading:
     """All that was probed of a model at one moment; None for what was not.
 
@@ -137,6 +174,7 @@ class Reading:
     losses: Losses | None = None
     blank: Blank | None = None
     scaled: Scaled | None = None
+    guided: Guided | None = None
     others_sigma_1: Sigma1 | None = None
     others_gain: ResidualGain | None = None
     others_losses: Losses | None = None
@@ -152,7 +190,10 @@ class Reading:
         return tuple(loss - r**2 for loss, r in zip(self.losses.loss, self.sigma_1.retention, strict=True))
 
     def numbers(self, base: Reading | None = None) -> dict[str, float]:
-        """One number per probe, for a row of metrics; with `base` the ratio to the base model too, as `..._ratio`."""
+        """One number per probe, for a row of metrics; with `base` the ratio to the base model too, as `..._ratio`.
+
+        `guided_gain` is the largest over times, `guidance_gap` the largest in size; a gap has no ratio.
+        """
         of = {
             "retention": self.sigma_1 and median(self.sigma_1.retention),
             "retention_from_noise": self.from_noise and median(self.from_noise.retention),
@@ -161,10 +202,12 @@ class Reading:
             "excess_error": self.excess_error and fmean(self.excess_error),
             "narrowing": self.blank and self.blank.narrowing,
             "scaled_slope": self.scaled and self.scaled.slope,
+            "guided_gain": self.guided and max(self.guided.gain),
+            "guidance_gap": self.guided and max(self.guided.gap, key=abs),
             "others_retention": self.others_sigma_1 and median(self.others_sigma_1.retention),
             "others_residual_gain": self.others_gain and self.others_gain.typical,
             "loss_others": self.others_losses and self.others_losses.mean,
         }
         mine = {name: value for name, value in of.items() if value is not None}
-        theirs = base.numbers() if base else {}
+        theirs = {name: value for name, value in base.numbers().items() if name != "guidance_gap"} if base else {}
         return mine | {f"{name}_ratio": value / theirs[name] for name, value in mine.items() if theirs.get(name)}

@@ -199,18 +199,52 @@ def typical_loss(alpha_bar: Numbers, sigma_1: Numbers) -> Array:
     return retention(alpha_bar, sigma_1)
 
 
-def ddim_gain(alpha_bars: Sequence[float], sigma_1: float) -> float:
-    """Factor of a deviation of x_t through DDIM steps along `alpha_bars`, the last of which may be 1 (clean)."""
+# --- guidance: two branches, each a one-image model of its own sigma_1 ------------------------------------------------
+
+
+def guided_retention(conditional: Numbers, unconditional: Numbers, guidance: Numbers) -> Array:
+    """r_u + guidance (r_c - r_u): what the guided answer keeps of a deviation. Outside [0, 1] where branches differ."""
+    c, u = np.asarray(conditional, dtype=np.float64), np.asarray(unconditional, dtype=np.float64)
+    return u + np.asarray(guidance, dtype=np.float64) * (c - u)
+
+
+def guided_ceiling(alpha_bar: Numbers, guidance: Numbers) -> Array:
+    """The most that a guided answer multiplies a disturbance's energy by, guidance^2 / alpha_bar, where that of one
+    branch is 1 / alpha_bar: the conditional one passes its input through, the unconditional one has a copy by heart."""
+    a, _ = _checked(alpha_bar)
+    return np.maximum(1.0, guidance) ** 2 / a
+
+
+def amplifying_gaps(unconditional: Numbers, guidance: Numbers) -> tuple[Array, Array]:
+    """The r_c - r_u below the first, or above the second, of which the guided answer passes on more than pass-through.
+
+    Below: the prompt's branch copies, the other lags behind it. Above: the prompt's branch lets noise pass.
+    """
+    u = np.asarray(unconditional, dtype=np.float64)
+    return -(1 + u) / guidance, (1 - u) / guidance
+
+
+def ddim_gain(
+    alpha_bars: Sequence[float], sigma_1: float, *, guidance: float = 1.0, unconditional: float = 0.0
+) -> float:
+    """Factor of a deviation of x_t through DDIM steps along `alpha_bars`, the last of which may be 1 (clean).
+
+    guidance, unconditional: with the answers led away from a branch of that sigma_1 around the same image.
+    """
     factor = 1.0
     for now, then in pairwise(alpha_bars):
-        kept = float(retention(now, sigma_1))
+        kept = float(guided_retention(retention(now, sigma_1), retention(now, unconditional), guidance))
         factor *= np.sqrt(then / now) * kept + np.sqrt((1 - then) / (1 - now)) * (1 - kept)
     return float(factor)
 
 
-def sampler_gain(alpha_bar: Numbers, sigma_1: Numbers) -> Array:
-    """Its limit for infinitely many steps to the clean picture: sqrt(retention / alpha_bar), no less than `gain`."""
-    return np.sqrt(retention(alpha_bar, sigma_1) / alpha_bar)
+def sampler_gain(alpha_bar: Numbers, sigma_1: Numbers, *, guidance: float = 1.0, unconditional: Numbers = 0.0) -> Array:
+    """Its limit for infinitely many steps to the clean picture: S = sqrt(retention / alpha_bar), no less than `gain`.
+
+    Guided: S_c^guidance / S_u^(guidance - 1), beyond either where the prompt's branch is the wider one.
+    """
+    mine, its = (np.sqrt(retention(alpha_bar, spread) / alpha_bar) for spread in (sigma_1, unconditional))
+    return mine**guidance / its ** (guidance - 1)
 
 
 # --- sigma_1 of a denoiser (Fig. 4) -----------------------------------------------------------------------------------

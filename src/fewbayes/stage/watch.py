@@ -15,14 +15,19 @@ import numpy as np
 from msgspec import Meta
 from torch import Tensor
 
+from fewbayes.diffusion.guidance import EVERYWHERE, Interval
+from fewbayes.diffusion.process import level_of_step
 from fewbayes.files.decode import typed
 from fewbayes.stage.monitor import Judgement, Look, Memory, Monitor, Stage
 from fewbayes.stage.probes import Probe, Probed, Prober, ProbeSettings
 from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats, coarse, describe
 
-PROBES: tuple[Probe, ...] = ("sigma_1", "losses", "blank")
-"""Those that a look can afford: 12 forwards without other images, 22 with them, of one example each."""
+PROBES: tuple[Probe, ...] = ("sigma_1", "losses", "blank", "guided")
+"""Those that a look can afford: 14 forwards without other images, 24 with them, of one example each."""
+GUIDED_STEPS = (50, 400)
+"""Where the unconditional branch is asked too, once each: a gap that lets noise pass shows at the one, a prompt that
+is learned by heart at the other (docs/results/guided.md)."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,9 @@ class StageWatch:
     """The stage of one model; pictures are uint8 (height, width, 3), in the same order in `begin` and `look`.
 
     images, prompts, others, other_prompts: what the probes see, as `Prober` has them. references: all training images,
-    as pictures. batch_size: examples at once. sampled_as: all that the samples depend on; weights: which ones are
-    looked at, "raw" or "ema". A watch is not continued with other samples or other weights.
+    as pictures. batch_size: examples at once. guidance, interval, negative_prompt: as the samples are drawn.
+    sampled_as: all that the samples depend on; weights: which ones are looked at, "raw" or "ema". A watch is not
+    continued with other samples or other weights.
     """
 
     def __init__(
@@ -54,12 +60,22 @@ class StageWatch:
         others: Tensor | None = None,
         other_prompts: Sequence[str] = (),
         batch_size: int = 8,
+        guidance: float = 7.5,
+        interval: Interval = EVERYWHERE,
+        negative_prompt: str = "",
         sampled_as: Mapping[str, Any] | None = None,
         weights: str = "raw",
     ):
         self._references, self._weights = list(references), weights
         self._sampled_as = dict(sampled_as or {})
-        settings = ProbeSettings(batch_size=batch_size)
+        settings = ProbeSettings(
+            batch_size=batch_size,
+            guidance=guidance,
+            interval=interval,
+            negative_prompt=negative_prompt,
+            guided_levels=tuple(map(level_of_step, GUIDED_STEPS)),
+            guided_examples=1,
+        )
         self._prober = Prober(family, images, prompts, others=others, other_prompts=other_prompts, settings=settings)
         self._monitor: Monitor | None = None
         self._twins: list[np.ndarray] = []
@@ -94,6 +110,12 @@ class StageWatch:
         judgement = self._monitor.judge(look)
         self.stage = judgement.stage
         return judgement, reading
+
+    def loss(self) -> float:
+        """On the training images, of the model as it is now, at the draws of every look."""
+        losses = self._prober.read(("losses",)).losses
+        assert losses is not None
+        return losses.mean
 
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint, as JSON."""

@@ -85,7 +85,12 @@ def probed(reading: Reading | None, base: Reading | None) -> list[str]:
         "excess_error_ratio": "error beyond noise left over {:.2f} of the base model's",
         "narrowing": "a blank input gives a picture with correlation {:.2f} to a training image",
     }
-    return [phrase.format(found[name]) for name, phrase in words.items() if name in found]
+    told = [phrase.format(found[name]) for name, phrase in words.items() if name in found]
+    if found.get("guided_gain", 0.0) > 1:
+        told.insert(
+            0, f"guidance makes {found['guided_gain']:.1f} times as much of a disturbance as pass-through would"
+        )
+    return told
 
 
 def options(stages: set[str], cause: str | None, best: int | None) -> tuple[str, ...]:

@@ -56,7 +56,10 @@ def axes(rate: float, method: str) -> dict[str, list[Arm]]:
     return {
         "learning rate": [_arm(f"rate {factor:g} x", learning_rate=factor * rate) for factor in (0.1, 0.3, 0.6, 3)],
         "method and size": methods[method],
-        "guidance": [_arm(f"guidance {scale:g}", guidance_scale=scale) for scale in (1.0, 3.0)],
+        "guidance": [
+            *(_arm(f"guidance {scale:g}", guidance_scale=scale) for scale in (1.0, 3.0)),
+            _arm("guidance 7.5 at t >= 300 alone", guidance_interval="0.83:"),
+        ],
         "sampler": [
             _arm("DPM++, 25 steps", sampler="dpm++"),
             _arm("PNDM, 25 steps", sampler="pndm"),

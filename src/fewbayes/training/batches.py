@@ -8,6 +8,7 @@ batch of double size sees. Knows nothing of losses, optimizers or weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +51,7 @@ class Draws:
     indices: which pictures; t: (total,) times; eps: (total, *latent shape) the noise that is added, its offset
     included;
     latent_eps: the same shape, the draw from the autoencoder's posterior; crop: (total, 3) uniform in [0, 1): the
-    top and left margins and the flip.
+    top and left margins and the flip; uncaptioned: who is learned under the empty caption.
     """
 
     indices: list[int]
@@ -58,6 +59,7 @@ class Draws:
     eps: Tensor
     latent_eps: Tensor
     crop: Tensor
+    uncaptioned: list[bool]
 
 
 def image_indices(seed: int, first: int, count: int, images: int, half: int = INSTANCE) -> list[int]:
@@ -77,6 +79,7 @@ def draw(
     process: Process,
     half: int = INSTANCE,
     noise_offset: float = 0.0,
+    caption_dropout: float = 0.0,
 ) -> Draws:
     """All that is random in optimizer step `step` but the weights; `half` keeps instance and class images apart."""
     shape = (total, *latent_shape)
@@ -89,6 +92,7 @@ def draw(
         eps=eps,
         latent_eps=torch.randn(shape, generator=generator(seed, "latent", step, half)),
         crop=torch.rand((total, 3), generator=generator(seed, "crop", step, half)),
+        uncaptioned=(torch.rand(total, generator=generator(seed, "caption", step, half)) < caption_dropout).tolist(),
     )
 
 
@@ -131,6 +135,8 @@ class Pictures:
     Prompt embeddings are kept when `keep_prompts`, which a text encoder in training forbids. noise_offset: share of
     one more normal number per channel in the noise, 0 for none. masks: uint8 (height, width) of the pictures' sizes,
     None for a picture without one; where they are black a place weighs `mask_weight`, of 1 on white.
+    one more normal number per channel in the noise, 0 for none. caption_dropout: share of examples under what guidance
+    leads away from. mean_latents: the means of the latents in place of draws.
     """
 
     def __init__(
@@ -147,12 +153,15 @@ class Pictures:
         noise_offset: float = 0.0,
         masks: Sequence[np.ndarray | None] = (),
         mask_weight: float = 1.0,
+        caption_dropout: float = 0.0,
+        mean_latents: bool = False,
     ):
         assert len(pixels) == len(prompts) > 0
         self._masks = list(masks) if mask_weight != 1 and any(mask is not None for mask in masks) else None
         self._mask_weight = mask_weight
         self.family, self.pixels, self.prompts = family, list(pixels), list(prompts)
         self.side, self.random_flip, self.half, self.noise_offset = side, random_flip, half, noise_offset
+        self.caption_dropout, self.mean_latents = caption_dropout, mean_latents
         still = not random_flip and all(picture.shape[:2] == (side, side) for picture in self.pixels)
         self.different = list(dict.fromkeys(self.prompts))
         self.kept_latents = self._encode_all() if keep_latents and still else None
@@ -164,7 +173,8 @@ class Pictures:
 
     def draw(self, seed: int, step: int, total: int) -> Draws:
         process = self.family.process
-        return draw(seed, step, total, len(self), self.latent_shape, process, self.half, self.noise_offset)
+        shares = self.half, self.noise_offset, self.caption_dropout
+        return draw(seed, step, total, len(self), self.latent_shape, process, *shares)
 
     def centred(self, i: int) -> np.ndarray:
         """Picture i as training sees it on average: its middle, side x side."""
@@ -176,15 +186,17 @@ class Pictures:
         indices = draws.indices[rows]
         mean, std = self._latents(indices, draws.crop[rows])
         return Batch(
-            x0=mean + std * draws.latent_eps[rows].to(device),
+            x0=mean if self.mean_latents else mean + std * draws.latent_eps[rows].to(device),
             eps=draws.eps[rows].to(device),
             t=draws.t[rows].to(device),
-            cond=self._conditions(indices),
+            cond=self._conditions(indices, draws.uncaptioned[rows]),
             weights=self._weights(indices, draws.crop[rows]),
         )
 
     def open_channels(self) -> dict[int, float]:
-        """Channels of the latents that the autoencoder leaves open: see `open_channels`."""
+        """Channels of the latents that the autoencoder leaves open: see `open_channels`. Of means none counts."""
+        if self.mean_latents:
+            return {}
         if self.kept_latents is not None:
             return open_channels(*self.kept_latents)
         shown = [self.centred(i) for i in range(min(len(self), FEW))]
@@ -213,11 +225,15 @@ class Pictures:
         white = F.adaptive_avg_pool2d(white, self.latent_shape[-2:]).to(self.family.device)
         return self._mask_weight + (1 - self._mask_weight) * white
 
-    def _conditions(self, indices: list[int]) -> Conditioning:
-        prompts = [self.prompts[i] for i in indices]
-        if self.kept_prompts is None:
-            return self.family.encode_prompts(prompts)
-        return self.kept_prompts.rows([self.different.index(prompt) for prompt in prompts])
+    def _conditions(self, indices: list[int], uncaptioned: list[bool]) -> Conditioning:
+        prompts, kept = [self.prompts[i] for i in indices], self.kept_prompts
+        rows = range(len(prompts)) if kept is None else [self.different.index(prompt) for prompt in prompts]
+        found = (self.family.encode_prompts(prompts) if kept is None else kept).rows(list(rows))
+        if not any(uncaptioned):
+            return found
+        with nullcontext() if kept is None else torch.no_grad():
+            both = found.joined(self.family.encode_negative(""))
+        return both.rows([len(prompts) if none else i for i, none in enumerate(uncaptioned)])
 
     def _encode_all(self, at_once: int = 4) -> tuple[Tensor, Tensor]:
         chunks = [np.stack(self.pixels[i : i + at_once]) for i in range(0, len(self), at_once)]

@@ -113,6 +113,8 @@ def pictures_of(config: TrainConfig, family: Family, images: Sequence[TrainImage
         keep_latents=config.cache_latents,
         keep_prompts=config.cache_latents and not (config.train_text_encoder or config.train_rare_token),
         noise_offset=config.noise_offset,
+        caption_dropout=config.caption_dropout,
+        mean_latents=config.latents == "mean",
         half=half,
         masks=[image.mask for image in images],
         mask_weight=1.0 if config.mask_weight is None or half == CLASS else config.mask_weight,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewbayes.diffusion.guidance import Interval
 from fewbayes.methods import Method
 from fewbayes.models import Family
 from fewbayes.runs.folder import RunFolder
@@ -52,6 +53,7 @@ class RunStages:
     ):
         self._config, self._run, self._family = config, run, family
         self._average = average if config.export_weights == "ema" else None
+        self._all_averages = average
         self._cause: str | None = None
         training, *others = sources
         images, prompts = _mean_latents(family, training, PROBED_IMAGES)
@@ -64,6 +66,9 @@ class RunStages:
             others=theirs,
             other_prompts=their_prompts,
             batch_size=_at_once(config),
+            guidance=config.guidance_scale,
+            interval=Interval.read(config.guidance_interval),
+            negative_prompt=config.negative_prompt,
             sampled_as=sampled_as(config) if config.validation_steps else {},
             weights=config.export_weights,
         )
@@ -91,15 +96,26 @@ class RunStages:
         with self._average.swapped() if self._average else nullcontext():
             judgement, reading = self._watch.look(step, pictures.get(exported), averaged)
             scores = {f"stage_{name}": value for name, value in judgement.scores.items()}
-            self._log(step, scores | reading.numbers(self._watch.base))
+            numbers = scores | reading.numbers(self._watch.base)
             if self._watch.best == step:
                 self._write_best(asdict(judgement), method)
+        if pictures and self._all_averages:  # beside samples of both it costs little
+            numbers["jitter"] = self._jitter(numbers["loss_training"])
+        self._log(step, numbers)
         self._run.log_stage(asdict(judgement))  # last: a row tells of a best/ that is there
         self._cause = judgement.cause
         if judgement.stage != before[0] or (judgement.cause in DAMAGE and judgement.cause != before[1]):
             level = logging.INFO if judgement.stage in ("underfit", "good") else logging.WARNING
             log.log(level, "%s", judgement.line)
         return self.stop
+
+    def _jitter(self, exported: float) -> float:
+        """Loss of the raw weights over that of their averages: what their going back and forth costs, 1 for none."""
+        assert self._all_averages is not None
+        if self._average:
+            return self._watch.loss() / exported
+        with self._all_averages.swapped():
+            return exported / self._watch.loss()
 
     def to_dict(self) -> dict[str, Any]:
         """For the state of a checkpoint."""

@@ -48,7 +48,7 @@ def sampled_as(config: TrainConfig) -> dict[str, Any]:
         "sampler": config.sampler,
         "steps": config.num_inference_steps,
         "guidance": config.guidance_scale,
-    }
+    } | ({"guidance_interval": config.guidance_interval} if config.guidance_interval else {})
 
 
 def draw(config: TrainConfig, family: Family, accelerator: Accelerator) -> list[np.ndarray]:

@@ -64,6 +64,7 @@ def arms(rate: float, method: str) -> dict[str, Arm]:
             weight_std=FIXED[method],
         ),
         *map(pulled, PULLS[method]),
+        arm("caption-dropout", "Caption dropout", "one example in ten under the empty caption", caption_dropout=0.1),
         arm("dropout", "Dropout", "noise on activations: the denoiser's dropout layers at 0.1", dropout=0.1),
     ]
     if method == "full":  # up matrices of a LoRA have no spread to be relative to

@@ -1,0 +1,33 @@
+"""A diffusers pipeline guided between two noise levels alone. Knows no family: any pipeline that asks for its own
+`guidance_scale` at every step, as those of Stable Diffusion do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fewbayes.diffusion.guidance import EVERYWHERE, Interval
+
+
+def guiding(pipeline: Any, guidance: float, interval: Interval, levels: Callable[[Any], Any]) -> dict[str, Any]:
+    """What the pipeline has to be called with; levels: noise-to-signal ratios of its scheduler's timesteps.
+
+    Both branches are computed at every step, guided or not, so that it takes as long as plain guidance.
+    """
+    if interval == EVERYWHERE or guidance <= 1:
+        return {"guidance_scale": guidance}
+    at = 0
+
+    class Guided(type(pipeline)):
+        @property
+        def guidance_scale(self) -> float:
+            return interval.scales(levels(self.scheduler.timesteps[at : at + 1].cpu()).tolist(), guidance)[0]
+
+    def next_step(_: Any, step: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal at
+        at = min(step + 1, len(pipeline.scheduler.timesteps) - 1)
+        return tensors
+
+    pipeline.__class__ = Guided
+    return {"guidance_scale": guidance, "callback_on_step_end": next_step}
