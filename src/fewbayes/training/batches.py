@@ -134,9 +134,8 @@ class Pictures:
     needs cropping and none is flipped; what is kept is mean and deviation, so latents are still drawn at every step.
     Prompt embeddings are kept when `keep_prompts`, which a text encoder in training forbids. noise_offset: share of
     one more normal number per channel in the noise, 0 for none. masks: uint8 (height, width) of the pictures' sizes,
-    None for a picture without one; where they are black a place weighs `mask_weight`, of 1 on white.
-    one more normal number per channel in the noise, 0 for none. caption_dropout: share of examples under what guidance
-    leads away from. mean_latents: the means of the latents in place of draws.
+    None for a picture without one; where they are black a place weighs `mask_weight`, of 1 on white. caption_dropout:
+    share of examples under what guidance leads away from. mean_latents: the means of the latents in place of draws.
     """
 
     def __init__(
