@@ -20,7 +20,9 @@ PER_SHEET, ZOOM = 10, 2
 
 
 def sheets(asked: argparse.Namespace) -> None:
-    found = [file for file in sorted(asked.runs.glob("*/*/*-seed*/guided/step-*.png")) if "step-000000" not in file.name]
+    found = [
+        file for file in sorted(asked.runs.glob("*/*/*-seed*/guided/step-*.png")) if "step-000000" not in file.name
+    ]
     before = set(json.loads(asked.but.read_text())) if asked.but else set()
     found = [file for file in found if _named(file) not in before]
     chosen = [found[i] for i in np.random.default_rng(asked.seed).permutation(len(found))]

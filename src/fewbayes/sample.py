@@ -51,9 +51,9 @@ def write_samples(
     """`num_images` pictures of each prompt, image i from seed + i; returns the folder, which must be new or empty.
 
     source, weights, base, lora_alpha: as in `open_model`; sampler: None for the usual one of the model's family.
-    guidance: one or several, guidance_interval: as in `sample_images`. strengths: of a LoRA, as multiples of its own; none is that. checkpoints: of the run
-    `source`, see `parts_of`; none is the source itself. The folder holds 00.png, 01.png, ... (with as many digits as
-    the last one has) and samples.json, which says how each was made.
+    guidance: one or several; guidance_interval: as in `sample_images`. strengths: of a LoRA, as multiples of its own;
+    none is that. checkpoints: of the run `source`, see `parts_of`; none is the source itself. The folder holds 00.png,
+    01.png, ... (with as many digits as the last one has) and samples.json, which says how each was made.
     """
     output = Path(output_dir)
     new_folder(output)
