@@ -1,5 +1,5 @@
-"""A diffusers pipeline guided between two noise levels alone. Knows no family: any pipeline that asks for its own
-`guidance_scale` at every step, as those of Stable Diffusion do.
+"""A diffusers pipeline guided between two noise levels alone. Knows no family: any pipeline that multiplies what its
+branches differ by with the guidance that it was given, as all of them do.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ def guiding(pipeline: Any, guidance: float, interval: Interval, levels: Callable
         return {"guidance_scale": guidance}
     at = 0
 
-    class Guided(type(pipeline)):
-        @property
-        def guidance_scale(self) -> float:
-            return interval.scales(levels(self.scheduler.timesteps[at : at + 1].cpu()).tolist(), guidance)[0]
+    class Scale(float):
+        """The guidance, looked up for the step at hand whenever it multiplies."""
+
+        def __mul__(self, difference: Any) -> Any:
+            level = levels(pipeline.scheduler.timesteps[at : at + 1].cpu())
+            return interval.scales(level.tolist(), guidance)[0] * difference
 
     def next_step(_: Any, step: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         nonlocal at
         at = min(step + 1, len(pipeline.scheduler.timesteps) - 1)
         return tensors
 
-    pipeline.__class__ = Guided
-    return {"guidance_scale": guidance, "callback_on_step_end": next_step}
+    return {"guidance_scale": Scale(guidance), "callback_on_step_end": next_step}

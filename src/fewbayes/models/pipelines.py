@@ -342,8 +342,11 @@ class PipelineFamily(ABC):
         return latents
 
     def _levels(self, timesteps: Tensor) -> Tensor:
-        """Noise-to-signal ratios of a scheduler's timesteps; one between two of the model's counts as the nearer."""
-        return self.process.to("cpu").noise_to_signal(timesteps.round().long())
+        """Noise-to-signal ratios of a scheduler's timesteps; one between two of a table counts as the nearer."""
+        from fewbayes.diffusion.process import Flow
+
+        flow = isinstance(self.process, Flow)
+        return self.process.to("cpu").noise_to_signal(timesteps / 1000 if flow else timesteps.round().long())
 
     def pipeline(self, sampler: str | None = None) -> Any:
         """The diffusers pipeline around the live modules: it samples from the weights of this moment."""

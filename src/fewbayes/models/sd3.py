@@ -131,9 +131,6 @@ class StableDiffusion3(PipelineFamily):
     def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return self.denoiser(xt, cond["tokens"], cond["pooled"], 1000 * t.to(xt.dtype), return_dict=False)[0]
 
-    def _levels(self, timesteps: Tensor) -> Tensor:
-        return self.process.noise_to_signal(timesteps / 1000)
-
     def _prompt_arguments(self, cond: Conditioning, negative: Conditioning) -> dict[str, Any]:
         return {
             "prompt_embeds": cond["tokens"],
