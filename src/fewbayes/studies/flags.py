@@ -40,6 +40,18 @@ class SubjectFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoredFlags(SubjectFlags):
+    """Of a study that asks encoders about pictures."""
+
+    encoders: str | None = setting(None, value="embedded|paper|DIR")
+    """Encoders of the scores. None: embedded for an embedded model, else paper."""
+
+    @property
+    def evaluators(self) -> str:
+        return self.encoders or ("embedded" if self.world else "paper")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyFlags(SubjectFlags):
     output_dir: Path
     """Folder of the study; the same command continues what is there."""

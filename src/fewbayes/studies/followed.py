@@ -32,12 +32,13 @@ from fewbayes.models import Family, inspect_model
 from fewbayes.runs.layout import CONFIG
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig, load_config
-from fewbayes.studies.flags import StudyFlags
+from fewbayes.studies.flags import ScoredFlags, StudyFlags
 from fewbayes.studies.grid import Arm, Training, command, grid, run, train, without_path
 from fewbayes.studies.memo import recall, remember, rounded
 from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.trajectory import (
     QUANTITIES,
+    encoders_of,
     identities,
     open_pictures,
     read_sampled,
@@ -64,21 +65,15 @@ PLACES = ("model", "instance_data_dir", "class_data_dir", "output_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FollowedFlags(StudyFlags):
+class FollowedFlags(StudyFlags, ScoredFlags):
     steps: int = setting(400, at_least=CHECKPOINTS)
     """Of each training."""
     method: Literal["full", "lora"] = "full"
     """Of the training that the others are changes of."""
-    encoders: str | None = setting(None, value="embedded|paper|DIR")
-    """Evaluators; without it embedded for the model tiny, else paper."""
     quick: bool = False
     """A look: one seed and few steps."""
     redraw: Path | None = None
     """A kept file of results, whose tables and pictures are made again; nothing is trained."""
-
-    @property
-    def evaluators(self) -> str:
-        return self.encoders or ("embedded" if self.world else "paper")
 
 
 def trainings(
@@ -147,7 +142,7 @@ def _named(cell: Training) -> dict[str, Any]:
 def _measured(cell: Training, encoders: str) -> dict[str, Any]:
     if failure := train(cell):
         return {"failed": failure}
-    scores = score_run(cell.folder, _encoders(encoders), _rare_token(cell.folder))
+    scores = score_run(cell.folder, encoders_of(encoders), _rare_token(cell.folder))
     return rounded(scores | (_weighed(cell, encoders) if cell.config.checkpointing_steps else {}))
 
 
@@ -159,7 +154,7 @@ def made_of(cell: Training, encoders: str) -> dict[str, Any]:
     return {
         "settings": settings_of(cell.config.resolve(recommended, card.resolution, len(cell.subject.files))),
         "model": _fingerprint(cell.config.model),
-        "encoders": identities(_encoders(encoders)),
+        "encoders": identities(encoders_of(encoders)),
         "quantities": list(QUANTITIES),
     }
 
@@ -176,13 +171,6 @@ def _fingerprint(model: str) -> str:
 
 def _other(folder: Path) -> UserError:
     return UserError(f"{folder} holds another training, or one that was measured otherwise; give another output_dir")
-
-
-@cache
-def _encoders(which: str) -> dict[str, Any]:
-    from fewbayes.metrics.encoders import load_encoders
-
-    return load_encoders(which)
 
 
 def _rare_token(folder: Path) -> str:
@@ -281,7 +269,7 @@ def _pictured(family: Family, cell: Training, encoders: str, steps: int) -> dict
     how = {"sampler": c.sampler, "guidance": c.guidance_scale, "steps": steps}
     pictures = sample_images(family, prompts, [row.seed for row in rows], **how, resolution=c.resolution)
     references = open_pictures(cell.folder / "reference")
-    return score_pictures(pictures, prompts, references, _encoders(encoders), _rare_token(cell.folder))
+    return score_pictures(pictures, prompts, references, encoders_of(encoders), _rare_token(cell.folder))
 
 
 def _set_mean(trained: Mapping[str, Any], checkpoints: Sequence[Path]) -> None:

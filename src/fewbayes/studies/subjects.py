@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,22 +49,25 @@ class StudySubject:
 
 
 def named_subjects(
-    drawn: Sequence[str], photographed: Sequence[str], folder: Path, resolution: int, *, world: bool
+    drawn: Sequence[str],
+    photographed: Sequence[str],
+    folder: Path,
+    resolution: int,
+    *,
+    world: bool,
+    others: Sequence[StudySubject] = (),
 ) -> list[StudySubject]:
-    """The subjects of --subjects and --photographs, each of which has a folder of its own name."""
-    if not drawn and not photographed:
+    """The subjects of --subjects, --photographs and a data set, each of which has a folder of its own name."""
+    if not drawn and not photographed and not others:
         raise UserError("name at least one of --subjects and --photographs")
-    apart([*drawn, *(_name(given.rpartition(":")[0]) for given in photographed)])
+    names = [*drawn, *(_name(given.rpartition(":")[0]) for given in photographed), *(it.name for it in others)]
+    if len(set(names)) < len(names):
+        raise UserError(f"two subjects have one name among {', '.join(names)}; leave one out, or rename a folder")
     return [
         *(drawn_subject(name, folder, resolution) for name in drawn),
         *(photographed_subject(given, folder, resolution, world=world) for given in photographed),
+        *others,
     ]
-
-
-def apart(names: Iterable[str]) -> None:
-    """UserError where two subjects have one name."""
-    if len(set(listed := list(names))) < len(listed):
-        raise UserError(f"two subjects have one name among {', '.join(listed)}; leave one out, or rename a folder")
 
 
 def drawn_subject(name: str, folder: Path, resolution: int) -> StudySubject:

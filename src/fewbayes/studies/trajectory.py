@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,14 @@ def _score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[
             if (rows := _rows(path, weights))
         ]
     return result
+
+
+@cache
+def encoders_of(which: str) -> dict[str, Any]:
+    """Loaded once a process."""
+    from fewbayes.metrics.encoders import load_encoders
+
+    return load_encoders(which)
 
 
 def identities(encoders: dict[str, Any]) -> dict[str, list[str]]:

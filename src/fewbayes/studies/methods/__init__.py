@@ -31,7 +31,7 @@ from fewbayes.settings.agreement import RARE_TOKEN_MARK
 from fewbayes.settings.config import TrainConfig
 from fewbayes.studies import study
 from fewbayes.studies.executors import in_parallel
-from fewbayes.studies.flags import SubjectFlags, asked
+from fewbayes.studies.flags import ScoredFlags, asked
 from fewbayes.studies.grid import Arm, command, experiment, grid, is_done
 from fewbayes.studies.methods.cells import (
     BASE,
@@ -45,7 +45,7 @@ from fewbayes.studies.methods.cells import (
     score_cell,
 )
 from fewbayes.studies.prompts import IMAGES_PER_PROMPT, PROMPT_SETS
-from fewbayes.studies.subjects import StudySubject, apart, dataset_subjects, drawn_subject, photographed_subject
+from fewbayes.studies.subjects import StudySubject, dataset_subjects, named_subjects
 
 LABELS = {name: entry.title for name, entry in registered().items()}
 QUESTION = (
@@ -165,7 +165,7 @@ def _against(arm: str, names: set[str]) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodsFlags(SubjectFlags):
+class MethodsFlags(ScoredFlags):
     """Methods, plain and Bayesian, on several subjects and seeds, scored by the five metrics of the paper."""
 
     output_dir: Path = Path("runs/methods")
@@ -192,8 +192,6 @@ class MethodsFlags(SubjectFlags):
     """Steps of the sampler."""
     guidance_scale: float = setting(7.5, at_least=0)
     """Classifier-free guidance; 1 is none."""
-    encoders: str | None = setting(None, value="embedded|paper|DIR")
-    """Encoders of the scores. None: embedded for the model tiny, else paper."""
     mode: Mode = "sound"
     """docs/metrics.md says what sound and paper mean."""
     quick: bool = False
@@ -203,8 +201,6 @@ class MethodsFlags(SubjectFlags):
 def run_methods(arguments: Sequence[str]) -> Path:
     """`fewbayes experiment methods`: the study's folder, to be made into tables and a page."""
     flags = asked(MethodsFlags, arguments, "methods", MethodsFlags.__doc__)
-    if not flags.subjects and not flags.photographs and not flags.dataset:
-        raise UserError("name at least one of --subjects, --photographs and --dataset")
     if flags.identities and not flags.dataset:
         raise UserError("--identities says who is in the pictures of --dataset; give the folder of the pictures too")
     if flags.quick:
@@ -212,12 +208,10 @@ def run_methods(arguments: Sequence[str]) -> Path:
         flags = replace(flags, **fewer, num_inference_steps=5)
     card, folder, world = inspect_model(flags.model), flags.output_dir, flags.world
     arms = study_arms(list(dict.fromkeys(flags.methods)), {"max_train_steps": flags.steps} if flags.steps else {})
-    subjects = [drawn_subject(name, folder, card.resolution) for name in flags.subjects]
-    subjects += [photographed_subject(given, folder, card.resolution, world=world) for given in flags.photographs]
+    people, others = {"identities": flags.identities, "people": flags.people}, []
     if flags.dataset:
-        people = {"identities": flags.identities, "people": flags.people}
-        subjects += dataset_subjects(flags.dataset, folder, card.resolution, world=world, **people)
-    apart(subject.name for subject in subjects)
+        others = dataset_subjects(flags.dataset, folder, card.resolution, world=world, **people)
+    subjects = named_subjects(flags.subjects, flags.photographs, folder, card.resolution, world=world, others=others)
     protocol = Protocol(
         images_per_prompt=flags.images_per_prompt,
         most_prompts=flags.prompts,
@@ -233,7 +227,7 @@ def run_methods(arguments: Sequence[str]) -> Path:
         range(flags.seeds),
         model=flags.model,
         protocol=protocol,
-        encoders=flags.encoders or ("embedded" if world else "paper"),
+        encoders=flags.evaluators,
         mode=flags.mode,
         workers=flags.workers,
     )

@@ -21,6 +21,7 @@ from fewbayes.settings.agreement import USUAL_RARE_TOKEN
 from fewbayes.studies.memo import content, digest, recall, remember
 from fewbayes.studies.prompts import IMAGES_PER_PROMPT, class_prompt, drift_prompts, prompts, samples
 from fewbayes.studies.subjects import StudySubject
+from fewbayes.studies.trajectory import encoders_of
 
 BASE = "base"
 Mode = Literal["sound", "paper", "both"]
@@ -170,14 +171,6 @@ def made_from(cell: Cell) -> dict[str, Any]:
         "references": content(cell.subject.photographs),
         "base": content(cell.base) if cell.base else None,
     }
-
-
-@cache
-def encoders_of(which: str) -> dict[str, Any]:
-    """Loaded once a process."""
-    from fewbayes.metrics.encoders import load_encoders
-
-    return load_encoders(which)
 
 
 def _identity(encoder: Any) -> str:

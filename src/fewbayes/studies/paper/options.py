@@ -10,9 +10,9 @@ from typing import Any, Literal
 from fewbayes.fields import setting
 from fewbayes.models import inspect_model
 from fewbayes.settings.agreement import USUAL_RARE_TOKEN
-from fewbayes.studies.flags import SubjectFlags, asked
+from fewbayes.studies.flags import ScoredFlags, asked
 from fewbayes.studies.grid import without_path
-from fewbayes.studies.subjects import StudySubject, apart, drawn_subject, photographed_subject
+from fewbayes.studies.subjects import StudySubject, named_subjects
 from fewbayes.world.pipelines import is_embedded
 
 SEVERAL = ("swirl_fish", "zigzag_backpack", "mosaic_teapot")
@@ -109,7 +109,7 @@ def _usual(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FigureFlags(SubjectFlags):
+class FigureFlags(ScoredFlags):
     """The command of a figure; None is what suits the model."""
 
     output_dir: Path | None = None
@@ -126,8 +126,6 @@ class FigureFlags(SubjectFlags):
     """Rate of the runs."""
     weight_std: float | None = setting(None, above=0, below=1, more=_usual("weight_std"))
     """Standard deviation of Bayesian weights at the start."""
-    encoders: str | None = setting(None, value="embedded|paper|DIR")
-    """Encoders of the scores. None: embedded for the model tiny, else paper."""
     quick: bool = False
     """A few steps of one seed: to see that it works, not what it shows."""
 
@@ -156,15 +154,12 @@ def parse(name: str, title: str, arguments: Sequence[str]) -> Ask:
         seeds=seeds,
         usual=usual,
         quick=flags.quick,
-        encoders=flags.encoders or ("embedded" if flags.world else "paper"),
+        encoders=flags.evaluators,
         workers=flags.workers,
         command=" ".join(["fewbayes experiment", name, *map(without_path, arguments)]),
     )
 
 
 def _subjects(flags: FigureFlags, folder: Path, resolution: int, *, several: bool) -> tuple[StudySubject, ...]:
-    names = flags.subjects or ([] if flags.photographs else SEVERAL if several else SEVERAL[:1])
-    found = [drawn_subject(name, folder, resolution) for name in names]
-    found += [photographed_subject(given, folder, resolution, world=False) for given in flags.photographs]
-    apart(subject.name for subject in found)
-    return tuple(found)
+    names = flags.subjects or (() if flags.photographs else SEVERAL if several else SEVERAL[:1])
+    return tuple(named_subjects(names, flags.photographs, folder, resolution, world=flags.world))
