@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbayes.errors import UserError
-from fewbayes.files.atomic import atomic_write, file_sha256
+from fewbayes.files.atomic import atomic_write, file_sha256, files_in
 from fewbayes.files.decode import read_json
 
 
@@ -55,12 +55,9 @@ def claim(file: Path, made_of: Mapping[str, Any]) -> None:
         )
 
 
-def content(*folders: Path, named: str = "*") -> str:
-    """A digest of the files in some folders, at any depth: it changes with a file's name or any of its bytes.
-
-    named: a pattern for the names of the files that count.
-    """
-    files = sorted((path.relative_to(f).as_posix(), path) for f in folders for path in f.rglob(named) if path.is_file())
+def content(*folders: Path) -> str:
+    """A digest of the files in some folders, at any depth: it changes with a file's name or any of its bytes."""
+    files = sorted((path.relative_to(f).as_posix(), path) for f in folders for path in files_in(f))
     return digest(f"{name} {file_sha256(path)}" for name, path in files)
 
 
