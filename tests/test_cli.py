@@ -58,7 +58,8 @@ def test_the_help_of_a_command_waits_for_nothing_heavy(command):
 
 
 SPLIT = {"experiment": studies, "study": lambda: ("make", "serve", "rate", "read")}
-EVERY = [[name] for name in COMMANDS if name not in ("train", *SPLIT)] + [[s, n] for s in SPLIT for n in SPLIT[s]()]
+ALONE = [name for name in COMMANDS if name not in ("train", "info", "completion", *SPLIT)]
+EVERY = [[name] for name in ALONE] + [[s, n] for s in SPLIT for n in SPLIT[s]()]
 
 
 @pytest.mark.parametrize("command", [["train"], *EVERY], ids=" ".join)
@@ -132,7 +133,7 @@ def test_what_only_the_loaded_model_can_refuse_leaves_the_folder_to_the_correcte
 
 def test_the_resolved_settings_are_said_before_the_first_step(command, caplog):
     assert main(command(bayes=True, max_train_steps=1)) == 0
-    assert "3 images of 32 pixels, 1 steps at rate 0.001" in caplog.text
+    assert "3 images of 32 pixels: 1 step at rate 0.001" in caplog.text
     assert "(where linear), weight_std 0.01" in caplog.text
 
 

@@ -23,6 +23,7 @@ from fewbayes.stage.monitor import (
 from fewbayes.stage.readings import Blank, Losses, Reading
 from fewbayes.stage.samples import SampleStats, describe
 from fewbayes.stage.scores import CLEAN, SOFTNESS, UNCLEAR, VISIBLE
+from fewbayes.stage.words import fitted
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
 from test_sample_stats import noised, scene
 
@@ -200,8 +201,8 @@ def test_the_line_says_step_stage_evidence_and_options():
     watch = monitor(patience=1)
     watch.judge(at(450, SEEN["g"]))
     line = watch.judge(at(650, SEEN["C"])).line
-    assert line.startswith("step 650: corrupted: samples ")
-    assert "(4 of 4 pictures above 1.2x)" in line
+    assert line.startswith("step 650: looks corrupted: noise ")
+    assert "(alarm at 1.2), 4 of 4 pictures over" in line
     assert "step 450" in line
     assert "\n" not in line
 
@@ -271,7 +272,7 @@ def test_mottling_that_drowns_a_clear_picture_is_corruption_beside_rich_training
     assert watch.judge(judge(BASE)).seen == "good"
     judged = watch.judge(judge(mottled))
     assert judged.seen == "corrupted"
-    assert "as restless as" in judged.evidence[0]
+    assert "mottling" in judged.evidence[0]
 
 
 @pytest.mark.parametrize("grey", [0, 128, 255])
@@ -421,3 +422,20 @@ def test_one_set_of_pictures_has_the_score_of_its_judgement():
     mine, base = stats(noisy(20)), stats(BASE)
     judged = Monitor(Look(0, None, base), TRAINING).judge(Look(1, None, mine))
     assert corruption(mine, base, TRAINING) == judged.scores["corruption"]
+
+
+def test_a_first_warning_is_told_from_an_alarm():
+    watch = monitor()
+    watch.judge(at(450, SEEN["g"]))
+    assert "looks corrupted (first warning; the alarm comes after 2 in a row)" in watch.judge(at(500, SEEN["C"])).line
+    assert "looks corrupted: " in watch.judge(at(550, SEEN["C"])).line
+    assert "looks good (the alarm ends after 2 such looks in a row)" in watch.judge(at(600, SEEN["g"])).line
+
+
+def test_a_rate_far_above_the_recommended_one_is_the_first_thing_to_mend():
+    options = ("keep the last good look, step 2", "lower the learning rate", "stop here")
+    told = fitted(options, 1e-3, 1e-4)
+    assert told[0] == "lower the learning rate: 0.001 is 10 times the recommended 0.0001"
+    assert told[1:] == (options[0], options[2])
+    assert fitted(options, 9e-4, 1e-4) == options
+    assert fitted(options[:1], 1.0, 1e-4) == options[:1]

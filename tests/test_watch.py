@@ -264,7 +264,9 @@ def test_a_run_stops_at_the_stage_that_was_named_and_says_what_is_kept(settings,
     assert ended.steps == 4
     manifest = read_manifest(ended.folder)
     assert (manifest.status, manifest.stopped, manifest.steps) == ("done", "corrupted", 4)
-    assert "stopped at step 4 of 6: corrupted; best/ holds step 2" in caplog.text
+    assert (
+        "Stopped at step 4 of 6: corrupted. Step 2 is kept in best/. To go on anyway: --stop_when never" in caplog.text
+    )
     assert (ended.folder / "checkpoint-4").is_dir()
     assert (ended.folder / "model_index.json").is_file()
     assert not rows(ended.folder, "loss")[4:]
@@ -298,15 +300,16 @@ def test_killed_between_the_stop_and_the_result_it_only_exports(settings, family
     assert (folder / "model_index.json").is_file()
 
 
-def test_a_stage_and_a_cause_of_damage_are_said_once_when_they_come(settings, family, stages_are, caplog):
+def test_looks_at_pictures_are_said_and_a_cause_of_damage_once_when_it_comes(settings, family, stages_are, caplog):
     stages_are(SPOILS)
     with caplog.at_level(logging.INFO, "fewbayes"):
         train(settings("run", **WATCHED), family=family, progress=False)
     said = [record for record in caplog.records if record.getMessage().startswith("step ")]
-    assert [record.getMessage().split(":")[0] for record in said] == ["step 1", "step 2", "step 3", "step 4"]
-    assert "step 3: good (lost)" in said[2].getMessage()
-    assert [record.levelname for record in said] == ["INFO", "INFO", "INFO", "WARNING"]
-    assert "the last look, at step 6, says corrupted; best/ holds step 2" in caplog.text
+    assert [record.getMessage().split(":")[0] for record in said] == [f"step {n}" for n in (1, 2, 3, 4, 6)]
+    assert "step 3: looks good: what the model had learned at step 2 is gone" in said[2].getMessage()
+    assert [record.levelname for record in said] == ["INFO", "INFO", "INFO", "WARNING", "WARNING"]
+    assert said[3].getMessage().endswith("Step 2 is kept in best/")
+    assert "The last step, 6: looks corrupted. Step 2 is kept in best/" in caplog.text
 
 
 # resuming
@@ -344,7 +347,7 @@ def test_best_is_what_the_true_monitor_last_saw_as_good_and_stays_so_when_nothin
         train(settings("run", **blind, max_train_steps=6), family=family, progress=False)
     assert json.loads((folder / "best/best.json").read_text()) == told
     assert all(torch.equal(value, kept[name]) for name, value in tensors(folder / "best").items())
-    assert f"best/ holds step {told['step']}" in caplog.text
+    assert f"Step {told['step']} is kept in best/" in caplog.text
     assert read_manifest(folder).steps == 6
 
 
@@ -369,8 +372,8 @@ def killed_after_a_good_look(settings, family, stages_are):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"guidance_scale": 3.0}, "says corrupted; no samples were good"),
-        ({"max_train_steps": 3}, "says good; samples were last good at step 2, whose weights best/ does not hold"),
+        ({"guidance_scale": 3.0}, "looks corrupted. No samples were good"),
+        ({"max_train_steps": 3}, "looks good. Samples were last good at step 2, which best/ does not hold"),
     ],
     ids=["other samples", "fewer steps"],
 )
@@ -417,8 +420,8 @@ def test_other_weights_are_not_compared_with_those_before(settings, family, stag
     assert not watch_of(family, weights="ema").resume(begun.to_dict())
     with caplog.at_level(logging.INFO, "fewbayes"):
         train(settings("run", **arm, export_weights="ema"), family=family, progress=False)
-    assert "begins anew at step 2 and knows nothing of before; best/ holds step 2" in caplog.text
-    assert "has not looked since it began; best/ holds step 2" in caplog.text
+    assert "begins anew at step 2 and knows nothing of before. Step 2 is kept in best/" in caplog.text
+    assert "has not looked since it began. Step 2 is kept in best/" in caplog.text
     assert json.loads((folder / "best/best.json").read_text())["weights"] == "raw"
 
 
@@ -442,6 +445,6 @@ def test_a_run_that_turns_to_being_watched_compares_with_the_model_it_began_from
     whole = train(settings("whole", **arm, monitor_steps=2), family=family, progress=False).folder
     train(settings("late", **arm, max_train_steps=2), family=family, progress=False)
     late = train(settings("late", **arm, monitor_steps=2), family=family, progress=False).folder
-    assert "the stage monitor begins anew at step 2" in caplog.text
+    assert "the monitor begins anew at step 2" in caplog.text
     assert rows(late, "loss_training_ratio") == rows(whole, "loss_training_ratio")[1:]
     assert judgements(late)[-1].scores == judgements(whole)[-1].scores

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import Literal, TypeVar
 
 from fewbayes.errors import UserError
 from fewbayes.fields import did_you_mean, setting
+from fewbayes.progress import Messages, doing
 
 T = TypeVar("T")
 
@@ -44,6 +46,8 @@ Few-shot fine-tuning of diffusion models with Bayesian weights.
              fewbayes study make RUN RUN --output_dir STUDY
   demo     plain against Bayesian one-shot fine-tuning on this machine, ending in a page
   experiment  the grids behind the tables of docs/, one command each
+  info     versions, devices, memory and caches of this machine
+  completion  what a shell completes: eval "$(fewbayes completion bash)"
 
 `fewbayes COMMAND --help` says more. With FEWBAYES_TRACEBACK=1 in the environment errors come with their traceback.
 """
@@ -52,8 +56,8 @@ Few-shot fine-tuning of diffusion models with Bayesian weights.
 def _train(arguments: list[str]) -> int:
     from fewbayes.settings.config import parse_train_args
 
-    shown = "--show_config" in arguments
-    config = parse_train_args([each for each in arguments if each != "--show_config"])
+    shown, dry = "--show_config" in arguments, "--dry_run" in arguments
+    config = parse_train_args([each for each in arguments if each not in ("--show_config", "--dry_run")])
     if shown:
         from fewbayes.data.images import check_folder
         from fewbayes.models import inspect_model
@@ -62,15 +66,28 @@ def _train(arguments: list[str]) -> int:
         images = len(check_folder(config.instance_data_dir).images)
         print(resolved(config, inspect_model(config.model), images).to_yaml(), end="")
         return 0
-    from fewbayes.training.train import train
+    from fewbayes.data.images import check_folder
+    from fewbayes.models import inspect_model
 
-    result = train(config)
+    inspect_model(config.model)
+    report = check_folder(config.instance_data_dir)
+    with doing("Starting torch"):  # all refusals that need none of it come before
+        from fewbayes.training.train import train
+    if dry:
+        from fewbayes.training.dry_run import dry_run
+
+        print("\n".join(dry_run(config, report)))
+        return 0
+    result = train(config, report=report)
     if "RANK" in os.environ:  # one of several processes
         from accelerate import PartialState
 
         PartialState().destroy_process_group()
     if os.environ.get("RANK", "0") == "0":
-        print(f"done: {result.steps} steps, {result.seconds:.0f} s; the result is in {result.folder}")
+        print(f"done: {result.steps} steps in {result.seconds:.0f} s. The result is in {result.folder}")
+        print(f"As a page: fewbayes report {result.folder}")
+        prompt = shlex.join(["--prompt", config.instance_prompt])
+        print(f"Pictures:  fewbayes sample {result.folder} {prompt} --output_dir pictures")
     return 0
 
 
@@ -119,7 +136,9 @@ class Sample:
 def _sample(arguments: list[str]) -> int:
     asked = _ask(Sample, "sample", arguments)
     from fewbayes.page import write_report
-    from fewbayes.sample import read_prompts, write_samples
+
+    with doing("Starting torch"):
+        from fewbayes.sample import read_prompts, write_samples
 
     folder = write_samples(
         asked.source,
@@ -238,6 +257,26 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+def _info(arguments: list[str]) -> int:
+    if arguments:
+        print("usage: fewbayes info\n\nVersions, devices, memory and caches of this machine.")
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    from fewbayes.training.machine import info
+
+    print("\n".join(info()))
+    return 0
+
+
+def _completion(arguments: list[str]) -> int:
+    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
+        print('usage: fewbayes completion bash|zsh\n\nIn bash: eval "$(fewbayes completion bash)", in ~/.bashrc too.')
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    from fewbayes.settings.completion import completion
+
+    print(completion(arguments[0], {name: run for name, run in COMMANDS.items() if run is not _completion}), end="")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "sample": _sample,
@@ -249,6 +288,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "study": _study,
     "demo": _demo,
     "experiment": _experiment,
+    "info": _info,
+    "completion": _completion,
 }
 
 
@@ -267,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         near = did_you_mean(arguments[0], COMMANDS)
         return _refuse(f"{arguments[0]!r} is not a command{near or '; there are ' + ', '.join(COMMANDS)}", 2)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[Messages()])
     logging.getLogger("fewbayes").setLevel(logging.INFO)
     try:
         return command(arguments[1:])

@@ -1,29 +1,65 @@
-"""How far a run is: a bar on a terminal, a line now and then elsewhere. Knows nothing of what is being counted."""
+"""What a command is doing and how far it is: a bar or a spinner on a terminal, a line now and then elsewhere.
+
+Messages of the logger go above a bar that is shown (`Messages`). Knows nothing of what is being counted.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Advance = Callable[[int, float | None], None]  # (steps done, loss)
 
+log = logging.getLogger("fewbayes")
+FIRST, LAST = 2.0, 30.0
+"""Seconds to the first line of a count and between later ones, doubled from line to line: a log is not flooded."""
+
+
+class Messages(logging.StreamHandler):
+    """Finds sys.stderr when a message comes: while a bar is shown, what stands there writes above it."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: Any) -> None:
+        pass
+
 
 @contextmanager
-def progress(total: int, start: int, show: bool) -> Iterator[Advance]:
-    """A function to be told of every step; it says nothing at all unless `show`."""
+def doing(what: str) -> Iterator[None]:
+    """Says what is under way, with a spinner on a terminal; nothing where nobody listens to the logger."""
+    if not log.isEnabledFor(logging.INFO):
+        yield
+    elif sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status(f"{what} ..."):
+            yield
+    else:
+        log.info("%s ...", what)
+        yield
+
+
+@contextmanager
+def progress(total: int, start: int, show: bool, what: str = "step") -> Iterator[Advance]:
+    """A function to be told of every step; it says nothing at all unless `show`. what: the one that is counted."""
     if not show:
         yield lambda done, loss: None
     elif sys.stderr.isatty():
-        with _bar(total, start) as advance:
+        with _bar(total, start, what) as advance:
             yield advance
     else:
-        yield _lines(total, start)
+        yield _lines(total, start, what)
 
 
 @contextmanager
-def _bar(total: int, start: int) -> Iterator[Advance]:
+def _bar(total: int, start: int, what: str) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -34,27 +70,35 @@ def _bar(total: int, start: int) -> Iterator[Advance]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, *times, console=Console(stderr=True), refresh_per_second=4) as shown:
-        task = shown.add_task("", total=total, completed=start, loss="-")
+        task = shown.add_task("", total=total, completed=start, loss="")
 
         def advance(done: int, loss: float | None) -> None:
-            shown.update(task, completed=done, loss="-" if loss is None else f"{loss:.4f}")
+            shown.update(task, completed=done, loss="" if loss is None else f"loss {loss:.4f}")
 
         yield advance
 
 
-def _lines(total: int, start: int, every: float = 30.0) -> Advance:
+def _lines(total: int, start: int, what: str) -> Advance:
     began = said = time.monotonic()
+    gap = FIRST
 
     def advance(done: int, loss: float | None) -> None:
-        nonlocal said
+        nonlocal said, gap
         now = time.monotonic()
-        if now - said >= every or done == total:
-            said = now
-            left = (now - began) / (done - start) * (total - done)
+        if now - said >= gap or done == total:
+            said, gap = now, min(LAST, 2 * gap)
             shown = "" if loss is None else f", loss {loss:.4f}"
-            print(f"step {done} of {total}{shown}, {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
+            left = f", {lasting((now - began) / (done - start) * (total - done))} left" if done < total else ""
+            print(f"{what} {done} of {total}{shown}{left}", file=sys.stderr, flush=True)
 
     return advance
+
+
+def lasting(seconds: float) -> str:
+    """A length of time in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

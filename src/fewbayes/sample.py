@@ -22,6 +22,7 @@ from fewbayes.fields import did_you_mean
 from fewbayes.files.atomic import atomic_folder, new_folder
 from fewbayes.models.adapters import lora_layers, scaled
 from fewbayes.models.sampling import sample_images
+from fewbayes.progress import progress
 from fewbayes.runs.layout import BEST, LISTING
 from fewbayes.runs.opening import card_of, find, open_model
 
@@ -74,14 +75,22 @@ def write_samples(
     count = len(sources) * (len(strengths) or 1) * len(guidances) * len(prompts) * num_images
     log.info("%d pictures of %d steps each", count, steps)
     made_of = ({"base": base} if base else {}) | ({} if lora_alpha is None else {"lora_alpha": lora_alpha})
-    with atomic_folder(output, new=True) as folder:
+    listening = log.isEnabledFor(logging.INFO)
+    with atomic_folder(output, new=True) as folder, progress(count, 0, listening, "picture") as advance:
         rows: list[dict[str, Any]] = []
         for each in sources:
+            log.info("Loading %s ...", each)
             family, rare_token = open_model(each, weights, base=base, lora_alpha=lora_alpha)
             family.to("cuda" if torch.cuda.is_available() else "cpu")
             words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts]
             usual = sampler or card_of(each, base).usual_sampler
-            for row, picture in _drawn(family, words, guidances, strengths, {**settings, "sampler": usual}):
+
+            def said(drawn: int, before: list[Any] = rows) -> None:
+                advance(len(before) + drawn, None)
+
+            for row, picture in _drawn(
+                family, words, guidances, strengths, {**settings, "sampler": usual, "said": said}
+            ):
                 file = numbered(len(rows), count)
                 picture.save(folder / file)
                 rows.append({"file": file, "source": each, **made_of, **row})
@@ -102,7 +111,7 @@ def _drawn(
             with scaled(layers, 1.0 if strength is None else strength):
                 pictures = sample_images(
                     family, words, seeds, **told, guidance=guidance, resolution=how["resolution"],
-                    batch_size=how["batch_size"],
+                    batch_size=how["batch_size"], said=how["said"],
                 )  # fmt: skip
             more = {} if strength is None else {"strength": strength}
             for prompt, seed, picture in zip(words, seeds, pictures, strict=True):

@@ -16,6 +16,7 @@ from fewbayes.export.record import Dtype, Format, read_record
 from fewbayes.fields import setting
 from fewbayes.files.atomic import new_folder
 from fewbayes.models.registry import family_of
+from fewbayes.progress import doing
 from fewbayes.settings.flags import parse_command
 
 if TYPE_CHECKING:
@@ -124,14 +125,15 @@ class Export:
 def run_export(arguments: list[str]) -> int:
     """The command `fewbayes export`; the exit code."""
     asked = parse_command(Export, arguments, "export")
-    folder = write_export(
-        asked.run, asked.format, asked.output_dir, rank=asked.rank, weights=asked.weights, dtype=asked.dtype
-    )
+    with doing(f"Loading {asked.run} and writing it as {asked.format}"):
+        folder = write_export(
+            asked.run, asked.format, asked.output_dir, rank=asked.rank, weights=asked.weights, dtype=asked.dtype
+        )
     record = read_record(folder)
     if record.residual and record.rank:
         from fewbayes.export.svd import residual_table
 
         print(residual_table(record.residual, record.rank))
     print("".join(f"{note}\n" for note in record.notes), end="")
-    print(f"done: {folder}\nto see that it loads and gives the same pictures: fewbayes verify {folder}")
+    print(f"done: {folder}\nTo see that it loads and gives the same pictures: fewbayes verify {folder}")
     return 0

@@ -27,6 +27,7 @@ from fewbayes.files.decode import read_json
 from fewbayes.models.family import tokenizer_of
 from fewbayes.models.folders import left_out
 from fewbayes.models.registry import family_named
+from fewbayes.progress import doing
 from fewbayes.settings.flags import parse_command
 
 if TYPE_CHECKING:
@@ -74,11 +75,14 @@ def verify(
     how = {"steps": steps, "guidance": 7.5, "resolution": record.resolution}
     seeds = list(range(num_images))
     (export / "verify.json").unlink(missing_ok=True)  # what it says is of files that may have changed since
-    theirs = sample_foreign(export, record, base.folder, asked, seeds, how)
-    trained = load_trained(found, None if found.kind == "best" else record.weights)
-    ours = _sample(trained.family, [_worded(asked, trained.rare_token)] * num_images, seeds, how)
+    with doing(f"Drawing {num_images} pictures of the export as the other program does"):
+        theirs = sample_foreign(export, record, base.folder, asked, seeds, how)
+    with doing("Drawing the same of the run"):
+        trained = load_trained(found, None if found.kind == "best" else record.weights)
+        ours = _sample(trained.family, [_worded(asked, trained.rare_token)] * num_images, seeds, how)
     del trained
-    before = _sample(load_family(base), [_worded(asked, record.rare_token)] * num_images, seeds, how)
+    with doing("Drawing the same of the base model"):
+        before = _sample(load_family(base), [_worded(asked, record.rare_token)] * num_images, seeds, how)
     result = compare(theirs, ours, before, record)
     written = {**asdict(result), "prompt": asked, "seeds": seeds, **how, "versions": _versions()}
     atomic_write(export / "verify.json", json.dumps(written, indent=2) + "\n")
@@ -250,7 +254,7 @@ def run_verify(arguments: list[str]) -> int:
         num_images=asked.num_images,
         steps=asked.num_inference_steps,
     )
-    print(f"export against run: max {result.max}, mean {result.mean:.3f} levels of 255")
-    print(f"base model against run: mean {result.base_mean:.3f}")
+    print(f"export against run: {result.mean:.3f} grey levels of 255 apart on average, {result.max} at most")
+    print(f"base model against run: {result.base_mean:.3f} on average, so training shows")
     print(f"{result.verdict}")
     return 0 if result.agrees else 1

@@ -27,6 +27,7 @@ from fewbayes.metrics.listing import read_prompts
 from fewbayes.metrics.rows import about, macro_rows, paper_rows, picture_rows, sound_rows
 from fewbayes.metrics.sources import Source, find_source
 from fewbayes.metrics.weights import fetch_weights, list_weights
+from fewbayes.progress import doing
 from fewbayes.runs.layout import CONFIG
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.flags import parse_command
@@ -95,7 +96,8 @@ def evaluate_folder(
     base = read_samples(Path(base_dir), **words) if base_dir else NO_PICTURES
     folder = Path(reference_dir) if reference_dir else place.reference
     references = read_references(folder, pictures.subjects) if folder else {}
-    loaded, which = _encoders(encoders, place, offline)
+    with doing("Loading the networks that score pictures"):
+        loaded, which = _encoders(encoders, place, offline)
     store = FeatureStore(loaded, cache=Path(cache) if cache else None, batch_size=batch_size)
     store.compute([sample for part in (pictures, base, *references.values()) for sample in part.samples])
     rows, images = _score(Material(pictures, base, references, store), loaded, mode, token, {"arm": arm, "seed": seed})
@@ -280,7 +282,7 @@ def run_evaluate(arguments: list[str]) -> int:
     del settings["fetch_weights"], settings["list_weights"]
     result = evaluate_folder(**settings)
     print("\n".join(summary(result)))
-    print(f"done: {asked.output_dir}")
+    print(f"done: {asked.output_dir}\nAs a page: fewbayes report {asked.output_dir}")
     return 0
 
 

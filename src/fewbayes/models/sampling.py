@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -24,12 +24,14 @@ def sample_images(
     negative_prompt: str = "",
     resolution: int | None = None,
     batch_size: int = 16,
+    said: Callable[[int], object] = lambda done: None,
 ) -> list[Image.Image]:
     """One picture per prompt and seed, in order.
 
     seeds: one per prompt, as in `torch.Generator().manual_seed(seed)`, so plain diffusers draws the same picture from
     the same seed. A picture is the same alone and in any batch, to float rounding.
     sampler: None for the usual one of the model's family; resolution: side in pixels, None for the model's own.
+    said: told after each batch how many are drawn.
     guidance: 1 or less is none; guidance_interval: LOW:HIGH, the noise-to-signal ratios that are guided, None for all
     (`diffusion.guidance`). The text encoder, if it needs gradients, gets none from here.
     """
@@ -55,4 +57,5 @@ def sample_images(
                 **({} if interval == EVERYWHERE else {"interval": interval}),
             )
             pictures += [Image.fromarray(picture) for picture in family.decode_latents(latents)]
+            said(len(pictures))
     return pictures

@@ -451,6 +451,7 @@ def train_help() -> str:
         "usage: fewbayes train [config.yaml] [--key value ...]\n\n"
         "Fine-tunes a model on a folder of images. Settings come from the YAML file, those given here go before it. "
         "The same command on the same --output_dir continues a run. Flags of the diffusers DreamBooth scripts work. "
-        "With --show_config it prints every setting as it would train, and trains nothing."
+        "With --show_config it prints every setting as it would train, and trains nothing; with --dry_run also what "
+        "memory, disk and time that would take on this machine."
     )
     return help_text(train_settings().values(), opening)

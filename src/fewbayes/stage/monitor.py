@@ -73,10 +73,9 @@ class Judgement:
     @property
     def line(self) -> str:
         """One line for the console, with the first two pieces of evidence."""
-        stage = self.stage if self.seen == self.stage else f"{self.stage}, this look alone: {self.seen}"
-        cause = f" ({self.cause})" if self.cause else ""
-        options = f"; options: {' / '.join(self.options)}" if self.options else ""
-        return f"step {self.step}: {stage}{cause}: {'; '.join(self.evidence[:2])}{options}"
+        looks = words.how_it_looks(self.stage, self.seen, IN_A_ROW)
+        options = f". You can: {'; '.join(self.options)}" if self.options else ""
+        return f"step {self.step}: {looks}: {'; '.join(self.evidence[:2])}{options}"
 
 
 @dataclass(frozen=True)

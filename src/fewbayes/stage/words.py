@@ -1,4 +1,4 @@
-"""What the monitor says of a look: the evidence, and the options that are left.
+"""What the monitor says of a look: how it looks, the evidence, and the options that are left.
 
 Knows scores and stages; decides nothing.
 """
@@ -13,6 +13,37 @@ from fewbayes.stage.definition import CORRUPTED
 from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats
 from fewbayes.stage.scores import COPY, NOISIER, RESTLESS, UNCLEAR, Standards
+
+LOOKS = {
+    "underfit": "not learned yet",
+    "good": "looks good",
+    "unclear": "look yourself",
+    "corrupted": "looks corrupted",
+    "memorised": "copies the training images",
+}
+LOWER, BELOW = "lower the learning rate", 10
+"""The advice that names rates, and from how many times the recommended rate on it comes first."""
+
+
+def how_it_looks(stage: str, seen: str, patience: int) -> str:
+    """Of a look that saw one thing while the run is held to be at a stage."""
+    alarms = ("corrupted", "memorised")
+    if seen in alarms and stage not in alarms:
+        return f"{LOOKS[seen]} (first warning; the alarm comes after {patience} in a row)"
+    if stage in alarms and seen not in alarms:
+        return f"{LOOKS[seen]} (the alarm ends after {patience} such looks in a row)"
+    return LOOKS[seen]
+
+
+def fitted(options: tuple[str, ...], rate: float, recommended: float) -> tuple[str, ...]:
+    """The options for a run at this rate: it is named, and comes first where it is far above the recommended one."""
+    if LOWER not in options:
+        return options
+    times = rate / recommended
+    if times < BELOW:
+        return options
+    named = f"{LOWER}: {rate:g} is {times:.0f} times the recommended {recommended:g}"
+    return (named, *(option for option in options if option != LOWER))
 
 
 def learned(cause: str | None, best: int | None) -> list[str]:
@@ -31,7 +62,7 @@ def pictured(
     told = [*_noise(standards, pictures), _likeness(standards, pictures), _saturation(standards, pictures)]
     if seen == "unclear":
         beyond = f"strangeness {scores['strangeness']:.2f}, unclear from {UNCLEAR:g}"
-        told.insert(0, f"look yourself: pictures like neither the base model's nor the training images ({beyond})")
+        told.insert(0, f"pictures like neither the base model's nor the training images ({beyond})")
     if "diversity" in scores:
         told.append(f"diversity {scores['diversity']:.2f} of the base model's")
     if averaged and seen == "corrupted":
@@ -41,23 +72,13 @@ def pictured(
 
 
 def _noise(standards: Standards, pictures: SampleStats) -> list[str]:
-    phrases = [
-        (
-            standards.excess(pictures),
-            NOISIER,
-            "samples {:.2f}x as noisy as the base model's and the training images explain",
-        ),
-        (
-            standards.unrest(pictures),
-            RESTLESS,
-            "colours {:.2f}x as restless as the base model's and the training images explain",
-        ),
-    ]
-    known = sorted(phrases, key=lambda part: math.log(part[1]) - median(part[0]))
+    """Times what the base model's pictures and the training images explain, the typical picture."""
+    kinds = [(standards.excess(pictures), NOISIER, "noise"), (standards.unrest(pictures), RESTLESS, "mottling")]
+    known = sorted(kinds, key=lambda part: math.log(part[1]) - median(part[0]))
     return [
-        f"{phrase.format(math.exp(median(logs)))} "
-        f"({sum(log > math.log(limit) for log in logs)} of {len(logs)} pictures above {limit}x)"
-        for logs, limit, phrase in known
+        f"{kind} {math.exp(median(logs)):.2f} (alarm at {limit:g}), "
+        f"{sum(log > math.log(limit) for log in logs)} of {len(logs)} pictures over"
+        for logs, limit, kind in known
     ]
 
 
@@ -97,21 +118,20 @@ def options(stages: set[str], cause: str | None, best: int | None) -> tuple[str,
     """What can be done. stages: that of the run and that of the last pictures, none before any were drawn."""
     keep = f"keep the last good look, step {best}" if best is not None else "no look was good yet: look more often"
     if cause == "jitter":
-        return ("use the averaged weights (--use_ema --export_weights ema)", "lower the learning rate", keep)
+        return ("use the averaged weights (--use_ema --export_weights ema)", LOWER, keep)
     if cause == "diverged":
-        return (keep, "lower the learning rate")
+        return (keep, LOWER)
     if cause == "lost" and not stages & {"corrupted", "memorised"}:
-        return (keep, "lower the learning rate", "stop here")
+        return (keep, LOWER, "stop here")
     if "corrupted" in stages:
         return (
             keep,
-            "lower the learning rate",
+            LOWER,
             "average the weights (--use_ema --export_weights ema)",
-            "train with --bayes and a wide --weight_std (0.3 for a LoRA), or --l2_init_weight 40",
-            "go on well beyond this step and expect copies",
+            "where the training images are noisy: --bayes --weight_std 0.3 (for a LoRA), or --l2_init_weight 40",
         )
     if "memorised" in stages:
-        return (keep, "stop here", "lower the learning rate", "add training images")
+        return (keep, "stop here", LOWER, "add training images")
     if "unclear" in stages:
-        return ("look at the pictures yourself", keep, "lower the learning rate")
+        return ("look at the pictures yourself", keep, LOWER)
     return ("train longer", "raise the learning rate") if stages == {"underfit"} else ()

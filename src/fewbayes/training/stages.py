@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from fewbayes.models import Family
 from fewbayes.runs.folder import RunFolder
 from fewbayes.settings.config import TrainConfig
 from fewbayes.stage.watch import StageWatch
+from fewbayes.stage.words import LOOKS, fitted
 from fewbayes.training.batches import Pictures
 from fewbayes.training.ema import WeightAverage
 from fewbayes.training.validation import sampled_as
@@ -40,7 +41,8 @@ DAMAGE = ("diverged", "lost")
 class RunStages:
     """The watch of one run, on its main process; it looks at the weights that are exported.
 
-    sources: the training images, and the class images if there are any.
+    sources: the training images, and the class images if there are any. recommended: the learning rate that a run has
+    by itself, None for that of the config.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class RunStages:
         family: Family,
         sources: Sequence[Pictures],
         average: WeightAverage | None,
+        recommended: float | None = None,
     ):
         self._config, self._run, self._family = config, run, family
+        self._recommended = recommended
         self._average = average if config.export_weights == "ema" else None
         self._all_averages = average
         self._cause: str | None = None
@@ -81,20 +85,23 @@ class RunStages:
     def begin(self, step: int, pictures: Sequence[np.ndarray] | None) -> None:
         """With the untouched model and its samples, at whatever step the run begins to be watched."""
         if not self._config.validation_steps:
-            log.warning("the stage monitor sees noise and copies in samples alone: give validation_steps for these")
+            log.warning("the monitor judges pictures, and none are drawn: add --validation_steps")
         base = self._watch.begin(pictures)
         if step:
-            kept = f"; {self._kept()}" if self._run.best() else ""
-            log.warning("the stage monitor begins anew at step %d and knows nothing of before%s", step, kept)
+            kept = f". {self._kept()}" if self._run.best() else ""
+            log.warning("the monitor begins anew at step %d and knows nothing of before%s", step, kept)
             return
         self._log(0, base.numbers())
 
     def look(self, step: int, pictures: Mapping[str, Sequence[np.ndarray]], method: Method) -> bool:
         """Whether to stop; pictures: the samples of this step, "raw" and "ema"."""
         before, exported = (self._watch.stage, self._cause), self._config.export_weights
+        rate = self._config.learning_rate or 0.0
         averaged = pictures.get("ema") if exported == "raw" else None
         with self._average.swapped() if self._average else nullcontext():
             judgement, reading = self._watch.look(step, pictures.get(exported), averaged)
+            options = fitted(judgement.options, rate, self._recommended or rate)
+            judgement = replace(judgement, options=options)
             scores = {f"stage_{name}": value for name, value in judgement.scores.items()}
             numbers = scores | reading.numbers(self._watch.base)
             if self._watch.best == step:
@@ -104,9 +111,11 @@ class RunStages:
         self._log(step, numbers)
         self._run.log_stage(asdict(judgement))  # last: a row tells of a best/ that is there
         self._cause = judgement.cause
-        if judgement.stage != before[0] or (judgement.cause in DAMAGE and judgement.cause != before[1]):
-            level = logging.INFO if judgement.stage in ("underfit", "good") else logging.WARNING
-            log.log(level, "%s", judgement.line)
+        changed = judgement.stage != before[0] or (judgement.cause in DAMAGE and judgement.cause != before[1])
+        if pictures or changed:
+            level = logging.INFO if judgement.seen in ("underfit", "good") else logging.WARNING
+            kept = f". {self._kept()}" if self._watch.best is not None else ""
+            log.log(level, "%s%s", judgement.line, kept)
         return self.stop
 
     def _jitter(self, exported: float) -> float:
@@ -131,7 +140,7 @@ class RunStages:
             return
         row = next((row for row in self._run.stages() if row["step"] == step), None)
         if row is None or self._watch.best != step:
-            log.warning("%s; best/ is written again at the next good samples", self._kept())
+            log.warning("%s. best/ is written again at the next good samples", self._kept())
             return
         with self._average.swapped() if self._average else nullcontext():
             self._write_best(row, method)
@@ -139,19 +148,20 @@ class RunStages:
     def say_end(self, step: int) -> None:
         stage, told = self._watch.stage, self._run.best()
         if self.stop:
-            log.warning("stopped at step %d of %s: %s; %s", step, self._config.max_train_steps, stage, self._kept())
+            said = "Stopped at step %d of %s: %s. %s. To go on anyway: --stop_when never"
+            log.warning(said, step, self._config.max_train_steps, stage, self._kept())
         elif stage is None:
-            log.info("the stage monitor has not looked since it began; %s", self._kept())
+            log.info("The monitor has not looked since it began. %s", self._kept())
         elif told is None or told.step != step:
-            log.info("the last look, at step %d, says %s; %s", step, stage, self._kept())
+            log.info("The last step, %d: %s. %s", step, LOOKS[stage], self._kept())
 
     def _kept(self) -> str:
         """What best/ holds, by its own word."""
         if told := self._run.best():
-            return f"best/ holds step {told.step}"
+            return f"Step {told.step} is kept in best/"
         if self._watch.best is None:
-            return "no samples were good"
-        return f"samples were last good at step {self._watch.best}, whose weights best/ does not hold any more"
+            return "No samples were good, so nothing is kept in best/"
+        return f"Samples were last good at step {self._watch.best}, which best/ does not hold any more"
 
     def _write_best(self, judgement: Mapping[str, Any], method: Method) -> None:
         """The weights that are in the family now; judgement: as in stages.jsonl."""

@@ -8,6 +8,7 @@ weights of an uninterrupted run. Knows nothing of diffusers, of single methods, 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Mapping
@@ -20,13 +21,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from fewbayes.data.images import check_folder, load_images
+from fewbayes.data.images import DataReport, check_folder, load_images
 from fewbayes.diffusion.objective import diffusion_loss, preserved_loss
 from fewbayes.methods import make_method, registered
 from fewbayes.models import Family, inspect_model, load_family
 from fewbayes.models.registry import family_named
 from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.posterior.where import select
+from fewbayes.progress import doing
 from fewbayes.progress import progress as shown_progress
 from fewbayes.runs.folder import RunFolder
 from fewbayes.settings.config import TrainConfig, resolved
@@ -77,11 +79,14 @@ class RunResult:
     seconds: float
 
 
-def train(config: TrainConfig, *, family: Family | None = None, progress: bool = True) -> RunResult:
+def train(
+    config: TrainConfig, *, family: Family | None = None, progress: bool = True, report: DataReport | None = None
+) -> RunResult:
     """Fine-tune as `config` says; the same config on the same output_dir continues what was interrupted.
 
     family: an already loaded model, to save loading in a series of runs; its weights are as before when this returns,
-    bit for bit, whatever happens. progress: a bar on a terminal, a line now and then elsewhere.
+    bit for bit, whatever happens. progress: a bar on a terminal, a line now and then elsewhere. report: of
+    instance_data_dir, where the caller has checked it already.
     Raises UserError for what the user can mend, NonFiniteError when the numbers run away.
     """
     began = time.monotonic()
@@ -92,9 +97,10 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     if config.bayes:
         check_same_gpus(accelerator)
     card = inspect_model(config.model) if family is None else family.card
-    report = check_folder(config.instance_data_dir)
+    report = report or check_folder(config.instance_data_dir)
     for note in report.notes if accelerator.is_main_process else ():
         log.warning("%s: %s", report.folder, note)
+    advised = resolved(dataclasses.replace(config, learning_rate=None, l2_init_weight=0.0), card, len(report.images))
     config = resolved(config, card, len(report.images))
     assert config.resolution is not None
     assert config.learning_rate is not None
@@ -129,7 +135,8 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(run.on_disk))
         # The model, what of it is trained, and what of that is random.
-        given, family = family, family or load_family(card)
+        with doing(f"Loading {card.model}") if family is None else nullcontext():
+            given, family = family, family or load_family(card)
         check_rare_token(family, config.rare_token)
         check_loss(family, config)
         family.to(accelerator.device)
@@ -141,7 +148,8 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             select(*method.random(family))  # refuses what selects nothing before minutes of work
 
         # Class images are drawn by the model as it came, so before a checkpoint is loaded into it.
-        instance = pictures_of(config, family, images, INSTANCE)
+        with doing(f"Encoding {len(images)} images"):
+            instance = pictures_of(config, family, images, INSTANCE)
         sources = [instance]
         if config.with_prior_preservation:
             class_images = generated_class_images(config, family, drawn, accelerator) if drawn else given_class_images
@@ -169,7 +177,9 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
         # The last looks at the untouched model.
         first = start == 0 and config.validation_steps
         seen = validate(0, config, run, family, average, instance, accelerator) if first else {}
-        stages = RunStages(config, run, family, sources, average) if config.monitor_steps else None
+        stages = (
+            RunStages(config, run, family, sources, average, advised.learning_rate) if config.monitor_steps else None
+        )
         if stages and not (checkpoint and stages.resume(checkpoint.state)):
             late = start and config.validation_steps  # a run that turns to being watched
             untouched = draw(config, family, accelerator) if late else seen.get("raw")
@@ -259,7 +269,8 @@ def train(config: TrainConfig, *, family: Family | None = None, progress: bool =
             if posterior:
                 layers = [{**layer, "weights": "raw"} for layer in posterior.diagnostics()]
                 run.write_json("posterior.json", layers)
-            with average.swapped() if average and config.export_weights == "ema" else nullcontext(), mode.resting():
+            swapped = average.swapped() if average and config.export_weights == "ema" else nullcontext()
+            with doing("Saving the result"), swapped, mode.resting():
                 run.write_pipeline(lambda folder: method.export(family, folder), result)
             stop = config.stop_when if stopped else None
             run.finish("done", steps=done, exported=config.export_weights, stopped=stop)
@@ -282,20 +293,23 @@ def _say_what_runs(
     """The settings that matter most, as they were resolved."""
     trained = sum(weight.numel() for weight in weights.values())
     log.info(
-        "%s, method %s, on %d image%s of %d pixels, %d steps at rate %g (%s), %s weights, rare token %s; at least "
-        "%s of memory",
+        "Training %s, method %s, on %d image%s of %d pixels: %d step%s at rate %g (%s). %s weights change, and the "
+        "word for your subject is %s. It takes at least %s of memory.",
         config.model,
         config.method,
         images,
-        "s" if images > 1 else "",
+        "s" * (images > 1),
         config.resolution,
         config.max_train_steps,
+        "s" * (config.max_train_steps != 1),
         config.learning_rate,
         config.lr_scheduler,
         f"{trained:,}",
         config.rare_token,
         memory.shown(need.peak) if need.parts else "an unknown amount",
     )
+    every = f"every {config.checkpointing_steps} steps" if config.checkpointing_steps else "only where you stop it"
+    log.info("Checkpoints: %s. Ctrl-C stops after a step and saves one.", every)
     if posterior:
         weight_std = config.weight_std if calibration is None else calibration["weight_std"]
         log.info(
@@ -308,7 +322,7 @@ def _say_what_runs(
             config.kl_weight,
         )
     if start:
-        log.info("continuing %s from step %d", config.output_dir, start)
+        log.info("Continuing %s from step %d.", config.output_dir, start)
 
 
 @dataclass(frozen=True)

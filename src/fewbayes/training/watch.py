@@ -29,7 +29,12 @@ class Watch:
         self._run, self._accelerator, self._names = run, accelerator, names
         self._pending: list[tuple[int, Tensor, Tensor, float | None, list[int]]] = []
         self._overflows = 0
-        self.smooth_loss: float | None = None
+        self._sum = self._share = 0.0
+
+    @property
+    def smooth_loss(self) -> float | None:
+        """The losses so far, weighted by 0.95 to the power of their age; the first counts no more than others."""
+        return self._sum / self._share if self._share else None
 
     def add(self, done: int, loss: Tensor, norm: Tensor, rate: float | None, indices: list[int]) -> None:
         self._pending.append((done, loss, norm, rate, indices))
@@ -42,7 +47,7 @@ class Watch:
             if self._accelerator.is_main_process:
                 self._log(done, loss, norm, rate)
             self._check(done, loss, norm, indices)
-            self.smooth_loss = loss if self.smooth_loss is None else 0.95 * self.smooth_loss + 0.05 * loss
+            self._sum, self._share = 0.95 * self._sum + 0.05 * loss, 0.95 * self._share + 0.05
 
     def _log(self, done: int, loss: float, norm: float, rate: float | None) -> None:
         self._run.log(done, "loss", loss, weights="raw")

@@ -1,0 +1,68 @@
+"""What is said before anybody trains: `info`, `train --dry_run`, and what a shell completes."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fewbayes.cli import COMMANDS, main
+from fewbayes.settings.completion import completion, flags_in
+from fewbayes.settings.config import train_help, train_settings
+
+
+def test_info_names_versions_devices_and_caches(capsys):
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    for word in (
+        "fewbayes ",
+        "torch ",
+        "bitsandbytes",
+        "cpu: ",
+        "cores",
+        "models from the hub: ",
+        "embedded models: tiny",
+    ):
+        assert word in said
+
+
+@pytest.fixture(scope="module")
+def script() -> str:
+    return completion("bash", {name: COMMANDS[name] for name in ("train", "sample", "export")})
+
+
+def completed(script: str, line: str) -> set[str]:
+    """What bash offers at the end of a line."""
+    words = line.split(" ")
+    quoted = " ".join(f"'{word}'" for word in words)
+    ask = (
+        f"{script}\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _fewbayes; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    )
+    return set(subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_bash_completes_commands_flags_and_their_words(script):
+    assert completed(script, "fewbayes e") == {"export"}
+    assert completed(script, "fewbayes train --meth") == {"--method"}
+    assert {"full", "lora", "oft"} <= completed(script, "fewbayes train --method ")
+    assert completed(script, "fewbayes export --format ko") == {"kohya"}
+    assert completed(script, "fewbayes train --no-ba") == {"--no-bayes"}
+
+
+def test_every_setting_is_completed():
+    named = {flag.name for flag in flags_in(train_help())}
+    assert train_settings().keys() <= named
+
+
+def test_a_dry_run_says_memory_disk_and_time_and_leaves_nothing(settings, tmp_path, capsys):
+    config = settings(max_train_steps=400, checkpointing_steps=None, validation_steps=100)
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    assert main(["train", str(tmp_path / "run.yaml"), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "memory: at least " in said
+    assert ": 2 checkpoints of " in said
+    assert "400 steps of " in said
+    assert ", 10 pictures of " in said
+    assert not Path(config.output_dir).exists()
+    assert "max_train_steps: 400" in said
