@@ -2,10 +2,12 @@
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from fewbayes import progress
 from fewbayes.cli import COMMANDS, main
 from fewbayes.settings.completion import completion, flags_in
 from fewbayes.settings.config import train_help, train_settings
@@ -66,3 +68,16 @@ def test_a_dry_run_says_memory_disk_and_time_and_leaves_nothing(settings, tmp_pa
     assert ", 10 pictures of " in said
     assert not Path(config.output_dir).exists()
     assert "max_train_steps: 400" in said
+
+
+def test_what_takes_long_says_so_again_and_the_count_has_an_honest_end(monkeypatch, capsys, caplog):
+    monkeypatch.setattr(progress, "FIRST", 0.01)
+    with caplog.at_level("INFO", "fewbayes"), progress.doing("Loading"):
+        time.sleep(0.2)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[:2] == ["Loading ...", "Loading ... 0 s"]
+    assert 3 <= len(said) <= 6  # the gaps double
+    with progress.progress(3, 0, True, "picture") as advance:
+        for done in (1, 2, 3):
+            advance(done, 0.5)
+    assert capsys.readouterr().err.splitlines()[-1] == "picture 3 of 3, loss 0.5000"

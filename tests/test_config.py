@@ -314,21 +314,21 @@ def test_every_switch_and_what_needs_it_are_settings():
 
 def test_unknown_flags_are_named_all_at_once():
     with pytest.raises(UserError) as refused:
-        parse_train_args([*NEEDED_FLAGS, "--lerning_rate", "1", "--report_to=wandb", "--bays"])
+        parse_train_args([*NEEDED_FLAGS, "--lerning_rate", "1", "--logging_dir=x", "--bays"])
     assert [line.partition(";")[0] for line in str(refused.value).splitlines()] == [
         "command line: lerning_rate is not a setting",
-        "command line: report_to is not a setting here: " + INSTEAD["report_to"].partition(";")[0],
+        "command line: logging_dir is not a setting here: " + INSTEAD["logging_dir"].partition(";")[0],
         "command line: bays is not a setting",
     ]
 
 
 def test_yaml_says_all_unknown_keys_at_once(yaml_file):
     with pytest.raises(UserError) as refused:
-        load_config(yaml_file("lerning_rate: 1.0\nbays: true\nreport_to: wandb\nzzz: 1\n"), {})
+        load_config(yaml_file("lerning_rate: 1.0\nbays: true\nlogging_dir: x\nzzz: 1\n"), {})
     text = str(refused.value)
     assert "did you mean learning_rate?" in text
     assert "did you mean bayes?" in text
-    assert "metrics.jsonl" in text
+    assert "--report_to shows them elsewhere" in text
     assert "zzz is not a setting" in text
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,10 @@ class Messages(logging.StreamHandler):
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Says what is under way, with a spinner on a terminal; nothing where nobody listens to the logger."""
+    """Says what is under way, with a spinner on a terminal and now and then a line elsewhere.
+
+    Nothing is said where nobody listens to the logger.
+    """
     if not log.isEnabledFor(logging.INFO):
         yield
     elif sys.stderr.isatty():
@@ -43,7 +47,21 @@ def doing(what: str) -> Iterator[None]:
             yield
     else:
         log.info("%s ...", what)
-        yield
+        ended = threading.Event()
+        thread = threading.Thread(target=_tell, args=(what, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _tell(what: str, ended: threading.Event) -> None:
+    passed, gap = 0.0, FIRST
+    while not ended.wait(gap):
+        passed, gap = passed + gap, min(LAST, 2 * gap)
+        log.info("%s ... %s", what, lasting(passed))
 
 
 @contextmanager

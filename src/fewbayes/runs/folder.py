@@ -91,6 +91,8 @@ class RunFolder:
         self.say = say or (lambda message: print(message, file=sys.stderr))
         self.previous_status: str | None = None
         """The status found by `open`: None for a new folder, "done", "failed", or "running" after a kill."""
+        self.also: Callable[[int, str, float | None, Mapping[str, Any]], None] | None = None
+        """Told of every row of metrics too."""
         self._lock: int | None = None
 
     @property
@@ -239,6 +241,8 @@ class RunFolder:
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         with explaining_full_disk(f"could not write a row to {self.path / METRICS}"):
             append_line(self.path / METRICS, line)
+        if self.also:
+            self.also(step, metric, value, keys)
 
     def metrics(self) -> list[Row]:
         """All rows so far."""

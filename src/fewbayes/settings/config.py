@@ -223,6 +223,9 @@ class TrainConfig(_MethodsOwn):
     """Number of newest checkpoints to keep. None: all; but two with method full, whose checkpoints are three models
     large, where checkpointing_steps is None too."""
 
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting("none", free_on_resume=True)
+    """Show curves and samples there too, by accelerate. They lie in output_dir anyway: `fewbayes report --live`."""
+
     validation_steps: int = setting(0, group="samples", at_least=0, free_on_resume=True)
     """Steps between samples, step 0 included; 0 is never."""
     validation_prompt: str | None = setting(

@@ -33,11 +33,12 @@ ALIASES = {
     "sample_prompt": "validation_prompt",
     "flip_aug": "random_flip",
     "size": "resolution",
+    "log_with": "report_to",
 }
 """Their names for settings of ours."""
 
 _HUB = "upload the finished folder instead: hf upload <name> <output_dir>"
-_TRACKER = "not needed: metrics.jsonl and samples/ in output_dir hold curves and images, fewbayes report makes a page"
+_TRACKER = "not needed: curves and images lie in output_dir, and --report_to shows them elsewhere under its name"
 INSTEAD: dict[str, str] = {
     "revision": "download that revision (hf download <model> --revision <revision>) and give its folder as --model",
     "network_module": "use --method lora",
@@ -65,7 +66,6 @@ INSTEAD: dict[str, str] = {
     "full_fp16": "use --mixed_precision fp16; trained weights stay float32",
     "shuffle_caption": "not here: captions are used as they are written",
     "masked_loss": "put 00-mask.png beside 00.jpg and use --mask_weight",
-    "log_with": _TRACKER,
     "variant": "download that variant and give its folder as --model",
     "tokenizer_name": "the tokenizer of --model is used; change it in that folder",
     "cache_dir": "set the environment variable HF_HUB_CACHE",
@@ -80,7 +80,6 @@ INSTEAD: dict[str, str] = {
     "push_to_hub": _HUB,
     "hub_token": _HUB,
     "hub_model_id": _HUB,
-    "report_to": _TRACKER,
     "logging_dir": _TRACKER,
     "tracker_name": _TRACKER,
     "allow_tf32": "set torch's own environment variable TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1",

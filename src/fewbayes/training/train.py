@@ -58,6 +58,7 @@ from fewbayes.training.prepare import (
 from fewbayes.training.processes import any_of, average_gradients, check_same_gpus, from_main, make_accelerator
 from fewbayes.training.signals import Interrupted, Signals
 from fewbayes.training.stages import RunStages
+from fewbayes.training.trackers import check_tracker, tracked
 from fewbayes.training.validation import draw, validate, write_reference
 from fewbayes.training.watch import NonFiniteError, Watch
 
@@ -94,6 +95,7 @@ def train(
     # What can be refused is refused before a model is loaded.
     accelerator = make_accelerator(config.mixed_precision)
     check_packages(config)
+    check_tracker(config)
     if config.bayes:
         check_same_gpus(accelerator)
     card = inspect_model(config.model) if family is None else family.card
@@ -130,7 +132,8 @@ def train(
         log.warning("%s is already done%s; nothing to do", run.path, said_of_stop(manifest, run.newest_step()))
         return RunResult(run.path, manifest.steps or 0, manifest.steps, time.monotonic() - began)
     there = family is not None and family.device.type == accelerator.device.type
-    need = memory.check(card, config, accelerator.device, loaded=there)
+    with doing("Estimating the memory that this takes"):
+        need = memory.check(card, config, accelerator.device, loaded=there)
 
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(run.on_disk))
@@ -195,6 +198,7 @@ def train(
             accelerator.process_index,
             config.gradient_accumulation_steps,
         )
+        tracker = stack.enter_context(tracked(config, run, accelerator.is_main_process))
         watch = Watch(run, accelerator, [image.path.name for image in images])
         bar = stack.enter_context(
             shown_progress(config.max_train_steps, start, progress and accelerator.is_main_process)
@@ -249,6 +253,7 @@ def train(
             if due.sample or due.stage:
                 with mode.resting():
                     seen = validate(done, config, run, family, average, instance, accelerator) if due.sample else {}
+                    tracker.pictures(done, seen)
                     if stages:
                         stopped = from_main(accelerator, partial(stages.look, done, seen, method))
             interrupted = (
