@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewbayes.files.decode import typed
+from fewbayes.models import inspect_model
+from fewbayes.settings.config import recommended_rate
 from fewbayes.stage.monitor import (
     CORRUPTED,
     Judgement,
@@ -439,3 +441,10 @@ def test_a_rate_far_above_the_recommended_one_is_the_first_thing_to_mend():
     assert told[1:] == (options[0], options[2])
     assert fitted(options, 9e-4, 1e-4) == options
     assert fitted(options[:1], 1.0, 1e-4) == options[:1]
+
+
+def test_the_recommended_rate_is_the_models_for_the_method_then_the_methods(settings, eps_model):
+    card = replace(inspect_model(str(eps_model)), recommended={"learning_rate": 1e-3, "lora": {"learning_rate": 5e-3}})
+    assert recommended_rate(settings(), card) == 1e-3
+    assert recommended_rate(settings(method="lora"), card) == 5e-3
+    assert recommended_rate(settings(), replace(card, recommended={})) == 5e-6

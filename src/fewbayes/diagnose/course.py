@@ -21,11 +21,13 @@ from fewbayes.diagnose.verdict import Diagnosis, Finding, concluded, which_to_ke
 from fewbayes.errors import UserError
 from fewbayes.models import Family
 from fewbayes.models.adapters import lora_layers, scaled
+from fewbayes.settings.config import recommended_rate
 from fewbayes.stage.monitor import ALARMS, Judgement, Look, Monitor
 from fewbayes.stage.probes import adapters_off
 from fewbayes.stage.readings import Losses
 from fewbayes.stage.samples import SampleStats
 from fewbayes.stage.scores import CLEAN
+from fewbayes.stage.words import fitted
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ def _source_judged(book: Book, averaged: Pictures | None) -> Judgement | None:
 def _alone(judgement: Judgement, case: Case) -> Judgement:
     """A single look knows no step to keep; a run has checkpoints to look at."""
     options = tuple(option for option in judgement.options if not option.startswith(("keep", "no look was good")))
+    if case.config and case.config.learning_rate:
+        options = fitted(options, case.config.learning_rate, recommended_rate(case.config, case.card))
     if len(options) == len(judgement.options) or case.config is None or not case.config.checkpointing_steps:
         return replace(judgement, options=options)
     return replace(judgement, options=("--checkpoints on the run tells which one to keep", *options))

@@ -418,6 +418,12 @@ def resolved(config: TrainConfig, card: ModelCard, n_images: int) -> TrainConfig
     return config.resolve(recommended, card.resolution, n_images)
 
 
+def recommended_rate(config: TrainConfig, card: ModelCard) -> float:
+    """The learning rate that a run of this method has by itself on this model."""
+    offered = _names().converted(_recommended_for(config.method, card.recommended))
+    return offered.get("learning_rate") or METHODS[config.method].learning_rate
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,6 @@ weights of an uninterrupted run. Knows nothing of diffusers, of single methods, 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ from fewbayes.posterior.where import select
 from fewbayes.progress import doing
 from fewbayes.progress import progress as shown_progress
 from fewbayes.runs.folder import RunFolder
-from fewbayes.settings.config import TrainConfig, resolved
+from fewbayes.settings.config import TrainConfig, recommended_rate, resolved
 from fewbayes.training import memory
 from fewbayes.training.batches import CLASS, INSTANCE, Share
 from fewbayes.training.bayes import calibrated, log_posterior, make_posterior, named_deviations
@@ -102,7 +101,6 @@ def train(
     report = report or check_folder(config.instance_data_dir)
     for note in report.notes if accelerator.is_main_process else ():
         log.warning("%s: %s", report.folder, note)
-    advised = resolved(dataclasses.replace(config, learning_rate=None, l2_init_weight=0.0), card, len(report.images))
     config = resolved(config, card, len(report.images))
     assert config.resolution is not None
     assert config.learning_rate is not None
@@ -181,7 +179,9 @@ def train(
         first = start == 0 and config.validation_steps
         seen = validate(0, config, run, family, average, instance, accelerator) if first else {}
         stages = (
-            RunStages(config, run, family, sources, average, advised.learning_rate) if config.monitor_steps else None
+            RunStages(config, run, family, sources, average, recommended_rate(config, card))
+            if config.monitor_steps
+            else None
         )
         if stages and not (checkpoint and stages.resume(checkpoint.state)):
             late = start and config.validation_steps  # a run that turns to being watched
