@@ -25,7 +25,7 @@ from fewbayes.page.verdict import answer, card, chosen, confidence, exported, ve
 from fewbayes.runs.layout import SampleRow
 from fewbayes.stage.definition import DIP, STAGE
 
-SHOWN_REFERENCES = 12
+SHOWN_REFERENCES = 60
 OF_THE_RUN = {"seed", "output_dir"}
 """Settings that differ between the runs of one arm by design."""
 IN_SETTINGS = {"fingerprint", "config"}
@@ -187,6 +187,10 @@ def contact_sheet(experiment: Experiment, budget: int = BUDGET) -> Sheet:
     notes = [
         f"{len(a)} of {len(b)} {what} are shown, to keep the page small." for a, b, what in told if len(a) < len(b)
     ]
+    if len(experiment.references) > len(training):
+        notes.append(
+            f"Pictures are compared with the first {len(training)} of {len(experiment.references)} training images."
+        )
     notes += [REDUCED.format(side=side)] if any(picture.reduced_from for picture in pictures) else []
     last = [max((at[i] for at, _ in shown), default=0) for i in range(len(choosers))]
     return Sheet(
@@ -380,8 +384,7 @@ def _provenance(experiment: Experiment) -> list[Block]:
     shared = {key: value for key, value in manifests[0].items() if all(one.get(key) == value for one in manifests)}
     if found := flat(experiment.provenance) | shared:
         blocks += [("heading", "Code, hardware, data"), facts(found)]
-    for arm in experiment.arms:
-        if arm.runs and (config := flat(arm.runs[0].config)):
-            of = f": {arm.label}" if not experiment.single else ""
-            blocks += [("heading", f"All settings{of}"), facts(config)]
+    if config := flat(experiment.runs[0].config):
+        of = f" of {experiment.runs[0].name}" if not experiment.single else ""
+        blocks += [("heading", f"All settings{of}"), facts(config)]
     return blocks
