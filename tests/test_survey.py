@@ -342,6 +342,16 @@ def test_every_response_says_what_a_page_may_do_and_none_says_who_asked(served):
         assert not {"server", "last-modified", "etag", "x-powered-by"} & {name.lower() for name in client.headers}
 
 
+def test_the_openapi_description_has_every_request_of_the_page(served):
+    port, _ = served
+    _, told = Client(port).ask("GET", "/openapi.json")
+    script = (Path(layout.__file__).parent / "static" / "study.js").read_text()
+    for path in ("/api/study", "/api/participants", "/api/trials", "/api/answers"):
+        assert path in script
+        assert path in told["paths"]
+    assert len(told["paths"]) == 5  # and the pictures
+
+
 def test_too_fast_is_refused_and_nothing_is_lost(served):
     port, store = served
     client = Client(port).join()

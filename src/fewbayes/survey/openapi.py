@@ -6,14 +6,20 @@ from typing import Any
 
 import msgspec
 
-_ERRORS = {
+_SAID = {
+    "200": "done",
+    "201": "done",
     "401": "no participant, or a token that this server did not sign",
+    "404": "no such picture",
     "409": "the question has another answer already",
     "413": "the body is too long",
     "415": "the body is not application/json",
     "422": "the body is not what is asked for",
     "429": "too fast",
+    "503": "the database does not answer; nothing was kept",
 }
+_JSON = {"application/json": {"schema": {"type": "object"}}}
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def document(given: type, consent: type) -> dict[str, Any]:
@@ -21,63 +27,31 @@ def document(given: type, consent: type) -> dict[str, Any]:
     (answer, agreed), parts = msgspec.json.schema_components(
         [given, consent], ref_template="#/components/schemas/{name}"
     )
-    token = [{"participant": []}]
+    picture = _asked("A picture under its opaque name.", "200 401 404", parameters=[_NAME])
+    picture["responses"]["200"]["content"] = {"image/png": {}}
     paths = {
-        "/api/study": {"get": _told("Title, consent and questions.")},
+        "/api/study": {"get": _asked("Title, consent and questions.", "200")},
         "/api/participants": {
-            "post": _told(
-                "A new participant, whose token is set as a cookie.", agreed, "201", None, ("413", "415", "422", "429")
-            ),
-            "delete": _told("Deletes all answers of the participant.", security=token, errors=("401",)),
+            "post": _asked("A new participant, whose token is set as a cookie.", "200 201 413 415 422 429 503", agreed),
+            "delete": _asked("Deletes the participant and all answers.", "200 401 503"),
         },
-        "/api/trials": {"get": _told("The participant's trials, in order.", security=token, errors=("401",))},
+        "/api/trials": {"get": _asked("The participant's trials, in order.", "200 401 503")},
         "/api/answers": {
-            "post": _told("Keeps an answer; 200 when it was kept before.", answer, "201", token, tuple(_ERRORS))
+            "post": _asked("Keeps an answer; 200: kept before.", "200 201 401 409 413 415 422 429 503", answer)
         },
-        "/images/{name}.png": {
-            "get": {
-                "summary": "A picture under its opaque name.",
-                "security": token,
-                "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
-                "responses": {
-                    "200": {"description": "the picture", "content": {"image/png": {}}},
-                    "401": _failure("401"),
-                    "404": {"description": "no such picture", **_JSON},
-                },
-            }
-        },
+        "/images/{name}.png": {"get": picture},
     }
+    token = {"participant": {"type": "apiKey", "in": "cookie", "name": "participant"}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "fewbayes study", "version": "1"},
         "paths": paths,
-        "components": {
-            "schemas": parts,
-            "securitySchemes": {"participant": {"type": "apiKey", "in": "cookie", "name": "participant"}},
-        },
+        "components": {"schemas": parts, "securitySchemes": token},
     }
 
 
-_JSON = {"content": {"application/json": {"schema": {"type": "object"}}}}
-
-
-def _failure(code: str) -> dict[str, Any]:
-    return {"description": _ERRORS[code], **_JSON}
-
-
-def _told(
-    summary: str,
-    body: dict[str, Any] | None = None,
-    good: str = "200",
-    security: list[dict[str, list[str]]] | None = None,
-    errors: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    told: dict[str, Any] = {"summary": summary, "responses": {good: {"description": "done", **_JSON}}}
-    if good == "201":
-        told["responses"]["200"] = {"description": "it was done before", **_JSON}
-    told["responses"] |= {code: _failure(code) for code in errors}
-    if body is not None:
-        told["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
-    if security:
-        told["security"] = security
-    return told
+def _asked(summary: str, statuses: str, body: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """One request with the statuses it can have; those that can have 401 need a token."""
+    told = {"summary": summary, "responses": {s: {"description": _SAID[s], "content": _JSON} for s in statuses.split()}}
+    needed = {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}} if body else {}
+    return told | needed | ({"security": [{"participant": []}]} if "401" in statuses else {}) | more
