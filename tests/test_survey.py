@@ -414,6 +414,33 @@ def test_a_changed_plan_is_refused(place, served):
         Store(place / "study", "0" * 64)
 
 
+def test_best_and_worst_are_each_arms_own_of_a_prompt_by_its_scores(place, tmp_path, monkeypatch):
+    """The score rises with the seed in one arm and falls in the other, so that different seeds meet."""
+    from fewbayes.files.atomic import file_sha256
+
+    monkeypatch.setattr("fewbayes.survey.make.power_table", lambda *_: [])
+    rows = []
+    for arm, sign in (("plain", 1), ("bayes", -1)):
+        for file in (place / arm).glob("*.png"):
+            value = 0.5 + 0.1 * sign * int(file.stem.rpartition("-")[2])
+            rows.append({"file": file.name, "metric": "clip_iqa", "value": value, "sha256": file_sha256(file)})
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"cases": ("best", "worst"), "scores": (str(tmp_path / "scores"),), "questions": ("quality",)}
+    folder = run_make(asked(place, output_dir=str(tmp_path / "study"), **changes))
+    study, _ = read_study(folder)
+    found = read_key(folder, study).items.values()
+    assert Counter(origin.case for origin in found) == {"best": PROMPTS, "worst": PROMPTS}
+    for origin in found:
+        seeds = {
+            arm: int(Path(files[0]).stem.rpartition("-")[2])
+            for arm, files in zip(origin.arms, origin.files, strict=True)
+        }
+        top = origin.case == "best"
+        assert seeds == {"plain": (SEEDS - 1) * top, "bayes": (SEEDS - 1) * (not top)}
+    assert len({item.block for item in study.items}) == 2
+
+
 def test_what_cannot_be_a_study_is_refused(place, tmp_path):
     out = ["--output_dir", str(tmp_path / "out")]
     for arguments, words in [
