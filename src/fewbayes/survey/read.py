@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -80,79 +81,33 @@ def estimate(found: Share | Mixed | None) -> Estimate | None:
 
 def tables(result: Result) -> dict[str, Table]:
     """By title, in the order of the page."""
-    several = len({cell.arms for cell in result.cells}) > 1
-    shown = lambda cell: [f"{cell.arms[1]} over {cell.arms[0]}", cell.case, cell.question]
-    head = [Column("preferred"), Column("case"), Column("question")]
-    percent = lambda title: Column(title, 1, percent=True)
+    head = ("preferred", "case", "question")
+    shares, others, trust = [], [], []
+    for c in result.cells:
+        name = [f"{c.arms[1]} over {c.arms[0]}", c.case, c.question]
+        counts = map(float, (c.share.answers, c.share.people, c.share.pairs))
+        shares.append([*name, estimate(c.share), c.adjusted, estimate(c.honest or c.share), *counts])
+        others.append([*name, c.trainings, estimate(c.mixed), c.mixed.p if c.mixed else None, c.people, c.naive])
+    for q in result.quality:
+        first, median, third = q.seconds
+        spread = f"{first:.1f} to {third:.1f}"
+        left = [estimate(q.left), q.left.p]
+        trust.append([q.question, q.alpha, q.consistency, float(q.repeats), *left, median, spread])
+    person, alone = "% of the average person and pair (mixed model)", "p (binomial, as if independent)"
+    means = ("% over trainings", person, "p (mixed model)", "p (sign test over people)", alone)
+    alike = ("question", "Krippendorff's alpha", "% of repeats answered alike", "repeats")
     found = {
-        "Preferences": Table(
-            [*head, percent("%"), Column("p (Holm)", 3), percent("% without failed checks"), *map(_count, COUNTS)],
-            [
-                [
-                    *shown(c),
-                    estimate(c.share),
-                    c.adjusted,
-                    estimate(c.honest or c.share),
-                    *map(float, (c.share.answers, c.share.people, c.share.pairs)),
-                ]
-                for c in result.cells
-            ],
-        ),
-        "The same by other means": Table(
-            [
-                *head,
-                percent("% over trainings"),
-                percent("% of the average person and pair (mixed model)"),
-                Column("p (mixed model)", 3),
-                Column("p (sign test over people)", 3),
-                Column("p (binomial, as if independent)", 3),
-            ],
-            [
-                [*shown(c), c.trainings, estimate(c.mixed), c.mixed.p if c.mixed else None, c.people, c.naive]
-                for c in result.cells
-            ],
-        ),
-        "How far answers can be trusted": Table(
-            [
-                Column("question"),
-                Column("Krippendorff's alpha", 2),
-                percent("% of repeats answered alike"),
-                _count("repeats"),
-                percent("% left"),
-                Column("p (left)", 3),
-                Column("median s", 1),
-                Column("quartiles s"),
-            ],
-            [
-                [
-                    q.question,
-                    q.alpha,
-                    q.consistency,
-                    float(q.repeats),
-                    estimate(q.left),
-                    q.left.p,
-                    q.seconds[1],
-                    f"{q.seconds[0]:.1f} to {q.seconds[2]:.1f}",
-                ]
-                for q in result.quality
-            ],
-        ),
+        "Preferences": _table(shares, *head, "%", "p (Holm)", "% without failed checks", "answers", "people", "pairs"),
+        "The same by other means": _table(others, *head, *means),
+        "How far answers can be trusted": _table(trust, *alike, "% left", "p (left)", "median s", "quartiles s"),
     }
-    if several and result.strengths:
-        questions = list(result.strengths)
-        found["Bradley-Terry strengths, in log odds"] = Table(
-            [Column("arm"), *(Column(question, 2, better=1) for question in questions)],
-            [[arm, *(result.strengths[q][arm] for q in questions)] for arm in result.strengths[questions[0]]],
-        )
+    if result.strengths:
+        arms = list(next(iter(result.strengths.values())))
+        rows = [[arm, *(each[arm] for each in result.strengths.values())] for arm in arms]
+        columns = [Column("arm"), *(Column(question, 2, better=1) for question in result.strengths)]
+        found["Bradley-Terry strengths, in log odds"] = Table(columns, rows)
     found["The paper's Table 3, Bayesian over plain"] = paper_table()
     return found
-
-
-COUNTS = ("answers", "people", "pairs")
-
-
-def _count(title: str) -> Column:
-    return Column(title, 0)
 
 
 def paper_table() -> Table:
@@ -161,10 +116,17 @@ def paper_table() -> Table:
         count = paper.answers(case, method)
         shown = [Estimate(percent / 100, *paper.interval(percent, count), 0, count) for percent in row]
         rows.append([f"{method}, {case}", *shown, float(count)])
-    return Table(
-        [Column("cell"), *(Column(f"{q} %", 1, percent=True) for q in paper.QUESTIONS), _count("answers (inferred)")],
-        rows,
-    )
+    return _table(rows, "cell", *(f"% {question}" for question in paper.QUESTIONS), "answers (inferred)")
+
+
+def _table(rows: Sequence[Sequence[Any]], *titles: str) -> Table:
+    """Shares have one digit, p values three, alpha two, seconds one, and counts none."""
+    columns = []
+    for title in titles:
+        share = title.startswith("%")
+        digits = 1 if share or title.endswith(" s") else 3 if title.startswith("p ") else 2 * ("alpha" in title)
+        columns.append(Column(title, digits, percent=share))
+    return Table(columns, rows)
 
 
 NOTES = {
