@@ -3,6 +3,7 @@
     python benchmarks/guided_sheets.py sheets runs/guided --output sheets
     python benchmarks/guided_sheets.py name sheets.key.json answers.json --rater "..." --date ... --output ratings.json
     fewbayes experiment guided --redraw runs/guided/guided.json --ratings ratings.json
+    python benchmarks/guided_sheets.py show runs/guided --trainings swirl_fish/4/noisy-seed0 ... --output strips.png
 
 Every checkpoint is shown once for each way in which it was sampled, in shuffled order: left the base model's pictures
 of the same seeds, sampled the same way, then the checkpoint's, then two training images. The question is that of
@@ -51,6 +52,20 @@ def _named(file: Path) -> str:
     return f"{'/'.join(file.parent.parent.parts[-3:])}/{int(step)}/{way}"
 
 
+def show(asked: argparse.Namespace) -> None:
+    """The last checkpoint of some trainings, a row each: without guidance, with it, and within the interval."""
+    rows = []
+    for training in asked.trainings:
+        last = sorted((asked.runs / training / "guided").glob("step-*-none.png"))[-1]
+        ways = [last.with_name(last.name.replace("none", way)) for way in ("none", "guided", "interval")]
+        strips = [np.asarray(Image.open(way).convert("RGB")) for way in ways]
+        strips = [np.pad(strip, ((0, 8), (0, 8), (0, 0)), constant_values=255) for strip in strips]
+        rows.append(np.concatenate(strips, 1))
+    whole = Image.fromarray(np.concatenate(rows))
+    whole = whole.resize((ZOOM * whole.width, ZOOM * whole.height), Image.Resampling.BICUBIC)
+    whole.quantize(256).save(asked.output)
+
+
 def name(asked: argparse.Namespace) -> None:
     ratings = {}
     for key_file, answers in zip(asked.files[::2], asked.files[1::2], strict=True):
@@ -75,6 +90,11 @@ def main() -> None:
     give.add_argument("--date", required=True)
     give.add_argument("--output", type=Path, required=True)
     give.set_defaults(run=name)
+    look = commands.add_parser("show")
+    look.add_argument("runs", type=Path)
+    look.add_argument("--trainings", nargs="+", required=True)
+    look.add_argument("--output", type=Path, required=True)
+    look.set_defaults(run=show)
     asked = parser.parse_args()
     asked.run(asked)
 

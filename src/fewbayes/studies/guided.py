@@ -368,6 +368,9 @@ def draw(told: Mapping[str, Any], file: Path) -> Path:
             axes.plot([o.unguided for o in its], [o.guided for o in its], marker, color=colour, label=words, alpha=0.8)
         axes.axhline(1, color="grey", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="gain of the model alone", ylabel=f"gain at guidance {GUIDANCE:g}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
         axes.axline((0.1, 0.1), (1, 1), color="grey", linewidth=0.8, linestyle=":")
         axes.legend(title=f"samples at guidance {GUIDANCE:g}")
         return save(figure, file)
