@@ -70,7 +70,7 @@ def test_every_flag_of_every_command_says_what_it_means(command, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"usage: fewbayes {' '.join(command)}")
     flags = re.findall(r"^  (\S.*)\n(.*)", said, flags=re.MULTILINE)
-    assert len(flags) > 1
+    assert flags
     assert [flag for flag, meaning in flags if not meaning.startswith("      ")] == []
 
 
