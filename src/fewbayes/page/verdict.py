@@ -175,4 +175,5 @@ def answer(summary: dict[str, Any]) -> Verdict:
     ends = [stage for arm in summary["arms"] for stage in arm["weights"].get("raw", {}).get("ends", ())]
     if copies := ends.count("memorised"):
         lines.append(f"At the end {copies} of {len(ends)} trainings copy the training images.")
+        tone = tone if bad else "memorised"
     return Verdict(headline + ".", lines, tone, confidence("corrupted") if bad else "")
