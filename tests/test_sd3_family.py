@@ -20,6 +20,7 @@ from fewbayes.export.verify import verify
 from fewbayes.models import inspect_model, load_family
 from fewbayes.models.sampling import sample_images
 from fewbayes.posterior.where import Rule, select
+from fewbayes.training import memory
 from fewbayes.training.train import train
 from fewbayes.world.pipelines import PIPELINES
 
@@ -221,6 +222,41 @@ def test_it_trains_and_resumes_bit_for_bit(kind, family, settings, tmp_path):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one), file
     assert all(torch.equal(weight, before[name]) for name, weight in family.denoiser.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        ("without_t5", {"method": "lora", "rank": 2}),
+        ("family", {"method": "oft", "oft_blocks": 2}),
+        ("eps", {"method": "lora"}),
+    ],
+)
+def test_a_base_in_bf16_is_half_as_large_and_trains_nearly_the_same(model, method, request, settings, eps_model):
+    folder = eps_model if model == "eps" else request.getfixturevalue(model).card.folder
+    usual = {"model": str(folder), "max_train_steps": 2, "bayes": True, "weight_std": 0.01, **method}
+    held, losses = {}, {}
+    for precision in ("fp32", "bf16"):
+        config = settings(precision, base_precision=precision, monitor_steps=2, validation_steps=2, **usual)
+        held[precision] = memory.estimate(inspect_model(str(folder)), config.resolve({}, 32, 3)).parts["model"]
+        run = train(config, progress=False).folder
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses[precision] = [row["value"] for row in rows if row["metric"] == "loss"]
+        assert (run / "stages.jsonl").is_file()
+        result = [path for path in run.rglob("*.safetensors") if "checkpoint" not in str(path)]
+        assert {weight.dtype for file in result for weight in load_file(file).values()} == {torch.float32}
+    autoencoder = sum(4 * weight.numel() for weight in load_family(str(folder)).modules["vae"].parameters())
+    assert held["bf16"] - autoencoder < 0.55 * (held["fp32"] - autoencoder)
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+def test_a_base_in_bf16_is_refused_where_it_is_trained_or_somebody_elses(without_t5, settings):
+    of_sd3 = {"model": str(without_t5.card.folder), "base_precision": "bf16"}
+    with pytest.raises(ValueError, match="which trains the base"):
+        settings(**of_sd3)
+    with pytest.raises(ValueError, match="leave family out"):
+        train(settings(method="lora", rank=2, **of_sd3), family=without_t5, progress=False)
 
 
 @pytest.mark.parametrize("kind", ["lora", "words", "merged"] if SLOW else ["lora"])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fewbayes.diffusion.conditioning import Conditioning
 from fewbayes.diffusion.guidance import EVERYWHERE, Interval
 from fewbayes.diffusion.process import Flow
+from fewbayes.errors import UserError
 from fewbayes.models.family import ModelCard, Part
 from fewbayes.models.folders import INDEX, SCHEDULER, SETTINGS, meta_part, part_class, read_json, settings_of
 from fewbayes.models.registry import register
@@ -182,6 +183,9 @@ class ToyFamily:
         for module in self.modules.values():
             module.to(device)
         return self
+
+    def halve(self) -> None:
+        raise UserError("the toy computes in float32 alone")
 
     def checkpoint_gradients(self, on: bool) -> None:
         self.denoiser.recompute = on

@@ -166,6 +166,13 @@ class Family(Layout, Protocol):
     def device(self) -> torch.device: ...
     def to(self, device: torch.device | str) -> Self: ...
 
+    def halve(self) -> None:
+        """Keep the weights of denoiser and text encoders in bfloat16 from here on, and compute with them in it.
+
+        What is put in afterwards keeps its precision; predictions, conditionings and latents stay float32.
+        """
+        ...
+
     def checkpoint_gradients(self, on: bool) -> None:
         """Recompute activations in the backward pass: less memory, more time, the same numbers."""
         ...

@@ -127,7 +127,7 @@ class Flux2Klein(PipelineFamily):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         ids = chat_ids(self.tokenizers["tokenizer"], prompts, TOKENS, thinking=False)
-        return self._encoded([each.to(self.device) for each in ids])
+        return self._told([each.to(self.device) for each in ids])
 
     def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
         import torch
@@ -145,7 +145,7 @@ class Flux2Klein(PipelineFamily):
 
         return named(tokens=torch.empty(count, tokens, cast("Any", self.denoiser).config.joint_attention_dim))
 
-    def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def _predicted(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         words = cond["tokens"]
         answer = self.denoiser(
             hidden_states=xt.flatten(2).transpose(1, 2),

@@ -11,6 +11,7 @@ import logging
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -87,6 +88,7 @@ class PipelineFamily(ABC):
         self.scheduler_config = scheduler_config
         self.process: Process = self._process(scheduler_config)
         self._measured: set[str] = set()
+        self._halved = False
 
     @classmethod
     @abstractmethod
@@ -193,6 +195,23 @@ class PipelineFamily(ABC):
         self.process = self.process.to(device)
         return self
 
+    def halve(self) -> None:
+        import torch
+
+        self._halved = True
+        for name, module in self.modules.items():
+            for weight in module.parameters() if name != "vae" else ():
+                if weight.dim() > 1:  # scales and shifts weigh nothing
+                    weight.data = weight.data.to(torch.bfloat16)
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        """Inside, half weights meet numbers of any precision."""
+        import torch
+
+        kind = self.device.type if self.device.type != "meta" else "cpu"
+        asked = torch.is_autocast_enabled(kind) or not self._halved
+        return nullcontext() if asked else torch.autocast(kind, torch.bfloat16)
+
     def checkpoint_gradients(self, on: bool) -> None:
         verb = "enable" if on else "disable"
         getattr(self.denoiser, f"{verb}_gradient_checkpointing")()
@@ -275,7 +294,12 @@ class PipelineFamily(ABC):
         return token_ids(mine, prompts).to(self.device)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        return self._encoded([self._token_ids(tokenizer, prompts) for tokenizer in self.tokenizers])
+        return self._told([self._token_ids(tokenizer, prompts) for tokenizer in self.tokenizers])
+
+    def _told(self, ids: Sequence[Tensor]) -> Conditioning:
+        with self._computing():
+            cond = self._encoded(ids)
+        return named(**{name: tensor.float() for name, tensor in cond.items()}) if self._halved else cond
 
     @abstractmethod
     def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
@@ -285,7 +309,7 @@ class PipelineFamily(ABC):
         import torch
 
         ids = [torch.zeros(count, tokens, dtype=torch.long) for tokens in self._lengths()]
-        cond = self._encoded(ids) if encode else self._shaped(count, ids[0].shape[1])
+        cond = self._told(ids) if encode else self._shaped(count, ids[0].shape[1])
         side = resolution // self._pixels_per_latent
         xt = torch.empty(count, cast("Any", self.denoiser).config.in_channels, side, side)
         return xt, self.process.draw_times(count, torch.Generator()), cond
@@ -301,8 +325,13 @@ class PipelineFamily(ABC):
     def encode_negative(self, prompt: str) -> Conditioning:
         return self.encode_prompts([prompt])
 
+    def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        with self._computing():
+            answer = self._predicted(xt, t, cond)
+        return answer.float() if self._halved else answer
+
     @abstractmethod
-    def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor: ...
+    def _predicted(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor: ...
 
     @abstractmethod
     def _prompt_arguments(self, cond: Conditioning, negative: Conditioning) -> dict[str, Any]:
@@ -326,15 +355,16 @@ class PipelineFamily(ABC):
     ) -> Tensor:
         side = resolution or self.card.resolution
         pipeline = self.pipeline(sampler)
-        drawn = pipeline(
-            **self._prompt_arguments(cond, negative),
-            **guiding(pipeline, guidance, interval, self._levels),
-            generator=list(generators),
-            num_inference_steps=steps,
-            height=side,
-            width=side,
-            output_type="latent",
-        ).images
+        with self._computing():
+            drawn = pipeline(
+                **self._prompt_arguments(cond, negative),
+                **guiding(pipeline, guidance, interval, self._levels),
+                generator=list(generators),
+                num_inference_steps=steps,
+                height=side,
+                width=side,
+                output_type="latent",
+            ).images
         return self._drawn(drawn)
 
     def _drawn(self, latents: Tensor) -> Tensor:

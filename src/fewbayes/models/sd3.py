@@ -128,7 +128,7 @@ class StableDiffusion3(PipelineFamily):
         words = torch.empty(count, tokens + (T5_TOKENS if self._has_t5 else 1), config.joint_attention_dim)
         return named(tokens=words, pooled=torch.empty(count, config.pooled_projection_dim))
 
-    def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def _predicted(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return self.denoiser(xt, cond["tokens"], cond["pooled"], 1000 * t.to(xt.dtype), return_dict=False)[0]
 
     def _prompt_arguments(self, cond: Conditioning, negative: Conditioning) -> dict[str, Any]:

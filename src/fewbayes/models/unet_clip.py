@@ -114,7 +114,7 @@ class StableDiffusion(UnetClip):
 
         return named(tokens=torch.empty(count, tokens, self.text_encoders["text_encoder"].config.hidden_size))
 
-    def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def _predicted(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return self.denoiser(xt, t, encoder_hidden_states=cond["tokens"], return_dict=False)[0]
 
     def _prompt_arguments(self, cond: Conditioning, negative: Conditioning) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class StableDiffusionXL(UnetClip):
             return encoded
         return named(**{name: torch.zeros_like(tensor) for name, tensor in encoded.items()})
 
-    def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def _predicted(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         added = {"text_embeds": cond["pooled"], "time_ids": self.time_ids(xt)}
         return self.denoiser(xt, t, cond["tokens"], added_cond_kwargs=added, return_dict=False)[0]
 

@@ -26,6 +26,7 @@ def check_agreement(config: TrainConfig, settings: Mapping[str, Setting], users:
     _check_rare_token(config)
     _check_switches(config, settings)
     _check_method(config, settings, users)
+    _check_base(config)
     _check_weight_std(config)
     _check_monitor(config)
     _check_together(config)
@@ -49,6 +50,21 @@ def _check_switches(config: TrainConfig, settings: Mapping[str, Setting]) -> Non
     for switch, given in idle.items():
         them = "it" if len(given) == 1 else "them"
         raise UserError(f"{', '.join(given)}, but {switch} is off, without which nothing uses {them}; add {switch}")
+
+
+def _check_base(config: TrainConfig) -> None:
+    if config.base_precision == "fp32":
+        return
+    if registered()[config.method].kind == "full":
+        raise UserError(
+            f"base_precision is {config.base_precision}, in which the updates of method {config.method}, which trains "
+            "the base, would vanish: leave it out, or take method lora or oft"
+        )
+    if config.mixed_precision == "fp16":
+        raise UserError(
+            f"base_precision is {config.base_precision} and mixed_precision fp16, which do not mix: give "
+            "mixed_precision bf16, or leave it out"
+        )
 
 
 def _check_method(config: TrainConfig, settings: Mapping[str, Setting], users: Users) -> None:

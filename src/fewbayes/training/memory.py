@@ -91,6 +91,13 @@ def check(card: ModelCard, config: TrainConfig, device: torch.device, *, loaded:
     )
 
 
+def attach(method: Method, family: Family) -> None:
+    """With trained weights in float32 whatever the precision of the base that they are put into."""
+    method.attach(family)
+    for weight in method.trainable(family).values():
+        weight.data = weight.data.float()
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device now, None where the system does not say."""
     if device.type == "cuda":
@@ -150,6 +157,10 @@ def _changes(config: TrainConfig) -> dict[str, Callable[[TrainConfig], TrainConf
     possible = {
         "train_batch_size 1": (config.train_batch_size > 1, setting(train_batch_size=1)),
         "gradient_checkpointing": (not config.gradient_checkpointing, setting(gradient_checkpointing=True)),
+        "base_precision bf16": (
+            config.base_precision == "fp32" and whole.kind != "full" and config.mixed_precision != "fp16",
+            setting(base_precision="bf16"),
+        ),
         "mixed_precision bf16": (config.mixed_precision == "no", setting(mixed_precision="bf16")),
         "use_8bit_adam": (not config.use_8bit_adam, setting(use_8bit_adam=True)),
         "method lora": (whole.kind == "full", setting(method="lora", **{name: known[name].default for name in own})),
@@ -170,6 +181,7 @@ _MATTERS = (
     "train_batch_size",
     "gradient_accumulation_steps",
     "mixed_precision",
+    "base_precision",
     "gradient_checkpointing",
 )
 
@@ -207,9 +219,11 @@ def _what_matters(config: TrainConfig) -> TrainConfig:
 @lru_cache(maxsize=256)
 def _counts(model: _Model, config: TrainConfig) -> _Counts:
     family, method = meta_family(model.card()), _method(config)
+    if config.base_precision == "bf16":
+        family.halve()
     size = _size(family)
     with torch.device("meta"):
-        method.attach(family)
+        attach(method, family)
     chosen = select(*method.random(family)) if config.bayes else []
     return _Counts(
         model=size,
@@ -274,8 +288,10 @@ def _passing(model: _Model, config: TrainConfig) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     family = meta_family(model.card())
+    if config.base_precision == "bf16":
+        family.halve()
     with torch.device("meta"):
-        _method(config).attach(family)
+        attach(_method(config), family)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in _modules(family):

@@ -25,6 +25,7 @@ from fewbayes.methods import Method
 from fewbayes.models import Family, ModelCard
 from fewbayes.models.registry import family_named
 from fewbayes.settings.config import TrainConfig
+from fewbayes.training import memory
 from fewbayes.training.batches import CLASS, Pictures
 from fewbayes.training.class_images import ClassImageSettings, ensure_class_images, present
 
@@ -64,9 +65,12 @@ def check_loss(family: Family, config: TrainConfig) -> None:
 
 
 @contextmanager
-def attached(method: Method, family: Family, *, restore: bool) -> Iterator[None]:
+def attached(method: Method, family: Family, config: TrainConfig, *, restore: bool) -> Iterator[None]:
     """The method attached inside; outside all is frozen again and, with `restore`, has its old values bit for bit."""
-    method.attach(family)
+    if config.base_precision == "fp32":
+        method.attach(family)
+    else:
+        memory.attach(method, family)
     weights = method.trainable(family)
     before = {name: weight.detach().clone() for name, weight in weights.items()} if restore else {}
     try:

@@ -22,6 +22,7 @@ from torch import nn
 
 from fewbayes.data.images import DataReport, check_folder, load_images
 from fewbayes.diffusion.objective import diffusion_loss, preserved_loss
+from fewbayes.errors import UserError
 from fewbayes.methods import make_method, registered
 from fewbayes.models import Family, inspect_model, load_family
 from fewbayes.models.registry import family_named
@@ -140,9 +141,15 @@ def train(
             given, family = family, family or load_family(card)
         check_rare_token(family, config.rare_token)
         check_loss(family, config)
+        if config.base_precision == "bf16":
+            if given is not None:
+                raise UserError(
+                    "base_precision is bf16, which a model that is given cannot be put into; leave family out"
+                )
+            family.halve()
         family.to(accelerator.device)
         own_dropout = dropout_layers(family.denoiser)  # before a method brings more
-        stack.enter_context(attached(method, family, restore=given is not None))
+        stack.enter_context(attached(method, family, config, restore=given is not None))
         weights = method.trainable(family)
         check_masters(weights)
         if config.bayes:
