@@ -146,12 +146,12 @@ class Flux2Klein(PipelineFamily):
         return named(tokens=torch.empty(count, tokens, cast("Any", self.denoiser).config.joint_attention_dim))
 
     def _predicted(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        words = cond["tokens"]
+        words, (height, width) = cond["tokens"], xt.shape[-2:]
         answer = self.denoiser(
             hidden_states=xt.flatten(2).transpose(1, 2),
             timestep=t.to(xt.dtype),
             encoder_hidden_states=words,
-            img_ids=_places(*xt.shape[-2:], 1).to(xt.device),
+            img_ids=_places(height, width, 1).to(xt.device),
             txt_ids=_places(1, 1, words.shape[1]).to(xt.device),
             return_dict=False,
         )[0]
