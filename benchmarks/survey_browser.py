@@ -5,184 +5,103 @@
 PLAIN and BAYES are folders of runs that share photographs, prompts and seeds. A study is made of them and served; one
 participant at 1280 pixels answers by keys, one at 390 pixels by touch, and `read` reads both. Checked: every answer is
 kept as the side that stood where it was chosen; a reload goes on; no request leaves the server; nothing is written to
-the console; nothing is wider than the screen; targets of touch have 44 pixels. Needs chromium and chromedriver.
+the console; nothing is wider than the screen; targets of touch have 44 pixels. Needs `pip install .[browser]`
+and a chromium.
 """
 
 import argparse
-import base64
 import json
 import shutil
-import subprocess
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
-from survey_toy import Server, free_port
+from playwright.sync_api import Browser, Page, sync_playwright
+from survey_toy import Server
 
 from fewbayes.survey import run_study
 from fewbayes.survey.answers import Answer, from_database
 from fewbayes.survey.plan import read_study
-from fewbayes.survey.schedule import trials
+from fewbayes.survey.schedule import Trial, trials
 
-KEYS = {"left": "\ue012", "right": "\ue014", "escape": "\ue00c", "enter": "\ue007"}
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+FASTEST = 200
+"""Milliseconds before an answer: the page takes nothing that comes faster, as a second press of a key does."""
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+DONE = "state.total - state.todo.length"
 
 
-class Browser:
-    """A headless Chromium through chromedriver's own protocol (WebDriver, W3C)."""
-
-    def __init__(self, width: int, height: int, touch: bool, dark: bool = False) -> None:
-        self.port = free_port()
-        driver = shutil.which("chromedriver") or "/usr/bin/chromedriver"
-        self.process = subprocess.Popen(
-            [driver, f"--port={self.port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        options: dict[str, Any] = {
-            "args": [
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                f"--window-size={width},{height}",
-                "--hide-scrollbars",
-            ],
-        }
-        if touch:
-            metrics = {"width": width, "height": height, "pixelRatio": 2.0, "touch": True}
-            options["mobileEmulation"] = {"deviceMetrics": metrics}
-        logs = {"browser": "ALL", "performance": "ALL"}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": logs}
-        for _ in range(100):
-            try:
-                answer = self._send("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-                break
-            except OSError:
-                time.sleep(0.1)
-        self.session = f"/session/{answer['sessionId']}"
-        if not touch:
-            self.cdp(
-                "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-            )
-        if dark:
-            scheme = [{"name": "prefers-color-scheme", "value": "dark"}]
-            self.cdp("Emulation.setEmulatedMedia", features=scheme)
-
-    def _send(self, method: str, path: str, body: dict | None = None) -> Any:
-        data = json.dumps(body or {}).encode() if method == "POST" else None
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, method=method)
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return json.loads(response.read())["value"]
-
-    def send(self, method: str, path: str, body: dict | None = None) -> Any:
-        return self._send(method, self.session + path, body)
-
-    def cdp(self, command: str, **params: Any) -> Any:
-        return self.send("POST", "/goog/cdp/execute", {"cmd": command, "params": params})
-
-    def go(self, address: str) -> None:
-        self.send("POST", "/url", {"url": address})
-
-    def run(self, script: str, *given: Any) -> Any:
-        return self.send("POST", "/execute/sync", {"script": script, "args": list(given)})
-
-    def wait(self, script: str, what: str) -> Any:
-        for _ in range(400):
-            if found := self.run(f"return {script}"):
-                return found
-            time.sleep(0.05)
-        raise SystemExit(f"{what} did not come")
-
-    def press(self, key: str) -> None:
-        actions = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
-        self.send("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
-
-    def tap(self, selector: str) -> None:
-        """A finger on the middle of an element."""
-        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'nearest'})", selector)
-        x, y = self.run(
-            "const b = document.querySelector(arguments[0]).getBoundingClientRect();"
-            "return [Math.round(b.x + b.width / 2), Math.round(b.y + b.height / 2)]",
-            selector,
-        )
-        moves = [{"type": "pointerMove", "x": x, "y": y, "duration": 0}, {"type": "pointerDown"}, {"type": "pointerUp"}]
-        pointer = {"type": "pointer", "id": "finger", "parameters": {"pointerType": "touch"}, "actions": moves}
-        self.send("POST", "/actions", {"actions": [pointer]})
-
-    def shot(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(base64.b64decode(self.send("GET", "/screenshot")))
-
-    def log(self, kind: str) -> list[dict]:
-        return self.send("POST", "/se/log", {"type": kind})
-
-    def close(self) -> None:
-        self.send("DELETE", "")
-        self.process.terminate()
-        self.process.wait()
+def opened(chromium: Browser, name: str, address: str, **more: Any) -> Page:
+    """The first page of the study, on a desk or on a phone."""
+    width, height = SIZES[name]
+    touch = {"has_touch": True, "is_mobile": True, "device_scale_factor": 2} if name == "phone" else {}
+    page = chromium.new_context(viewport={"width": width, "height": height}, **touch, **more).new_page()
+    page.goto(address)
+    page.wait_for_selector("#consent", state="visible")
+    return page
 
 
-def take_part(address: str, name: str, touch: bool, shots: Path) -> dict:
+def until(page: Page, words: str) -> None:
+    """Asked again and again: the page's policy lets no one wait inside of it by a script made of text."""
+    for _ in range(1000):
+        if page.evaluate(words):
+            return
+        page.wait_for_timeout(20)
+    raise SystemExit(f"{words} did not come")
+
+
+def take_part(chromium: Browser, address: str, name: str, shots: Path) -> dict[str, Any]:
     """One participant from the first page to the last, who takes the left side, and every third time the right."""
-    browser = Browser(*SIZES[name], touch)
-    found: dict[str, Any] = {"width": SIZES[name][0], "by": "touch" if touch else "keys", "choices": []}
-    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    browser.go(address)
-    browser.wait("!document.getElementById('consent').hidden", "the consent")
-    browser.shot(shots / f"survey-{name}-consent.png")
-    wide = browser.run(f"return {overflow}")
-    if touch:
-        browser.tap("#begin")
-    else:
-        browser.run("document.getElementById('begin').focus()")
-        browser.press(KEYS["enter"])
-    browser.wait("!document.getElementById('trial').hidden", "the first pair")
-    total, place, seen = browser.run("return state.total"), 0, set()
-    while place < total:
-        browser.wait(f"state.total - state.todo.length === {place} && !state.busy", f"question {place}")
-        wide = max(wide, browser.run(f"return {overflow}"))
-        shows = browser.run("return state.at.question.name")
-        if shows not in seen:
-            browser.shot(shots / f"survey-{name}-{shows}.png")
-            seen.add(shows)
-        if place == 1:
-            browser.tap(".shot") if touch else browser.press("z")
-            browser.wait("document.getElementById('zoom').open", "the zoom")
-            time.sleep(0.3)
-            browser.shot(shots / f"survey-{name}-zoom.png")
-            tops = "[...document.querySelectorAll('.pane')].map((pane) => pane.getBoundingClientRect().top)"
-            found["panes side by side"] = len(set(browser.run(f"return {tops}"))) == 1
-            browser.tap("#zoom form > button") if touch else browser.press(KEYS["escape"])
-            browser.wait("!document.getElementById('zoom').open", "the end of the zoom")
-        if place == total // 2:
-            browser.go(address)
-            browser.wait("!document.getElementById('trial').hidden", "the pair after a reload")
-            found["resumed at"] = browser.run("return state.total - state.todo.length")
-        side = int(place % 3 == 2)
-        time.sleep(0.2)  # nobody answers faster, and the page takes nothing that comes faster
-        trial = browser.run("return state.at.trial")
-        shown = browser.run("return [...document.querySelectorAll('.side img')].map((i) => i.src.split('/').pop())")
-        found["choices"].append([trial, browser.run("return state.at.question.name"), side, shown])
-        if touch:
-            browser.tap(f"#choices button:nth-child({side + 1})")
-        else:
-            browser.press(KEYS["right" if side else "left"])
-        place += 1
-    browser.wait("!document.getElementById('done').hidden", "the end")
-    browser.shot(shots / f"survey-{name}-done.png")
-    found["participant"] = browser.run("return document.getElementById('code').textContent")
-    found["wider than the screen, pixels"] = wide
-    heights = browser.run(
-        "return [...document.querySelectorAll('button')].map((b) => b.getBoundingClientRect().height)"
+    touch, choices, console, asked, wide = name == "phone", [], [], [], 0
+    page = opened(chromium, name, address)
+    page.on("console", lambda message: console.append(message.text))
+    page.on("request", lambda request: asked.append(request.url))
+    page.screenshot(path=shots / f"survey-{name}-consent.png")
+    page.tap("#begin") if touch else page.press("#begin", "Enter")
+    page.wait_for_selector("#trial", state="visible")
+    total, seen, found = (
+        page.evaluate("state.total"),
+        set(),
+        {"width": SIZES[name][0], "by": "touch" if touch else "keys"},
     )
-    found["targets under 44 pixels"] = sum(0 < height < 44 for height in heights)
-    found["console"] = [row["message"] for row in browser.log("browser")]
-    requests = [json.loads(row["message"])["message"] for row in browser.log("performance")]
-    asked = [m["params"]["request"]["url"] for m in requests if m["method"] == "Network.requestWillBeSent"]
-    found["requests"] = len(asked)
-    found["requests elsewhere"] = [url for url in asked if not url.startswith((address, "data:"))]
-    browser.close()
-    return found
+    for place in range(total):
+        if place == total // 2:
+            page.reload()
+        until(page, f"{DONE} === {place} && !state.busy && state.at !== null")
+        if place == total // 2:
+            found["resumed at"] = page.evaluate(DONE)
+        wide = max(wide, page.evaluate(OVERFLOW))
+        question = page.evaluate("state.at.question.name")
+        if question not in seen:
+            page.screenshot(path=shots / f"survey-{name}-{question}.png")
+            seen.add(question)
+        if place == 1:
+            page.tap(".shot >> nth=0") if touch else page.keyboard.press("z")
+            page.wait_for_selector("#zoom[open]")
+            tops = page.eval_on_selector_all(".pane", "panes => panes.map((pane) => pane.getBoundingClientRect().top)")
+            found["panes side by side"] = len(set(tops)) == 1
+            page.screenshot(path=shots / f"survey-{name}-zoom.png")
+            page.tap("#zoom form > button") if touch else page.keyboard.press("Escape")
+            page.wait_for_selector("#zoom", state="hidden")
+        side = int(place % 3 == 2)
+        shown = page.eval_on_selector_all(".side img", "images => images.map((image) => image.src.split('/').pop())")
+        choices.append([page.evaluate("state.at.trial"), question, side, shown])
+        page.wait_for_timeout(FASTEST)
+        key = "ArrowRight" if side else "ArrowLeft"
+        page.tap(f"#choices button >> nth={side}") if touch else page.keyboard.press(key)
+    page.wait_for_selector("#done", state="visible")
+    page.screenshot(path=shots / f"survey-{name}-done.png")
+    heights = page.eval_on_selector_all("button", "all => all.map((each) => each.getBoundingClientRect().height)")
+    return found | {
+        "participant": page.text_content("#code"),
+        "choices": choices,
+        "wider than the screen, pixels": wide,
+        "targets under 44 pixels": sum(0 < height < 44 for height in heights),
+        "console": console,
+        "requests": len(asked),
+        "requests elsewhere": [url for url in asked if not url.startswith(address)],
+    }
 
 
 def main() -> None:
@@ -201,14 +120,15 @@ def main() -> None:
         server = Server(study)
         server.start()
         address = f"http://127.0.0.1:{server.port}/"
-        people = [take_part(address, name, name == "phone", asked.shots) for name in SIZES]
-        dark = Browser(*SIZES["desktop"], touch=False, dark=True)
-        dark.go(address)
-        dark.wait("!document.getElementById('consent').hidden", "the consent")
-        dark.run("document.getElementById('begin').click()")
-        dark.wait("!document.getElementById('trial').hidden", "the first pair")
-        dark.shot(asked.shots / "survey-dark.png")
-        dark.close()
+        asked.shots.mkdir(parents=True, exist_ok=True)
+        with sync_playwright() as start:
+            chromium = start.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+            people = [take_part(chromium, address, name, asked.shots) for name in SIZES]
+            dark = opened(chromium, "desktop", address, color_scheme="dark")
+            dark.click("#begin")
+            dark.wait_for_selector("#trial", state="visible")
+            dark.screenshot(path=asked.shots / "survey-dark.png")
+            chromium.close()
         found, plan = read_study(study)
         kept = from_database(study, plan, None)
         server.kill()
@@ -223,7 +143,7 @@ def main() -> None:
         asked.output.write_text(json.dumps(told, indent=1) + "\n")
 
 
-def _kept_as_chosen(chosen: list, kept: dict[tuple[int, str], Answer], shown: list) -> bool:
+def _kept_as_chosen(chosen: list, kept: dict[tuple[int, str], Answer], shown: list[Trial]) -> bool:
     """Whether the picture that stood on the chosen side, as the browser had it, is the one that was kept."""
     trial, question, side, pictures = chosen
     answer = kept.get((trial, question))
