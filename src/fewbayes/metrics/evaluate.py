@@ -165,7 +165,7 @@ def _encoders(asked: str | Mapping[str, Any] | None, place: Source, offline: boo
     if asked is not None and not isinstance(asked, str):
         absent = {key: Missing(key, "no encoder was given for it") for key in encoder_keys()}
         return {**absent, **asked}, "given"
-    which = asked or ("embedded" if is_embedded(place.model) else "paper")
+    which = asked or ("embedded" if is_embedded(place.model or "") else "paper")
     return load_encoders(which, offline=offline), which
 
 

@@ -22,7 +22,7 @@ class Recipe:
     plain: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
 
     def settings(self, bayes: bool) -> dict[str, Any]:
-        return {name: value for name, (value, _) in (self.always | (self.bayesian if bayes else self.plain)).items()}
+        return {name: value for name, (value, _) in {**self.always, **(self.bayesian if bayes else self.plain)}.items()}
 
 
 _PICTURES = {

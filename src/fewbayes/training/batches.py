@@ -221,7 +221,8 @@ class Pictures:
             mask = self._masks[i]
             windows.append(whole if mask is None else crop_and_flip(mask, self.side, row, flip=self.random_flip))
         white = torch.from_numpy(np.stack(windows)).float().div(255)[:, None]
-        white = F.adaptive_avg_pool2d(white, self.latent_shape[-2:]).to(self.family.device)
+        height, width = self.latent_shape[-2:]
+        white = F.adaptive_avg_pool2d(white, (height, width)).to(self.family.device)
         return self._mask_weight + (1 - self._mask_weight) * white
 
     def _conditions(self, indices: list[int], uncaptioned: list[bool]) -> Conditioning:
