@@ -23,6 +23,7 @@ from PIL import Image
 
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
+from fewbayes.files.decode import plain_json, read_json
 from fewbayes.models import inspect_model
 from fewbayes.page.look import colours, save, style
 from fewbayes.page.table import Column, Entry, Table, markdown
@@ -89,9 +90,9 @@ def run_guided(arguments: Sequence[str]) -> list[Path]:
     """The file of results, its table and its picture."""
     flags = asked(GuidedFlags, arguments, "guided", __doc__)
     file = flags.redraw or _train(flags)
-    told = json.loads(file.read_text())
+    told = read_json(file, dict[str, Any])
     if flags.ratings:
-        told["rated"] = json.loads(flags.ratings.read_text())
+        told["rated"] = plain_json(flags.ratings)
         atomic_write(file, json.dumps(told, separators=(",", ":")) + "\n")
     return [file, write_table(told, file.with_suffix(".md")), draw(told, file.with_suffix(".png"))]
 
