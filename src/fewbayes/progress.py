@@ -40,7 +40,7 @@ def doing(what: str) -> Iterator[None]:
     """
     if not log.isEnabledFor(logging.INFO):
         yield
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not type(sys.stderr).__module__.startswith("rich"):  # that stands there under a bar
         from rich.console import Console
 
         with Console(stderr=True).status(f"{what} ..."):

@@ -22,7 +22,7 @@ from fewbayes.fields import did_you_mean
 from fewbayes.files.atomic import atomic_folder, new_folder
 from fewbayes.models.adapters import lora_layers, scaled
 from fewbayes.models.sampling import sample_images
-from fewbayes.progress import progress
+from fewbayes.progress import doing, progress
 from fewbayes.runs.layout import BEST, LISTING
 from fewbayes.runs.opening import card_of, find, open_model
 
@@ -79,9 +79,9 @@ def write_samples(
     with atomic_folder(output, new=True) as folder, progress(count, 0, listening, "picture") as advance:
         rows: list[dict[str, Any]] = []
         for each in sources:
-            log.info("Loading %s ...", each)
-            family, rare_token = open_model(each, weights, base=base, lora_alpha=lora_alpha)
-            family.to("cuda" if torch.cuda.is_available() else "cpu")
+            with doing(f"Loading {each}"):
+                family, rare_token = open_model(each, weights, base=base, lora_alpha=lora_alpha)
+                family.to("cuda" if torch.cuda.is_available() else "cpu")
             words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts]
             usual = sampler or card_of(each, base).usual_sampler
 

@@ -255,6 +255,6 @@ def run_verify(arguments: list[str]) -> int:
         steps=asked.num_inference_steps,
     )
     print(f"export against run: {result.mean:.3f} grey levels of 255 apart on average, {result.max} at most")
-    print(f"base model against run: {result.base_mean:.3f} on average, so training shows")
+    print(f"base model against run: {result.base_mean:.3f} on average")
     print(f"{result.verdict}")
     return 0 if result.agrees else 1
