@@ -66,10 +66,11 @@ def _short(config: TrainConfig, family: Family, report: DataReport) -> tuple[flo
     with tempfile.TemporaryDirectory() as folder:
         if own:
             own["class_data_dir"] = config.class_data_dir if own_class_images(config) else f"{folder}/class"
-        for steps in STEPS:
+        runs = [Path(folder) / f"{steps} steps" for steps in STEPS]
+        for run, steps in zip(runs, STEPS, strict=True):
             short = dataclasses.replace(
                 config,
-                output_dir=f"{folder}/{steps}",
+                output_dir=str(run),
                 max_train_steps=steps,
                 checkpointing_steps=steps,
                 validation_steps=0,
@@ -79,10 +80,10 @@ def _short(config: TrainConfig, family: Family, report: DataReport) -> tuple[flo
                 **own,
             )
             began = time.monotonic()
-            run = train(short, family=family, progress=False, report=report).folder
+            train(short, family=family, progress=False, report=report)
             seconds.append(time.monotonic() - began)
-        kept = _size(run / f"checkpoint-{STEPS[1]}")
-        return max(0.0, seconds[1] - seconds[0]) / (STEPS[1] - STEPS[0]), kept, _size(run) - kept
+        kept = _size(runs[1] / f"checkpoint-{STEPS[1]}")
+        return max(0.0, seconds[1] - seconds[0]) / (STEPS[1] - STEPS[0]), kept, _size(runs[1]) - kept
 
 
 def _drawing(config: TrainConfig, family: Family) -> float:
