@@ -19,8 +19,10 @@ TITLES = {
     "kl": "KL divergence to the prior",
     "weight_std_mean": "Mean weight standard deviation",
     "lr": "Learning rate",
+    "jitter": "Jitter: loss of the raw weights over their averages'",
+    "guided_gain": "Disturbance that guidance leaves, at its worst noise level",
 }
-SIGNALS = ("loss", "grad_norm", "kl", "weight_std_mean", "lr")
+SIGNALS = ("loss", "grad_norm", "kl", "weight_std_mean", "lr", "jitter", "guided_gain")
 
 
 def over_steps(experiment: Experiment) -> list[str]:

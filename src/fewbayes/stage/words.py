@@ -108,9 +108,8 @@ def probed(reading: Reading | None, base: Reading | None) -> list[str]:
     }
     told = [phrase.format(found[name]) for name, phrase in words.items() if name in found]
     if found.get("guided_gain", 0.0) > 1:
-        told.insert(
-            0, f"guidance makes {found['guided_gain']:.1f} times as much of a disturbance as pass-through would"
-        )
+        gain = found["guided_gain"]
+        told.insert(0, f"guidance makes {gain:.1f} times as much of a disturbance as pass-through would: lower it")
     return told
 
 
