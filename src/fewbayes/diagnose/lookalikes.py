@@ -202,7 +202,7 @@ def too_guided(
         "guidance",
         "guidance",
         f"the same seeds are clean {' and '.join(ways[name] for name in clean)}; they are not at {said}",
-        (*(advice[name] for name in reversed(clean)), "train again with --caption_dropout 0.1"),
+        (*(advice[name] for name in reversed(clean)), "train again with --caption_dropout 0.1, which narrows the gap"),
         numbers,
     )
 
