@@ -3,7 +3,8 @@
     python benchmarks/guided_sheets.py sheets runs/guided --output sheets
     python benchmarks/guided_sheets.py name sheets.key.json answers.json --rater "..." --date ... --output ratings.json
     fewbayes experiment guided --redraw runs/guided/guided.json --ratings ratings.json
-    python benchmarks/guided_sheets.py show runs/guided --trainings swirl_fish/4/noisy-seed0 ... --output strips.png
+    python benchmarks/guided_sheets.py show runs/guided --trainings swirl_fish/4/noisy-seed0 ... --labels "..." ... \
+        --output strips.png
 
 Every checkpoint is shown once for each way in which it was sampled, in shuffled order: left the base model's pictures
 of the same seeds, sampled the same way, then the checkpoint's, then two training images. The question is that of
@@ -15,7 +16,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 PER_SHEET, ZOOM = 10, 2
 
@@ -61,8 +62,14 @@ def show(asked: argparse.Namespace) -> None:
         strips = [np.asarray(Image.open(way).convert("RGB")) for way in ways]
         strips = [np.pad(strip, ((0, 8), (0, 8), (0, 0)), constant_values=255) for strip in strips]
         rows.append(np.concatenate(strips, 1))
-    whole = Image.fromarray(np.concatenate(rows))
-    whole = whole.resize((ZOOM * whole.width, ZOOM * whole.height), Image.Resampling.BICUBIC)
+    high, wide, margin, top = rows[0].shape[0] * ZOOM, rows[0].shape[1] * ZOOM, 170, 30
+    whole = Image.new("RGB", (margin + wide, top + high * len(rows)), "white")
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(16)
+    for i, heading in enumerate(("without guidance", "guidance 7.5", "guidance 7.5 where t >= 300 alone")):
+        draw.text((margin + i * wide // 3, 4), heading, "black", font)
+    for i, row in enumerate(rows):
+        whole.paste(Image.fromarray(row).resize((wide, high), Image.Resampling.BICUBIC), (margin, top + i * high))
+        draw.multiline_text((4, top + i * high + 40), asked.labels[i].replace("|", "\n"), "black", font)
     whole.quantize(256).save(asked.output)
 
 
@@ -93,6 +100,7 @@ def main() -> None:
     look = commands.add_parser("show")
     look.add_argument("runs", type=Path)
     look.add_argument("--trainings", nargs="+", required=True)
+    look.add_argument("--labels", nargs="+", required=True, help="one for each, lines apart by |")
     look.add_argument("--output", type=Path, required=True)
     look.set_defaults(run=show)
     asked = parser.parse_args()
