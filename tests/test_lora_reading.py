@@ -240,7 +240,7 @@ def test_what_is_no_lora_for_this_model_is_refused_in_one_line(parts, tmp_path, 
     assert len(str(refusal.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(("header", "said"), [("{not json", "is broken"), ("[1]", "must be settings by name")])
+@pytest.mark.parametrize(("header", "said"), [("{not json", "is not JSON"), ("[1]", "must be a table of named values")])
 def test_a_broken_header_is_named(parts, tmp_path, header, said):
     tensors = {f"{NAME}.lora_A.weight": torch.zeros(2, 16), f"{NAME}.lora_B.weight": torch.zeros(16, 2)}
     save_file(tensors, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": header})

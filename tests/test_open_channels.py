@@ -54,11 +54,12 @@ def test_the_noisy_copy_differs_in_nothing_but_the_noise(noisy_model):
 
 def test_open_channels_are_a_cause_only_of_bad_pictures():
     mean, deviation = torch.randn(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
-    assert noisy_latents(mean, deviation, corrupted=False, ours=True).cause is None
-    found = explained([noisy_latents(mean, deviation, corrupted=True, ours=True)])
+    assert noisy_latents(mean, deviation, corrupted=False, drawn="draw").cause is None
+    found = explained([noisy_latents(mean, deviation, corrupted=True, drawn="draw")])
     assert found is not None
     assert found.cause == "latents"
-    assert noisy_latents(mean, 0.01 * deviation, corrupted=True, ours=True).cause is None
+    assert noisy_latents(mean, deviation, corrupted=True, drawn="mean").cause is None
+    assert noisy_latents(mean, 0.01 * deviation, corrupted=True, drawn="draw").cause is None
 
 
 @pytest.mark.parametrize("noisy", [False, True])
