@@ -1,8 +1,8 @@
 """Muon: steps of orthogonal matrices for weights of two or more dimensions, Adam's for the rest.
 
 After K. Jordan's description (2024): the momentum of a matrix, a convolution's as output x rest, is brought near the
-nearest orthogonal one by five steps of a quintic Newton-Schulz iteration. On the sharp autoencoder 80 of its steps did
-what 700 of Adam's had done.
+nearest orthogonal one by five steps of a quintic Newton-Schulz iteration. On the sharp autoencoder 800 of its steps
+added 1.9 dB, after the last 1,500 of Adam's had added 1.3.
 """
 
 import torch
