@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,11 @@ def test_workers_are_a_number_or_a_cluster_with_settings():
     assert executor_of("slurm:slurm_partition=gpu,gpus_per_node=1") == Slurm(
         {"slurm_partition": "gpu", "gpus_per_node": 1}
     )
-    assert executor_of("ray:num_gpus=0.5") == Ray({"num_gpus": 0.5})
+    if find_spec("ray"):
+        assert executor_of("ray:num_gpus=0.5") == Ray({"num_gpus": 0.5})
+    else:
+        with pytest.raises(UserError, match="needs the package ray"):
+            executor_of("ray:num_gpus=0.5")
     for wrong, said in {"0": "at least 1", "cloud": "give a number", "slurm:gpu": "write key=value"}.items():
         with pytest.raises(UserError, match=said):
             executor_of(wrong)
