@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -131,8 +132,7 @@ class Ray(Executor):
 
     def outcomes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Outcome[Result]]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
-
+        ray: Any = import_module("ray")
         settings = {"num_cpus": 1, "max_retries": TRIES, **self.settings}
         address = settings.pop("address", None)
         ours = not ray.is_initialized()
