@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_write
+from fewbayes.progress import progress
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig
@@ -177,27 +178,23 @@ def _family(model: str) -> Family:
 
 @contextmanager
 def _watching(configs: Sequence[TrainConfig]) -> Iterator[None]:
-    """A progress bar over checkpoints sampled and runs done so far, read from the run folders by a thread."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+    """A bar, or lines in a log, over checkpoints sampled and runs done so far, read from their folders by a thread."""
     sampled = [c for c in configs if c.validation_steps]
     total = len(configs) + sum(len(range(0, (c.max_train_steps or 0) + 1, c.validation_steps)) for c in sampled)
     folders = [Path(config.output_dir) for config in configs]
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    stop = threading.Event()
-    with Progress(*columns, *times, console=Console(stderr=True), refresh_per_second=2) as shown:
-        task = shown.add_task(f"{len(configs)} runs", total=total)
 
-        def show() -> None:
-            pictures = sum(len(list(folder.glob("samples/step-*"))) for folder in folders)
-            done = sum(map(_looks_done, folders))
-            shown.update(task, completed=pictures + done, description=f"{done} of {len(configs)} runs done")
+    def reached() -> int:
+        return sum(len(list(folder.glob("samples/step-*"))) + _looks_done(folder) for folder in folders)
+
+    start, stop = reached(), threading.Event()
+    with progress(total, start, True, f"{len(configs)} runs, part") as advance:
 
         def watch() -> None:
+            shown = start
             while not stop.wait(1.0):
-                show()
+                if (now := reached()) > shown:
+                    shown = now
+                    advance(now, None)
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -206,4 +203,3 @@ def _watching(configs: Sequence[TrainConfig]) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
-            show()
