@@ -56,7 +56,9 @@ def main() -> None:
     report = made_here(pipeline) | {
         "scenes": options.scenes,
         "stages": {name: curve_of(work / name) for name in ("autoencoder/adam", "autoencoder/muon", "pipeline")},
-        "autoencoder_psnr_scenes": float(np.mean(psnr(vae, scene_pictures(work / "data", 4000, HELD_OUT)[:500]))),
+        "autoencoder_psnr_scenes": float(
+            np.mean(psnr(vae.float(), scene_pictures(work / "data", 4000, HELD_OUT)[:500]))
+        ),
         "prompts": judge_pipeline(pipeline, load_recogniser()),
     }
     if options.photographs:
