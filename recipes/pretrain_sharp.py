@@ -24,15 +24,28 @@ from pretrain import curve_of, halve, made_here
 from sharp_autoencoder import ADAM, MUON, pretrain_sharp_autoencoder
 from training import HELD_OUT, scene_pictures
 
+SHIPPED = PIPELINES["tiny-sharp"] / "vae"
+CURVES = SHIPPED.with_name("autoencoder.json")
+"""How the shipped one was trained, as `curve_of` has it, by stage."""
+
 
 def sharp_autoencoder(work: Path, pictures: np.ndarray) -> AutoencoderKL:
-    """The autoencoder of `tiny-sharp` and `tiny-flow`, standardised, in float32."""
+    """The autoencoder of `tiny-sharp` and `tiny-flow`, standardised, in float32: the shipped one, unless `work` began
+    one of its own."""
+    if SHIPPED.is_dir() and not (work / "autoencoder").is_dir():
+        return AutoencoderKL.from_pretrained(SHIPPED).float()
     narrow = AutoencoderKL.from_pretrained(PIPELINES["tiny"] / "vae").float()
     vae = pretrain_sharp_autoencoder(work / "autoencoder", narrow, pictures)
     standardise(vae, pictures)
     fix_deviations(vae)
     vae.register_to_config(shift_factor=0.0)
     return vae
+
+
+def _autoencoder_curves(work: Path) -> dict:
+    stages = ("autoencoder/adam", "autoencoder/muon")
+    own = (work / "autoencoder").is_dir()
+    return {name: curve_of(work / name) for name in stages} if own else json.loads(CURVES.read_text())
 
 
 def main() -> None:
@@ -55,7 +68,7 @@ def main() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(work / "export")
     report = made_here(pipeline) | {
         "scenes": options.scenes,
-        "stages": {name: curve_of(work / name) for name in ("autoencoder/adam", "autoencoder/muon", "pipeline")},
+        "stages": _autoencoder_curves(work) | {"pipeline": curve_of(work / "pipeline")},
         "autoencoder_psnr_scenes": float(
             np.mean(psnr(vae.float(), scene_pictures(work / "data", 4000, HELD_OUT)[:500]))
         ),
