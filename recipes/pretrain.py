@@ -72,6 +72,16 @@ def made_here(pipeline: DiffusionPipeline) -> dict:
     }
 
 
+def publish(report: dict, pipeline: DiffusionPipeline, folder: Path, name: str, package: Path | None) -> None:
+    """The report, samples and card beside the weights in `folder`; all of it into the package's folder, if given."""
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_sample_grid(pipeline, folder / "samples.png")
+    write_card(report, folder, name)
+    print(json.dumps({k: v for k, v in report.items() if k != "stages"}, indent=1))
+    if package:
+        shutil.copytree(folder, package, dirs_exist_ok=True)
+
+
 def curve_of(folder: Path) -> dict:
     from safetensors import safe_open
 
@@ -115,12 +125,7 @@ def main() -> None:
     }
     if options.photographs:
         report["autoencoder_psnr_photographs"] = photograph_psnr(vae, options.photographs)
-    (work / "export" / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    write_sample_grid(pipeline, work / "export" / "samples.png")
-    write_card(report, work / "export")
-    print(json.dumps({k: v for k, v in report.items() if k != "stages"}, indent=1))
-    if options.export:
-        shutil.copytree(work / "export", WEIGHTS, dirs_exist_ok=True)
+    publish(report, pipeline, work / "export", "tiny", WEIGHTS if options.export else None)
 
 
 if __name__ == "__main__":

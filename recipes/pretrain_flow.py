@@ -9,8 +9,6 @@ again after an interruption: it continues from its last checkpoint.
 """
 
 import argparse
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +23,14 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from autoencoder import psnr
-from card import write_card
 from fewbayes.diffusion.objective import Batch, diffusion_loss
 from fewbayes.models import ModelCard
 from fewbayes.models.sd3 import StableDiffusion3
 from fewbayes.world.pipelines import PIPELINES
 from fewbayes.world.recogniser import load_recogniser
-from judge import judge_pipeline, write_sample_grid
+from judge import judge_pipeline
 from pipeline import BATCH, DROP_CAPTION, encode, tokens
-from pretrain import curve_of, halve, made_here
+from pretrain import curve_of, halve, made_here, publish
 from pretrain_sharp import sharp_autoencoder
 from training import HELD_OUT, Training, batch_indices, device, run_training, scene_captions, scene_pictures
 
@@ -137,15 +134,10 @@ def main() -> None:
     report = made_here(pipeline) | {
         "scenes": len(latents),
         "stages": {"transformer": curve_of(work / "transformer")},
-        "autoencoder_psnr_scenes": float(np.mean(psnr(vae.cpu(), held_out[:500]))),
+        "autoencoder_psnr_scenes": float(np.mean(psnr(vae.cpu().float(), held_out[:500]))),
         "prompts": judge_pipeline(pipeline, load_recogniser()),
     }
-    (work / "export" / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    write_sample_grid(pipeline, work / "export" / "samples.png")
-    write_card(report, work / "export", "tiny-flow")
-    print(json.dumps({k: v for k, v in report.items() if k != "stages"}, indent=1))
-    if options.export:
-        shutil.copytree(work / "export", PIPELINES["tiny-flow"], dirs_exist_ok=True)
+    publish(report, pipeline, work / "export", "tiny-flow", PIPELINES["tiny-flow"] if options.export else None)
 
 
 if __name__ == "__main__":

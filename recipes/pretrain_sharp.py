@@ -8,19 +8,17 @@ Run it again after an interruption: every stage continues from its last checkpoi
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from autoencoder import fix_deviations, psnr, standardise
-from card import write_card
 from fewbayes.world.pipelines import PIPELINES
 from fewbayes.world.recogniser import load_recogniser
-from judge import judge_pipeline, photograph_psnr, write_sample_grid
+from judge import judge_pipeline, photograph_psnr
 from pipeline import pretrain_pipeline
-from pretrain import curve_of, halve, made_here
+from pretrain import curve_of, halve, made_here, publish
 from sharp_autoencoder import ADAM, MUON, pretrain_sharp_autoencoder
 from training import HELD_OUT, scene_pictures
 
@@ -76,12 +74,7 @@ def main() -> None:
     }
     if options.photographs:
         report["autoencoder_psnr_photographs"] = photograph_psnr(vae, options.photographs)
-    (work / "export" / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    write_sample_grid(pipeline, work / "export" / "samples.png")
-    write_card(report, work / "export", "tiny-sharp")
-    print(json.dumps({k: v for k, v in report.items() if k != "stages"}, indent=1))
-    if options.export:
-        shutil.copytree(work / "export", PIPELINES["tiny-sharp"], dirs_exist_ok=True)
+    publish(report, pipeline, work / "export", "tiny-sharp", PIPELINES["tiny-sharp"] if options.export else None)
 
 
 if __name__ == "__main__":
