@@ -72,7 +72,7 @@ def test_table_and_picture_follow_from_the_kept_numbers(tmp_path):
 def test_every_kind_of_training_has_its_own_rate_and_the_control_its_own_model(tmp_path):
     flags = GuidedFlags(output_dir=tmp_path, subjects=("swirl_fish",), images=(1, 4), factors=(3.0,), noisy="noisy")
     found = cells(flags)
-    assert len({cell.folder for cell in found}) == len(found) == 2 * 4 + 1
+    assert len({cell.folder for cell in found}) == len(found) == 2 * 5 + 1
     rates = {cell.arm.name: cell.config.learning_rate for cell in found}
     assert rates["full-x3"] == pytest.approx(3e-4)
     assert rates["lora-x3"] == pytest.approx(6e-4)

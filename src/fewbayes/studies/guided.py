@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,15 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("LoRA of rank 16", {"method": "lora", "rank": 16}),
     "prior": ("Full, prior preservation", {"method": "full", "with_prior_preservation": True, "num_class_images": 16}),
     "dropout": ("Full, caption dropout 0.1", {"method": "full", "caption_dropout": 0.1}),
+    "lora-dropout": ("LoRA, caption dropout 0.1", {"method": "lora", "rank": 16, "caption_dropout": 0.1}),
 }
 NOISY = "LoRA of rank 16 on noisy latents"
 NOISY_LONGER = 2.5
 """The positive control's steps, as a multiple: its stage begins at 300."""
 PROBED_STEPS = (20, 50, 100, 200, 400, 600)
 """Where the branches are asked, as timesteps of Stable Diffusion's schedule."""
-LOOKS = 2
-"""Checkpoints that are sampled, evenly along a training."""
+LOOKS = 4
+"""Checkpoints that are sampled with guidance, evenly along a training; every second one in the other ways too."""
 PICTURES, GUIDANCE, INTERVAL = 4, 7.5, "0.83:"
 SAMPLED: dict[str, dict[str, Any]] = {
     "none": {"guidance": 1.0},
@@ -180,7 +182,8 @@ def _looks(cell: Training) -> dict[str, Any]:
     settings = ProbeSettings(levels=tuple(map(level_of_step, PROBED_STEPS)), examples=2, guidance=GUIDANCE)
     prober = Prober(family, latents, [prompt] * len(latents), settings=settings)
     method.attach(family)
-    total, rows, base = cell.config.max_train_steps or 0, [], {}
+    base = _base_pictures(cell.config.model, prompt, config.num_inference_steps)
+    total, rows = cell.config.max_train_steps or 0, []
     for step in [0, *sorted(int(path.name.removeprefix("checkpoint-")) for path in cell.folder.glob("checkpoint-*"))]:
         if step:
             saved = load_file(cell.folder / f"checkpoint-{step}/weights.safetensors")
@@ -190,20 +193,29 @@ def _looks(cell: Training) -> dict[str, Any]:
         reading = prober.read(("sigma_1", "losses", "gain", "guided"))
         assert reading.guided is not None
         row: dict[str, Any] = {"step": step, "guided": asdict(reading.guided)}
-        if step in (0, *(total * look // LOOKS for look in range(1, LOOKS + 1))):
-            pictures = {name: _pictures(family, prompt, config, how) for name, how in SAMPLED.items()}
-            for name, strip in pictures.items():
-                _keep(strip, cell.folder / SEEN / f"step-{step:06d}-{name}.png")
-            base = base or pictures
-            row["corruption"] = {name: _corruption(pictures[name], base[name], references) for name in SAMPLED}
+        if looks := [look for look in range(LOOKS + 1) if step == total * look // LOOKS]:
+            ways = SAMPLED if looks[-1] % 2 == 0 else ("guided",)
+            row["corruption"] = {}
+            for way in ways:
+                strip = _pictures(family, prompt, config.num_inference_steps, way) if step else base[way]
+                _keep(strip, cell.folder / SEEN / f"step-{step:06d}-{way}.png")
+                row["corruption"][way] = _corruption(strip, base[way], references)
         rows.append(row)
     return {"rows": rounded(rows)}
 
 
-def _pictures(family: Any, prompt: str, config: TrainConfig, how: Mapping[str, Any]) -> list[np.ndarray]:
+@cache
+def _base_pictures(model: str, prompt: str, steps: int) -> dict[str, list[np.ndarray]]:
+    from fewbayes.models import load_family
+
+    family = load_family(model)
+    return {way: _pictures(family, prompt, steps, way) for way in SAMPLED}
+
+
+def _pictures(family: Any, prompt: str, steps: int, way: str) -> list[np.ndarray]:
     from fewbayes.models.sampling import sample_images
 
-    made = sample_images(family, [prompt] * PICTURES, list(range(PICTURES)), steps=config.num_inference_steps, **how)
+    made = sample_images(family, [prompt] * PICTURES, list(range(PICTURES)), steps=steps, **SAMPLED[way])
     return [np.asarray(picture) for picture in made]
 
 
