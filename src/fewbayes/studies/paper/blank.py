@@ -16,9 +16,9 @@ from fewbayes.metrics.pixels import normalised_cross_correlation
 from fewbayes.models import Family
 from fewbayes.stage.probes import Prober, ProbeSettings
 from fewbayes.studies.paper.denoise import encoded, keep, one_step
-from fewbayes.studies.paper.drawing import CHANGED, Shown, Told, bounds, canvas, pictures, state
+from fewbayes.studies.paper.drawing import CHANGED, Shown, Told, at_guidance, bounds, canvas, pictures, state
 from fewbayes.studies.paper.options import Ask
-from fewbayes.studies.paper.trained import Task, counts, follow, settings
+from fewbayes.studies.paper.trained import Task, counts, each_way, follow, settings
 
 
 def blanks(ask: Ask, wanted: Sequence[int], t: int) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def blanks(ask: Ask, wanted: Sequence[int], t: int) -> dict[str, Any]:
         of_seeds = [looks for task, looks in found if task.subject is subject and len(task.references) == count]
         rows += [
             {"subject": subject.name, "images": count if step else 0, "trained_on": count, "step": step}
-            | _over_seeds([seed[step] for seed in of_seeds])
+            | each_way([seed[step] for seed in of_seeds], _over_seeds)
             for step in (ask.course if of_seeds else ())
         ]
     return {"t": t, "rows": rows, "notes": notes}
@@ -52,14 +52,13 @@ def look(family: Family, task: Task, step: int) -> dict[str, Any]:
     answer = family.decode_latents(one_step(family, blank, reading.t[0], prompt))[0]
     decoded = family.decode_latents(blank)[0]
     nearest = np.asarray(task.references[reading.nearest[0]])
-    name = f"{task.name}-step-{step}"
     return {
         "similarity": list(reading.similarity[0]),
         "scale": reading.scale[0],
         "contrast": reading.contrast[0],
         "pixel_correlation": normalised_cross_correlation(answer, nearest),
-        "answer": keep(task.ask.folder, f"{name}-answer", answer),
-        "nearest": keep(task.ask.folder, f"{name}-nearest", nearest),
+        "answer": keep(task.ask.folder, task.picture(step, "answer"), answer),
+        "nearest": keep(task.ask.folder, task.picture(step, "nearest"), nearest),
         "blank": keep(task.ask.folder, "blank", decoded),
     }
 
@@ -77,13 +76,16 @@ def _over_seeds(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def draw(told: Told, folder: Path) -> Figure:
     """A row per subject: the blank, the pretrained model's answer, then those along each fine-tuning and the image
-    that the last one is nearest to."""
+    that the last one is nearest to; below it the same with guidance."""
     subjects = list(dict.fromkeys(row["subject"] for row in told["rows"]))
-    figure = canvas(told, seen(told), 1.7 + 1.6 * len(subjects))
-    pictures(
-        figure,
-        [(name, _shown([row for row in told["rows"] if row["subject"] == name], folder)) for name in subjects],
-    )
+    lines = []
+    for name in subjects:
+        its = [row for row in told["rows"] if row["subject"] == name]
+        lines.append((name, _shown(its, folder)))
+        if "guided" in its[0]:
+            lines.append((at_guidance(told), _shown([row | row["guided"] for row in its], folder)))
+    figure = canvas(told, seen(told), 1.7 + 1.6 * len(lines))
+    pictures(figure, lines)
     return figure
 
 
@@ -103,12 +105,21 @@ def _shown(rows: Sequence[Told], folder: Path) -> list[Shown]:
 
 
 def seen(told: Told) -> str:
-    rows = told["rows"]
-    last = max(row["step"] for row in rows)
-    before, after = (fmean(row["similarity"]["mean"] for row in rows if row["step"] == step) for step in (0, last))
-    contrast, tuned = (fmean(row["contrast"] for row in rows if row["step"] == step) for step in (0, last))
+    rows, last = told["rows"], max(row["step"] for row in told["rows"])
+    before, after, said = _change(rows, last)
     said = (
         f"correlation with the nearest training image {before:.2f} before and {after:.2f} after {last} iterations "
-        f"(latents); contrast of the answer {contrast:.2f} and {tuned:.2f} of a training image's."
+        f"(latents); contrast of the answer {said} of a training image's."
     )
+    if "guided" in rows[0]:
+        first, then, contrast = _change([row | row["guided"] for row in rows], last)
+        said += f" With guidance: {first:.2f} and {then:.2f}; contrast {contrast}."
     return said if after - before >= CHANGED else f"fine-tuning does not make x_t = 0 a training image: {said}"
+
+
+def _change(rows: Sequence[Told], last: int) -> tuple[float, float, str]:
+    """Mean correlation before and after, and both contrasts in words."""
+    before, after = ([row for row in rows if row["step"] == step] for step in (0, last))
+    contrast = " and ".join(f"{fmean(row['contrast'] for row in part):.2f}" for part in (before, after))
+    means = [fmean(row["similarity"]["mean"] for row in part) for part in (before, after)]
+    return means[0], means[1], contrast

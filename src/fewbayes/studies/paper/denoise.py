@@ -5,19 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from fewbayes.diffusion.conditioning import Conditioning
+from fewbayes.diffusion.guidance import guided
 from fewbayes.models import Family
 from fewbayes.stage.probes import Probed
 
 
+class Guided:
+    """A family whose answers are the guided ones: whatever asks a model can ask it what a sampler goes by.
+
+    The rest is the family's own. A mix of two answers to one x_t is that of the x0_hat which they stand for.
+    """
+
+    def __init__(self, family: Any, guidance: float):
+        self._family, self._guidance = family, guidance
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        none = self._family.encode_negative("").rows([0] * len(xt))
+        return guided(self._family.predict(xt, t, cond), self._family.predict(xt, t, none), self._guidance)
+
+
 @torch.no_grad()
 def one_step(family: Probed, xt: Tensor, t: float, prompt: str) -> Tensor:
-    """x0_hat of latents (batch, channels, height, width) at a time of the process, without guidance.
+    """x0_hat of latents (batch, channels, height, width) at a time of the process, by the answer to the prompt.
 
     xt: on the variance-preserving path, x_t / sqrt(a^2 + b^2), on which the paper's process lies.
     """

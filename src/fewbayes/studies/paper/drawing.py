@@ -114,5 +114,9 @@ def state(step: int) -> str:
     return iterations(step) if step else "pretrained"
 
 
+def at_guidance(told: Told) -> str:
+    return f"guidance {told['asked']['guidance_scale']:g}"
+
+
 def iterations(step: int) -> str:
     return f"{step} iteration{'s' * (step > 1)}"

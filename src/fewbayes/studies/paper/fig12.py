@@ -19,9 +19,19 @@ from fewbayes.stage.probes import Prober, ProbeSettings
 from fewbayes.stage.theory import k_response, sigma_1_of
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import encoded, keep, one_step
-from fewbayes.studies.paper.drawing import CHANGED, MARKER, Told, canvas, iterations, parts, pictures, state
+from fewbayes.studies.paper.drawing import (
+    CHANGED,
+    MARKER,
+    Told,
+    at_guidance,
+    canvas,
+    iterations,
+    parts,
+    pictures,
+    state,
+)
 from fewbayes.studies.paper.options import Ask
-from fewbayes.studies.paper.trained import Task, follow, on_one_photograph
+from fewbayes.studies.paper.trained import Task, each_way, follow, on_one_photograph
 
 T, KS, EXAMPLES = 400, (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), 8
 """The paper says neither t nor ks."""
@@ -32,7 +42,7 @@ def run(ask: Ask) -> dict[str, Any]:
     steps = ask.course
     tasks = on_one_photograph(ask, steps, look)
     found, notes = follow(tasks, ask.workers)
-    rows = [{"step": step} | _over_runs([looks[step] for _, looks in found]) for step in steps]
+    rows = [{"step": step} | each_way([looks[step] for _, looks in found], _over_runs) for step in steps]
     return {
         "t": T,
         "k": KS,
@@ -63,9 +73,7 @@ def look(family: Family, task: Task, step: int) -> dict[str, Any]:
         "at_zero": reading.scaled.at_zero,
         "retention": retention,
         "theory": k_response(np.array(KS), alpha_bar, sigma_1_of(retention, alpha_bar)).tolist(),
-        "answers": [
-            keep(task.ask.folder, f"{task.name}-step-{step}-k{i}", picture) for i, picture in enumerate(answers)
-        ],
+        "answers": [keep(task.ask.folder, task.picture(step, f"k{i}"), picture) for i, picture in enumerate(answers)],
     }
 
 
@@ -79,8 +87,9 @@ def _over_runs(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(told: Told, folder: Path) -> Figure:
-    figure = canvas(told, seen(told), 8.2)
-    top, bottom = parts(figure, (1, 1))
+    guided = "guided" in told["rows"][0]
+    figure = canvas(told, seen(told), 11.2 if guided else 8.2)
+    top, bottom = parts(figure, (1, 1.7 if guided else 1))
     factor, similarity = top.subplots(1, 2)
     ks = told["k"]
     for i, row in enumerate(told["rows"]):
@@ -88,6 +97,13 @@ def draw(told: Told, folder: Path) -> Figure:
         factor.vlines(ks, row["factor_low"], row["factor_high"], color=colour(i), linewidth=1)
         factor.plot(ks, row["theory"], color=colour(i), linewidth=1.2)
         similarity.plot(ks, row["similarity"], marker=marker(i), color=colour(i), markersize=MARKER, linewidth=1.2)
+        if guided:
+            way = {"color": colour(i), "linestyle": ":", "linewidth": 1.2}
+            factor.plot(ks, row["guided"]["factor"], **way)
+            similarity.plot(ks, row["guided"]["similarity"], **way)
+    if guided:
+        similarity.plot([], [], color=FAINT, linestyle=":", label=at_guidance(told))
+        similarity.legend()
     factor.plot([], [], color=FAINT, linewidth=1.2, label="1 + gain (k - sqrt(alpha_bar))")
     factor.set_ylabel("factor of x' in the answer")
     similarity.set_ylabel("correlation of the answer with x'")
@@ -99,6 +115,8 @@ def draw(told: Told, folder: Path) -> Figure:
     for row in told["rows"]:
         above = titles if row is told["rows"][0] else [""] * len(ks)
         rows.append((state(row["step"]), [(folder / f, t, "") for f, t in zip(row["answers"], above, strict=True)]))
+        if guided:
+            rows.append((at_guidance(told), [(folder / f, "", "") for f in row["guided"]["answers"]]))
     pictures(bottom, rows)
     return figure
 
@@ -111,6 +129,11 @@ def seen(told: Told) -> str:
         f"{iterations(top['step'])}; correlation with x' at k = {told['k'][-1]:g}: {first['similarity'][-1]:.2f} "
         f"and {top['similarity'][-1]:.2f}."
     )
+    if "guided" in first:
+        slopes = [row["guided"]["slope"] for row in told["rows"]]
+        said += (
+            f" With guidance the slope is {slopes[0]:.2f}, then {', '.join(f'{slope:.2f}' for slope in slopes[1:])}."
+        )
     if top["slope"] - first["slope"] >= CHANGED:
         return said
     return f"the pretrained model answers with a multiple of x' as much as the fine-tuned: {said}"

@@ -22,9 +22,9 @@ from fewbayes.page.look import FAINT, INK
 from fewbayes.stage.probes import USUAL_STEPS, Prober, ProbeSettings
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import encoded
-from fewbayes.studies.paper.drawing import MARKED, Told, band, by_step, canvas
+from fewbayes.studies.paper.drawing import MARKED, Told, at_guidance, band, by_step, canvas
 from fewbayes.studies.paper.options import Ask
-from fewbayes.studies.paper.trained import Task, follow, on_one_photograph
+from fewbayes.studies.paper.trained import Task, each_way, follow, on_one_photograph
 
 SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 """Of the longest run: where it is looked at."""
@@ -37,7 +37,8 @@ def run(ask: Ask) -> dict[str, Any]:
     tasks = on_one_photograph(ask, steps, look)
     found, notes = follow(tasks, ask.workers)
     runs = [
-        {"subject": task.subject.name, "seed": task.config.seed, "steps": list(looks), **_by_name(list(looks.values()))}
+        {"subject": task.subject.name, "seed": task.config.seed, "steps": list(looks)}
+        | each_way(list(looks.values()), _by_name)
         for task, looks in found
     ]
     return {
@@ -72,7 +73,7 @@ def _finite(value: float) -> float | None:
 
 
 def _by_name(looks: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [found[name] for found in looks] for name in looks[0]}
+    return {name: [found[name] for found in looks] for name in looks[0] if name != "guided"}
 
 
 SHARES_OF_PASS_THROUGH = {
@@ -86,8 +87,9 @@ SHARES_OF_PASS_THROUGH = {
 def draw(told: Told, folder: Path) -> Figure:
     outside = fmean(share for run in told["runs"] for share in run["outside"])
     said = f"sigma_1 is 0 or infinite, without a point, where retention leaves (0, 1): {outside:.0%} of it from noise."
+    guided = [run["guided"] | {"steps": run["steps"]} for run in told["runs"] if "guided" in run]
     figure = canvas(told, seen(told), 4.8, [said])
-    first, second = figure.subplots(1, 2)
+    first, second, *third = figure.subplots(1, 3 if guided else 2)
     band(first, told["runs"], "sigma_1_from_noise", "from noise alone, as in the paper", 0)
     band(first, told["runs"], "sigma_1", "from noised training images", 1)
     step, value = told["paper"]["value"]
@@ -97,11 +99,14 @@ def draw(told: Told, folder: Path) -> Figure:
     first.yaxis.set_major_formatter("{x:g}")
     first.yaxis.set_minor_locator(NullLocator())
     first.set_ylabel("sigma_1 (median over timesteps)")
-    second.axhline(1, color=FAINT, linewidth=0.8, linestyle=":")
-    for i, (key, label) in enumerate(SHARES_OF_PASS_THROUGH.items()):
-        band(second, told["runs"], key, label, i)
+    for axes, runs in zip((second, *third), (told["runs"], guided), strict=False):
+        axes.axhline(1, color=FAINT, linewidth=0.8, linestyle=":")
+        for i, (key, label) in enumerate(SHARES_OF_PASS_THROUGH.items()):
+            band(axes, runs, key, label, i)
     second.set_ylabel("share of pass-through")
-    for axes in (first, second):
+    for axes in third:
+        axes.set_ylabel(f"the same at {at_guidance(told)}")
+    for axes in (first, second, *third):
         _halved(axes, told["runs"][0]["steps"])
         axes.legend()
     return figure
@@ -119,6 +124,7 @@ def _halved(axes: Axes, steps: Sequence[int]) -> None:
 
 def seen(told: Told) -> str:
     steps, values = by_step(told["runs"], "sigma_1_from_noise")
+    guided = [run["guided"] | {"steps": run["steps"]} for run in told["runs"] if "guided" in run]
     if not len(steps):
         return "from noise, sigma_1 is infinite throughout."
     mean = np.nanmean(values, axis=0)
@@ -127,5 +133,10 @@ def seen(told: Told) -> str:
         f"sigma_1 from noise is {mean[0]:.2f} at {steps[0]}, {mean[top]:.2f} at its highest ({steps[top]}) and "
         f"{mean[-1]:.2f} at {steps[-1]} iterations."
     )
+    if guided:
+        gain = np.nanmean(by_step(guided, "residual_gain")[1], axis=0)
+        said += (
+            f" With guidance a disturbance keeps {gain[0]:.2f}, at most {gain.max():.2f}, at the end {gain[-1]:.2f}."
+        )
     rises, drops = mean[top] >= MARKED * mean[0], mean[top] >= MARKED * mean[-1]
     return said if rises and drops else f"no peak in between that is {MARKED:g} times both ends: {said}"

@@ -5,6 +5,7 @@ x_t is a noised training image, the disturbance delta' of its middle, the denois
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,9 +20,9 @@ from fewbayes.seeds import generator
 from fewbayes.stage.probes import Prober, ProbeSettings
 from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import encoded, keep, one_step
-from fewbayes.studies.paper.drawing import MARKED, Told, bounds, canvas, iterations, pictures, state
+from fewbayes.studies.paper.drawing import MARKED, Told, at_guidance, bounds, canvas, iterations, pictures, state
 from fewbayes.studies.paper.options import Ask
-from fewbayes.studies.paper.trained import Task, follow, on_one_photograph
+from fewbayes.studies.paper.trained import Task, each_way, follow, on_one_photograph
 
 T, EXAMPLES, STRENGTH, PATCH = 100, 8, 2.0, 0.3
 """Timestep as in the paper; noised pictures behind each number; of the disturbance: its standard deviation in units of
@@ -35,7 +36,7 @@ def run(ask: Ask) -> dict[str, Any]:
     steps = (0, *ask.moments)
     tasks = on_one_photograph(ask, steps, look)
     found, notes = follow(tasks, ask.workers)
-    rows = [{"step": step} | _over_runs([looks[step] for _, looks in found]) for step in steps]
+    rows = [{"step": step} | each_way([looks[step] for _, looks in found], _over_runs) for step in steps]
     return {
         "t": T,
         "ceiling": rows[0]["ceiling"],
@@ -79,7 +80,7 @@ def _pictures(
     difference = np.abs(pixels[2].astype(int) - pixels[1].astype(int)) * AMPLIFIED
     shown = [*pixels, np.clip(difference, 0, 255).astype(np.uint8)]
     kinds = zip(("given", "without", "answer", "difference"), shown, strict=True)
-    return {key: keep(task.ask.folder, f"{task.name}-step-{step}-{key}", value) for key, value in kinds}
+    return {key: keep(task.ask.folder, task.picture(step, key), value) for key, value in kinds}
 
 
 def _over_runs(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -92,28 +93,47 @@ def _over_runs(found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+TITLES = {
+    "given": "given: x_t + delta'",
+    "without": "answer without delta'",
+    "answer": "answer with delta'",
+    "difference": f"difference, {AMPLIFIED} times",
+}
+
+
 def draw(told: Told, folder: Path) -> Figure:
     said = [f"gain: ||delta_t||^2 / ||delta'||^2; no model of one image exceeds 1 / alpha_bar = {told['ceiling']:.3f}"]
-    said.append(f"The paper prints {told['paper']['gain']:g} for 1,000 iterations, which lies above that ceiling.")
-    figure = canvas(told, seen(told), 9.0, said)
-    titles = {"given": "given: x_t + delta'", "without": "answer without delta'", "answer": "answer with delta'"}
-    titles["difference"] = f"difference, {AMPLIFIED} times"
+    said.append(f"without guidance. The paper prints {told['paper']['gain']:g} for 1,000 iterations.")
+    figure = canvas(told, seen(told), 7.2 if "guided" in told["rows"][0] else 9.0, [" ".join(said)])
     rows = []
     for row in told["rows"]:
-        above = titles if row is told["rows"][0] else dict.fromkeys(titles, "")
-        below = {"difference": f"gain {bounds(row['gain'], 3)}, {row['inside']:.0%} of it inside"}
-        shown = [(folder / row[key], title, below.get(key, "")) for key, title in above.items()]
-        rows.append((state(row["step"]), shown))
+        shown = [(folder / row[key], title, _gain(row) * (key == "difference")) for key, title in TITLES.items()]
+        if guided := row.get("guided"):
+            shown += [
+                (folder / guided[key], f"{title},\n{at_guidance(told)}", _gain(guided) * (key == "difference"))
+                for key, title in list(TITLES.items())[2:]
+            ]
+        rows.append((state(row["step"]), [(file, title * (not rows), below) for file, title, below in shown]))
     pictures(figure, rows)
     return figure
 
 
+def _gain(row: Told) -> str:
+    return f"gain {bounds(row['gain'], 3)},\n{row['inside']:.0%} of it inside"
+
+
 def seen(told: Told) -> str:
     first, *tuned = told["rows"]
+    said = _most(first, tuned)
+    if "guided" in first:
+        said += f" With guidance: {_most(first['guided'], [row | row['guided'] for row in tuned])}"
+    kept = max(row["gain"]["mean"] for row in tuned) >= MARKED * first["gain"]["mean"]
+    return said if kept else f"fine-tuning does not keep the disturbance more than the pretrained model: {said}"
+
+
+def _most(first: Told, tuned: Sequence[Told]) -> str:
     top = max(tuned, key=lambda row: row["gain"]["mean"])
-    said = (
+    return (
         f"gain {bounds(first['gain'], 3)} pretrained, at most {bounds(top['gain'], 3)} fine-tuned, "
         f"after {iterations(top['step'])}."
     )
-    kept = top["gain"]["mean"] >= MARKED * first["gain"]["mean"]
-    return said if kept else f"fine-tuning does not keep the disturbance more than the pretrained model: {said}"

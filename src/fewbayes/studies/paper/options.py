@@ -56,6 +56,7 @@ class Ask:
     token: str
     seeds: int
     usual: Usual
+    guidance: float
     quick: bool
     encoders: str
     workers: int | str | None
@@ -100,6 +101,7 @@ class Ask:
             "moments": list(self.moments),
             "pictures": usual.pictures,
             "sampler_steps": usual.sampler_steps,
+            "guidance_scale": self.guidance,
             "quick": self.quick,
         }
 
@@ -126,6 +128,8 @@ class FigureFlags(ScoredFlags):
     """Rate of the runs."""
     weight_std: float | None = setting(None, above=0, below=1, more=_usual("weight_std"))
     """Standard deviation of Bayesian weights at the start."""
+    guidance_scale: float = setting(7.5, at_least=1)
+    """Of samples, and of the guided answer that stands beside the model's own; 1: none. diffusers' and the paper's."""
     quick: bool = False
     """A few steps of one seed: to see that it works, not what it shows."""
 
@@ -153,6 +157,7 @@ def parse(name: str, title: str, arguments: Sequence[str]) -> Ask:
         token=card.rare_token or USUAL_RARE_TOKEN,
         seeds=seeds,
         usual=usual,
+        guidance=flags.guidance_scale,
         quick=flags.quick,
         encoders=flags.evaluators,
         workers=flags.workers,

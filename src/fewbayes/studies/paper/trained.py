@@ -21,6 +21,7 @@ from fewbayes.runs.opening import open_model
 from fewbayes.settings.config import TrainConfig
 from fewbayes.studies.executors import in_parallel
 from fewbayes.studies.memo import remember
+from fewbayes.studies.paper.denoise import Guided
 from fewbayes.studies.paper.options import Ask
 from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.trajectory import open_pictures
@@ -33,7 +34,8 @@ Found = dict[int, dict[str, Any]]
 @dataclass(frozen=True)
 class Task:
     """One training and what is looked for in it. milestones: steps, 0 for the pretrained model; look: a function of
-    (family, task, step) at the top of a module; known: whatever else it needs."""
+    (family, task, step) at the top of a module; known: whatever else it needs; guided: whether the family that a look
+    is given is the guided one."""
 
     ask: Ask
     subject: StudySubject
@@ -41,10 +43,15 @@ class Task:
     milestones: tuple[int, ...]
     look: Look
     known: tuple[Any, ...] = ()
+    guided: bool = False
 
     @property
     def name(self) -> str:
         return Path(self.config.output_dir).name
+
+    def picture(self, step: int, kind: str) -> str:
+        """The name of a picture."""
+        return f"{self.name}-step-{step}-{'guided-' * self.guided}{kind}"
 
     @property
     def references(self) -> list[Image.Image]:
@@ -66,6 +73,7 @@ def settings(ask: Ask, subject: StudySubject, count: int, seed: int, **changes: 
         max_train_steps=usual.steps,
         num_inference_steps=usual.sampler_steps,
         num_validation_images=usual.pictures,
+        guidance_scale=ask.guidance,
         seed=seed,
         **({"rank": usual.rank} if usual.method == "lora" else {}),
         **changes,
@@ -87,7 +95,10 @@ def counts(subject: StudySubject, wanted: Sequence[int]) -> list[int]:
 
 
 def follow(tasks: Sequence[Task], workers: int | str | None = None) -> tuple[list[tuple[Task, Found]], list[str]]:
-    """What the looks found, by milestone, of each task in order; and notes on those left out since numbers ran away."""
+    """What the looks found, by milestone, of each task in order; and notes on those left out since numbers ran away.
+
+    What a look finds of the guided model, where guidance is asked for, stands in the same under "guided".
+    """
     found = list(zip(tasks, in_parallel(_followed, tasks, workers), strict=True))
     notes = left_out([task.name for task, looks in found if looks is None], len(tasks))
     return [(task, looks) for task, looks in found if looks is not None], notes
@@ -100,14 +111,27 @@ def left_out(failed: Sequence[str], of: int) -> list[str]:
     return [f"Left out, since their numbers ran away: {', '.join(failed)}."] if failed else []
 
 
+def each_way(found: Sequence[dict[str, Any]], over: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """`over` of what was found, and in the same, under "guided", of what was found with guidance."""
+    guided = [one["guided"] for one in found if "guided" in one]
+    return over(found) | ({"guided": over(guided)} if guided else {})
+
+
 def _followed(task: Task) -> Found | None:
     def look(step: int) -> dict[str, Any]:
+        family, scale = _model_at(task.config, step), task.ask.guidance
+        found = task.look(family, task, step)
+        if scale > 1:
+            guided = Guided(family, scale)
+            found["guided"] = task.look(guided, replace(task, guided=True), step)  # pyright: ignore[reportArgumentType]
+        return found
+
+    def kept(step: int) -> dict[str, Any]:
         file = task.ask.folder / "looks" / task.name / f"step-{step}.json"
-        made_of = {}  # of the model and settings that the folder is of
-        return remember(file, made_of, lambda: task.look(_model_at(task.config, step), task, step))
+        return remember(file, {}, lambda: look(step))  # of the model and settings that the folder is of
 
     try:
-        return {step: look(step) for step in task.milestones}
+        return {step: kept(step) for step in task.milestones}
     except NonFiniteError:
         return None
 
