@@ -195,7 +195,6 @@ def build_flux2(folder: Path, *, seed: int = 0) -> Path:
         Flux2KleinPipeline,
         Flux2Transformer2DModel,
     )
-    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = _chat_tokenizer(folder / "tokenizer")
     torch.manual_seed(seed)
@@ -221,21 +220,49 @@ def build_flux2(folder: Path, *, seed: int = 0) -> Path:
     )
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2.0)
-    words = Qwen3Config(
+    words = _language_model("Qwen3ForCausalLM", tokenizer, layers=28)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    Flux2KleinPipeline(scheduler, vae, words, tokenizer, transformer).save_pretrained(folder)
+    note = {"rare_token": RARE_TOKEN, "recommended": {}, "resolution": SIDE}
+    (folder / "fewbayes.json").write_text(json.dumps(note))
+    return folder
+
+
+def build_z_image(folder: Path, *, seed: int = 0) -> Path:
+    """The same of Z-Image: a block for pictures, one for words, one for both."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    tokenizer = _chat_tokenizer(folder / "tokenizer")
+    torch.manual_seed(seed)
+    transformer = ZImageTransformer2DModel(
+        dim=16, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16, axes_dims=[4, 2, 2]
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token)
+    vae = _vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159)
+    words = _language_model("Qwen3Model", tokenizer, layers=2)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
+    ZImagePipeline(scheduler, vae, words, tokenizer, transformer).save_pretrained(folder)
+    note = {"rare_token": RARE_TOKEN, "recommended": {}, "resolution": SIDE}
+    (folder / "fewbayes.json").write_text(json.dumps(note))
+    return folder
+
+
+def _language_model(kind: str, tokenizer, layers: int):
+    import transformers
+
+    config = transformers.Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=16,
-        num_hidden_layers=28,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
         pad_token_id=tokenizer.pad_token_id,
     )
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    Flux2KleinPipeline(scheduler, vae, Qwen3ForCausalLM(words), tokenizer, transformer).save_pretrained(folder)
-    note = {"rare_token": RARE_TOKEN, "recommended": {}, "resolution": SIDE}
-    (folder / "fewbayes.json").write_text(json.dumps(note))
-    return folder
+    return getattr(transformers, kind)(config)
 
 
 def _chat_tokenizer(folder: Path):
@@ -273,6 +300,11 @@ def sd3_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def flux2_model(tmp_path_factory) -> Path:
     return build_flux2(tmp_path_factory.mktemp("flux2_model"))
+
+
+@pytest.fixture(scope="session")
+def z_image_model(tmp_path_factory) -> Path:
+    return build_z_image(tmp_path_factory.mktemp("z_image_model"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The contract that every family keeps, asked of Stable Diffusion with either prediction, of XL, 3, FLUX.2 and the toy.
+"""The contract that every family keeps, asked of Stable Diffusion with either prediction, of XL, 3, FLUX.2, Z-Image, the toy.
 
 A new family is done when it passes: add its small model to MODELS.
 """
@@ -30,7 +30,7 @@ from fewbayes.stage.probes import USUAL_STEPS, Prober, ProbeSettings
 from fewbayes.training import memory
 from toy_family import build_toy
 
-MODELS = ("eps_model", "v_model", "sdxl_model", "sd3_model", "flux2_model", "toy_model")
+MODELS = ("eps_model", "v_model", "sdxl_model", "sd3_model", "flux2_model", "z_image_model", "toy_model")
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 PROMPTS = ["a photo of a <v> dog", "a photo", "of a dog"]
 # 2026-11: diffusers 0.42 turns tensors into arrays in a way that numpy 2 will forbid
@@ -207,7 +207,7 @@ def test_layer_groups_name_layers_and_those_of_a_kind_are_disjoint(family):
 def test_adapters_go_into_the_layers_of_their_groups(family):
     for targets, names in (("attention", {"self-attention", "cross-attention"}), ("ff", {"feed-forward"})):
         ends = family.adapter_targets[targets]
-        found = [x for x in linear_layers(family.denoiser) if any(x.endswith(f".{end}") for end in ends)]
+        found = [x for x in linear_layers(family.denoiser) if any(f".{x}".endswith(f".{end}") for end in ends)]
         patterns = [family.layer_groups[name] for name in names & family.layer_groups.keys()]
         assert found
         assert all(any(re.search(pattern, x) for pattern in patterns) for x in found)

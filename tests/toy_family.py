@@ -144,6 +144,7 @@ class ToyFamily:
     embedding_keys: Mapping[str, str] = {}
     formats: Sequence[str] = ()
     foreign_arguments: Mapping[str, Any] = {}
+    guidance_less: float = 0.0
     tag = "toy"
 
     def __init__(self, card: ModelCard, modules: Mapping[str, nn.Module]):

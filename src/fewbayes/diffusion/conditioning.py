@@ -48,6 +48,10 @@ class Conditioning(Mapping[str, Tensor]):
     def to(self, device: torch.device | str) -> Conditioning:
         return self._each(lambda tensor: tensor.to(device))
 
+    def float32(self) -> Conditioning:
+        """Numbers in float32; a mask stays what it is."""
+        return self._each(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
     def detach(self) -> Conditioning:
         return self._each(Tensor.detach)
 

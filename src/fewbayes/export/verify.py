@@ -154,6 +154,7 @@ def foreign_job(
     family = family_named(record.family)
     return {
         **how,
+        "guidance": max(how["guidance"], family.guidance_less) - family.guidance_less,
         "export": str(export.resolve()),
         "loader": record.loader,
         "file": record.file,

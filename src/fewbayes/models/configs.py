@@ -163,6 +163,20 @@ class Flux2Transformer(TypedDict):
     mlp_ratio: NotRequired[Annotated[float, Meta(gt=0, le=64)]]
 
 
+class ZImageTransformer(TypedDict):
+    """ZImageTransformer2DModel."""
+
+    in_channels: Channels
+    dim: Channels
+    n_layers: Layers
+    n_refiner_layers: Layers
+    n_heads: Channels
+    cap_feat_dim: Channels
+    siglip_feat_dim: NotRequired[Channels | None]
+    axes_dims: NotRequired[Blocks]
+    axes_lens: NotRequired[Blocks]
+
+
 class LanguageModel(TypedDict):
     """Qwen3ForCausalLM and its like."""
 
@@ -179,6 +193,8 @@ SCHEMAS: dict[str, Any] = {
     "Flux2Transformer2DModel": Flux2Transformer,
     "AutoencoderKLFlux2": Autoencoder,
     "Qwen3ForCausalLM": LanguageModel,
+    "Qwen3Model": LanguageModel,
+    "ZImageTransformer2DModel": ZImageTransformer,
     "AutoencoderKL": Autoencoder,
     "CLIPTextModel": TextEncoder,
     "CLIPTextModelWithProjection": PooledTextEncoder,

@@ -32,6 +32,7 @@ class ModelCard:
     settings say; resolution: side of its pictures in pixels; recommended: settings that its folder advises
     (`fewbayes.json`); rare_token: the word its tokenizer keeps for a new subject, None if it has none. most_steps: that
     a sampler can take, None for any number; side_unit: a side in pixels is a multiple of it, twice it or more.
+    distilled: to draw in few steps, as far as its index and its name say.
     """
 
     model: str
@@ -43,6 +44,7 @@ class ModelCard:
     rare_token: str | None = None
     most_steps: int | None = None
     side_unit: int = 8
+    distilled: bool = False
 
     def check_drawn(self, sampler: str, steps: int = 1, resolution: int | None = None) -> None:
         """UserError where the model draws no pictures so; None: in its own size."""
@@ -105,6 +107,7 @@ class Layout(Protocol):
     adapters; text_targets: the same in text encoders.
     embedding_keys: of several text encoders, what a file of learned embeddings calls each by its folder's name.
     formats: of those that need names of other programs ("kohya", "comfyui", "original") the ones it has names for;
+    guidance_less: how far the guidance that the pipeline calls its own lies below ours, where 1 is none.
     foreign_arguments: what others have to say to `from_pretrained` of the pipeline's class; tag: of its models on the
     hub.
     """
@@ -123,6 +126,7 @@ class Layout(Protocol):
     formats: Sequence[str]
     foreign_arguments: Mapping[str, Any]
     tag: str
+    guidance_less: float
 
     @classmethod
     def inspect(cls, model: str, folder: Path) -> ModelCard:

@@ -8,14 +8,13 @@ draws them evenly, as diffusers' script does; only sampling shifts them. A disti
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fewbayes.errors import UserError
 from fewbayes.models.configs import FlowScheduler
-from fewbayes.models.family import ModelCard, Part
+from fewbayes.models.family import Part
 from fewbayes.models.folders import INDEX, read_json
 from fewbayes.models.pipelines import PipelineFamily, named
 from fewbayes.models.registry import register
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewbayes.diffusion.conditioning import Conditioning
-    from fewbayes.diffusion.process import Flow
-
-log = logging.getLogger("fewbayes")
 
 TOKENS = 512
 """The pipeline's `max_sequence_length`."""
@@ -78,30 +74,12 @@ class Flux2Klein(PipelineFamily):
             )
 
     @classmethod
-    def inspect(cls, model: str, folder: Path) -> ModelCard:
-        card = super().inspect(model, folder)
-        if read_json(folder / INDEX).get("is_distilled"):
-            log.warning(
-                "%s is distilled to draw in few steps without guidance: training at all times undoes that, and such "
-                "pictures blur. Train the base model and use the LoRA with this one, or draw with more steps",
-                model,
-            )
-        return card
-
-    @classmethod
     def _side(cls, denoiser: Mapping[str, Any]) -> int:
         return 128
 
     @classmethod
     def _patch(cls, denoiser: Mapping[str, Any]) -> int:
         return PATCH
-
-    @classmethod
-    def _process(cls, scheduler: Mapping[str, Any]) -> Flow:
-        from fewbayes.diffusion.process import Flow, TrainingTimes
-
-        shift = 1.0 if scheduler.get("use_dynamic_shifting") else scheduler.get("shift", 1.0)
-        return Flow(TrainingTimes(shift=shift, steps=scheduler.get("num_train_timesteps", 1000)))
 
     @property
     def _pixels_per_latent(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from fewbayes.errors import UserError
 from fewbayes.models.family import ModelCard, Part, tokenizer_of
 from fewbayes.models.folders import (
     AGAIN,
+    INDEX,
     SCHEDULER,
     SETTINGS,
     loading,
@@ -49,6 +51,7 @@ log = logging.getLogger("fewbayes")
 VAE = Part("diffusers", "AutoencoderKL", "diffusion_pytorch_model", once=True)
 POOLED_CLIP = Part("transformers", "CLIPTextModelWithProjection", "model", once=True)
 CLIP_EMBEDDINGS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # as in diffusers' pivotal tuning scripts
+DISTILLED = re.compile(r"(^|[^a-z])(turbo|lightning|schnell|distill(ed)?|lcm|hyper-sd)([^a-z]|$)", re.IGNORECASE)
 DECODED_AT_ONCE = 2**20  # pixels: one picture of SDXL, four of SD
 
 
@@ -69,6 +72,7 @@ class PipelineFamily(ABC):
     formats: Sequence[str] = ()
     foreign_arguments: Mapping[str, Any] = {}
     tag: str
+    guidance_less: float = 0.0
     scheduler_schema: ClassVar[Any] = dict[str, Any]
     drawn_with: ClassVar[Mapping[str, Any]] = {}
 
@@ -90,10 +94,17 @@ class PipelineFamily(ABC):
         self._measured: set[str] = set()
         self._halved = False
 
+    time_density: ClassVar[str] = "uniform"
+    """Of a flow model's training times, as its script draws them."""
+
     @classmethod
-    @abstractmethod
     def _process(cls, scheduler: Mapping[str, Any]) -> Process:
         """Of a scheduler's settings."""
+        from fewbayes.diffusion.process import Flow, TrainingTimes
+
+        # a table that is shifted by the number of tokens when it is sampled from is not shifted in training
+        shift = 1.0 if scheduler.get("use_dynamic_shifting") else scheduler.get("shift", 1.0)
+        return Flow(TrainingTimes(cls.time_density, shift=shift, steps=scheduler.get("num_train_timesteps", 1000)))
 
     @classmethod
     def inspect(cls, model: str, folder: Path) -> ModelCard:
@@ -111,6 +122,7 @@ class PipelineFamily(ABC):
             rare_token=settings.get("rare_token"),
             most_steps=scheduler.get("num_train_timesteps"),
             side_unit=pixels * cls._patch(denoiser),
+            distilled=_distilled(model, folder, denoiser),
         )
 
     @classmethod
@@ -299,7 +311,7 @@ class PipelineFamily(ABC):
     def _told(self, ids: Sequence[Tensor]) -> Conditioning:
         with self._computing():
             cond = self._encoded(ids)
-        return named(**{name: tensor.float() for name, tensor in cond.items()}) if self._halved else cond
+        return cond.float32() if self._halved else cond
 
     @abstractmethod
     def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
@@ -358,7 +370,7 @@ class PipelineFamily(ABC):
         with self._computing():
             drawn = pipeline(
                 **self._prompt_arguments(cond, negative),
-                **guiding(pipeline, guidance, interval, self._levels),
+                **guiding(pipeline, guidance, interval, self._levels, self.guidance_less),
                 generator=list(generators),
                 num_inference_steps=steps,
                 height=side,
@@ -422,6 +434,13 @@ def named(**tensors: Tensor) -> Conditioning:
     from fewbayes.diffusion.conditioning import Conditioning
 
     return Conditioning(**tensors)
+
+
+def _distilled(model: str, folder: Path, denoiser: Mapping[str, Any]) -> bool:
+    """By its index where that says so, else by the names that it goes or went by."""
+    index = read_json(folder / INDEX)
+    names = (model, index.get("_name_or_path"), denoiser.get("_name_or_path"))
+    return bool(index.get("is_distilled")) or any(DISTILLED.search(Path(str(name)).name) for name in names)
 
 
 def check_finite(folder: Path, vae: nn.Module) -> None:

@@ -16,7 +16,7 @@ from fewbayes.models.family import Family, ModelCard
 if TYPE_CHECKING:
     from torch import nn
 
-BUILT_IN = ("fewbayes.models.unet_clip", "fewbayes.models.sd3", "fewbayes.models.flux2")
+BUILT_IN = tuple(f"fewbayes.models.{name}" for name in ("unet_clip", "sd3", "flux2", "z_image"))
 _REGISTERED: dict[str, type[Family]] = {}
 
 F = TypeVar("F", bound=type[Family])

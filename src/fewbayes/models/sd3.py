@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewbayes.diffusion.conditioning import Conditioning
-    from fewbayes.diffusion.process import Flow
 
 T5_TOKENS = 256
 """The pipeline's usual `max_sequence_length`."""
@@ -68,6 +67,7 @@ class StableDiffusion3(PipelineFamily):
     }
     tag = "stable-diffusion-3"
     scheduler_schema = FlowScheduler
+    time_density = "logit_normal"
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
@@ -84,14 +84,6 @@ class StableDiffusion3(PipelineFamily):
                 f"{folder / 'transformer'} takes {denoiser['in_channels']} channels and the autoencoder gives "
                 f"{vae['latent_channels']}: they are of two models; give a text-to-image model as it was published"
             )
-
-    @classmethod
-    def _process(cls, scheduler: Mapping[str, Any]) -> Flow:
-        from fewbayes.diffusion.process import Flow, TrainingTimes
-
-        # a table that is shifted by the number of tokens when it is sampled from is not shifted in training
-        shift = 1.0 if scheduler.get("use_dynamic_shifting") else scheduler.get("shift", 1.0)
-        return Flow(TrainingTimes("logit_normal", shift=shift, steps=scheduler.get("num_train_timesteps", 1000)))
 
     @property
     def _has_t5(self) -> bool:

@@ -49,8 +49,15 @@ def check_drawn(card: ModelCard, config: TrainConfig) -> None:
 
 
 def check_trained(card: ModelCard, config: TrainConfig) -> None:
-    """Text encoders are trained only where the family has some that can be."""
+    """Text encoders are trained only where the family has some that can be; of distilled models a warning is given."""
     family = family_named(card.family)
+    if card.distilled:
+        log.warning(
+            "%s is distilled to draw in few steps, with little guidance or none: training at all times undoes that, "
+            "and pictures of few steps blur. Train the base model and put its LoRA on this one, or draw with 25 steps "
+            "and guidance",
+            card.model,
+        )
     if (config.train_text_encoder or config.train_rare_token) and not family.text_targets:
         raise UserError(
             f"the text encoders of {family.described} are not trained here, nor are words of theirs; leave out "
