@@ -1,4 +1,4 @@
-"""The contract that every family keeps, asked of Stable Diffusion with either prediction, of XL, 3, FLUX.2, Z-Image, the toy.
+"""The contract that every family keeps, asked of Stable Diffusion in both predictions, XL, 3, FLUX.2, Z-Image, a toy.
 
 A new family is done when it passes: add its small model to MODELS.
 """
