@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MODEL ?= tiny
 WORKERS ?= 2
 
 .PHONY: demo test check format world hostile
@@ -13,7 +14,7 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(BIN)/.ready  ## one photograph, plain and Bayesian fine-tuning side by side, a page at the end
-	$(BIN)/fewbayes demo --output_dir runs/demo
+	$(BIN)/fewbayes demo --model $(MODEL) --output_dir runs/demo
 
 test: $(BIN)/.ready  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)

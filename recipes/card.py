@@ -92,6 +92,7 @@ WORLDS = {
             "autoencoder/muon": "the same, by Muon at 1.5e-2",
             "pipeline": "U-Net and text encoder continued from `tiny`; AdamW 6e-4 with cosine decay, average 0.999; "
             "batch 64",
+            "pipeline/muon": "the same, by Muon at 1e-2, average 0.998",
         },
     ),
     "tiny-flow": World(
@@ -101,7 +102,7 @@ WORLDS = {
         "load it with `text_encoder_3=None, tokenizer_3=None`.",
         {
             "transformer": "transformer and text encoders together on latents; rectified flow, logit-normal times; "
-            "AdamW 1.5e-3 with cosine decay, average 0.999; batch 64",
+            "Muon at 2e-2 with cosine decay, average 0.998; batch 64",
         },
         kind="Stable Diffusion 3",
         sampler="Euler",

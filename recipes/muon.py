@@ -12,13 +12,14 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: singular values from
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
+    """In bfloat16, as it is enough for a direction and takes half the time."""
     a, b, c = COEFFICIENTS
-    x = matrix / (matrix.norm() + 1e-7)
+    x = (matrix / (matrix.norm() + 1e-7)).bfloat16()
     x = x.T if (tall := len(x) > x.shape[1]) else x
     for _ in range(5):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return (x.T if tall else x).to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import AddedToken, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fewbayes.world.scenes import RARE_TOKEN
+from muon import Muon
 from training import Training, batch_indices, device, run_training, scene_captions, to_unit
 
 BATCH = 64
@@ -133,8 +134,12 @@ def pretrain_pipeline(
     latents_path: Path,
     start: StableDiffusionPipeline | None = None,
     peak: float = 1e-3,
+    finer: int = 0,
 ) -> StableDiffusionPipeline:
-    """From nothing, or from the words and the U-Net of a pipeline whose latents have fewer channels."""
+    """From nothing, or from the words and the U-Net of a pipeline whose latents have fewer channels.
+
+    `steps` of Adam, then `finer` ones of Muon.
+    """
     torch.manual_seed(1)
     captions = scene_captions(len(pictures))
     tokenizer = start.tokenizer if start else kept_tokenizer(folder / "tokenizer", captions)
@@ -160,6 +165,9 @@ def pretrain_pipeline(
         return F.mse_loss(unet(scheduler.add_noise(x0, eps, t), t, context).sample, eps)
 
     run_training(training, loss_of)
+    if finer:
+        muon = Training(folder / "muon", modules, total=finer, peak=1e-2, ema=0.998, warm=50, optimizer=Muon)
+        run_training(muon, lambda step: loss_of(steps + step))
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder.eval(),

@@ -29,6 +29,7 @@ from fewbayes.models.sd3 import StableDiffusion3
 from fewbayes.world.pipelines import PIPELINES
 from fewbayes.world.recogniser import load_recogniser
 from judge import judge_pipeline
+from muon import Muon
 from pipeline import BATCH, DROP_CAPTION, encode, tokens
 from pretrain import curve_of, halve, made_here, publish
 from pretrain_sharp import sharp_autoencoder
@@ -89,7 +90,7 @@ def pretrain_flow(folder: Path, family: StableDiffusion3, latents: np.ndarray, c
     words: CLIPTokenizer = family.tokenizers["tokenizer"]
     ids, unspoken = tokens(words, captions), tokens(words, [""])
     trained = {name: family.modules[name].requires_grad_(True).train() for name in family.parts if name != "vae"}
-    training = Training(folder, trained, total=steps, peak=1.5e-3, ema=0.999)
+    training = Training(folder, trained, total=steps, peak=2e-2, ema=0.998, warm=100, optimizer=Muon)
 
     def loss_of(step: int) -> torch.Tensor:
         random = torch.Generator().manual_seed(1_000_003 * step + 1)
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=80_000)
     parser.add_argument("--autoencoder", type=Path, help="folder of the sharp autoencoder, if it is there already")
     parser.add_argument("--latents", type=Path, help="scaled latents of the scenes, if they are there already")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--export", action="store_true", help="place the weights in the package")
     options = parser.parse_args()
     work: Path = options.work

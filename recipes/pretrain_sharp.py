@@ -50,7 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and results")
     parser.add_argument("--scenes", type=int, default=80_000)
-    parser.add_argument("--pipeline_steps", type=int, default=3000)
+    parser.add_argument("--pipeline_steps", type=int, default=1600, help="of Adam")
+    parser.add_argument("--finer_steps", type=int, default=1600, help="of Muon, after them")
     parser.add_argument("--photographs", type=Path, help="folder of photographs to judge the autoencoder on")
     parser.add_argument("--export", action="store_true", help="place the weights in the package")
     options = parser.parse_args()
@@ -60,13 +61,15 @@ def main() -> None:
     vae = sharp_autoencoder(work, pictures)
     latents = work / "data" / f"latents-{options.scenes}-{ADAM + MUON}.npy"
     start = StableDiffusionPipeline.from_pretrained(PIPELINES["tiny"])
-    pipeline = pretrain_pipeline(work / "pipeline", vae, pictures, options.pipeline_steps, latents, start, peak=6e-4)
+    pipeline = pretrain_pipeline(
+        work / "pipeline", vae, pictures, options.pipeline_steps, latents, start, peak=6e-4, finer=options.finer_steps
+    )
     halve(pipeline, work / "export")
 
     pipeline = StableDiffusionPipeline.from_pretrained(work / "export")
     report = made_here(pipeline) | {
         "scenes": options.scenes,
-        "stages": _autoencoder_curves(work) | {"pipeline": curve_of(work / "pipeline")},
+        "stages": _autoencoder_curves(work) | {name: curve_of(work / name) for name in ("pipeline", "pipeline/muon")},
         "autoencoder_psnr_scenes": float(
             np.mean(psnr(vae.float(), scene_pictures(work / "data", 4000, HELD_OUT)[:500]))
         ),

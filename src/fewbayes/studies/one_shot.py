@@ -30,6 +30,7 @@ from fewbayes.studies import study
 from fewbayes.studies.flags import StudyFlags, asked
 from fewbayes.studies.grid import Arm, command, experiment, grid
 from fewbayes.studies.subjects import StudySubject, drawn_subject, photographed_subject
+from fewbayes.world.pipelines import shipped
 from fewbayes.world.scenes import RARE_TOKEN, SUBJECTS
 
 QUESTION = (
@@ -59,7 +60,7 @@ def arms(rate: float, weight_std: float) -> dict[str, Arm]:
 
 
 def settings(
-    subject: StudySubject, model: str, steps: int, every: int, sampler: str = "ddim", images: int = IMAGES
+    subject: StudySubject, model: str, steps: int, every: int, sampler: str | None = None, images: int = IMAGES
 ) -> TrainConfig:
     """What all arms share; one prompt trains and samples."""
     return TrainConfig(
@@ -96,6 +97,8 @@ def one_shot(
 class DemoFlags:
     output_dir: Path = Path("runs/demo")
     """Folder of the runs and the page."""
+    model: str = setting("tiny", choices=shipped())
+    """The embedded model."""
     image: Path | None = None
     """A photograph of yours instead of a drawn one; it needs class_word."""
     class_word: str = ""
@@ -118,13 +121,13 @@ def run_demo(arguments: Sequence[str]) -> Path:
     flags = parse_command(DemoFlags, arguments, "demo", about)
     if flags.image and not flags.class_word:
         raise UserError("--image needs --class_word, the word for what it shows, for instance --class_word backpack")
-    resolution, folder = inspect_model("tiny").resolution, flags.output_dir
+    resolution, folder = inspect_model(flags.model).resolution, flags.output_dir
     if flags.image:
         subject = photographed_subject(f"{flags.image}:{flags.class_word}", folder, resolution, world=True)
     else:
         subject = drawn_subject(flags.subject, folder, resolution)
     known, first = arms(flags.learning_rate, flags.weight_std), subject.first(1)
-    common = settings(first, "tiny", flags.steps, min(SAMPLE_EVERY, flags.steps))
+    common = settings(first, flags.model, flags.steps, min(SAMPLE_EVERY, flags.steps))
     return one_shot(folder, first, common, [known[name] for name in ("plain", "bayes", "slow")], range(flags.seeds))
 
 
@@ -139,8 +142,8 @@ class OneShotFlags(StudyFlags):
     """Of the Bayesian arm."""
     arms: tuple[str, ...] = setting(tuple(arms(1, 1)), choices=tuple(arms(1, 1)), several=True)
     """The first is what the others are compared with."""
-    sampler: str = "ddim"
-    """Of the samples."""
+    sampler: str | None = None
+    """Of the samples. None: the model's usual one."""
 
 
 @study("one_shot", "plain, Bayesian and a lower rate on one photograph each of several subjects")

@@ -90,8 +90,8 @@ class RemediesFlags(FollowedFlags):
     """Samples per prompt and checkpoint; diversity is between them."""
     monitor_steps: int = setting(0, at_least=0)
     """The stage monitor looks every so many steps, 0 for never."""
-    sampler: str = "ddim"
-    """Of the samples."""
+    sampler: str | None = None
+    """Of the samples. None: the model's usual one."""
     guidance_scale: float = setting(7.5, at_least=0)
     """Of the samples."""
     shown: tuple[str, ...] = setting((), several=True, value="ARM")
