@@ -57,6 +57,13 @@ def test_the_help_of_a_command_waits_for_nothing_heavy(command):
     assert f"usage: fewbayes {command}" in ended.stdout
 
 
+def test_a_reader_who_leaves_early_is_no_error():
+    asked = f"set -o pipefail; {sys.executable} -m fewbayes train --help | head -n 1"
+    ended = subprocess.run(["bash", "-c", asked], capture_output=True, text=True)
+    assert (ended.returncode in (0, 141), ended.stderr) == (True, "")
+    assert ended.stdout.startswith("usage: fewbayes train")
+
+
 SPLIT = {"experiment": studies, "study": lambda: ("make", "serve", "rate", "read")}
 ALONE = [name for name in COMMANDS if name not in ("train", "info", "completion", *SPLIT)]
 EVERY = [[name] for name in ALONE] + [[s, n] for s in SPLIT for n in SPLIT[s]()]

@@ -316,10 +316,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = "the same command begins anew" if arguments[0] != "train" else "run the same command to continue"
         return _refuse(str(stopped) or f"stopped; {again}", 128 + getattr(stopped, "signal", signal.SIGINT))
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         code = _exit_code(error)
         if code is None or os.environ.get("FEWBAYES_TRACEBACK"):
             raise
         return _refuse(str(error), code)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output's reader has left, as `head` does; what remains is thrown away."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _exit_code(error: Exception) -> int | None:
