@@ -24,7 +24,7 @@ from fewbayes.stage.monitor import (
 )
 from fewbayes.stage.readings import Blank, Losses, Reading
 from fewbayes.stage.samples import SampleStats, describe
-from fewbayes.stage.scores import CLEAN, SOFTNESS, UNCLEAR, VISIBLE
+from fewbayes.stage.scores import CLEAN, DISSOLVED, SOFTNESS, STRANGE, VISIBLE
 from fewbayes.stage.words import fitted
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
 from test_sample_stats import noised, scene
@@ -406,12 +406,27 @@ def test_pictures_like_nothing_that_is_known_are_unclear_and_never_the_best():
     assert watch.best == 2
 
 
-@given(st.lists(st.floats(0, 1), min_size=4, max_size=4))
-def test_good_is_earned_by_likeness_to_what_is_known(kept):
-    """The stranger a picture is, the less it can be called good; a whole set is never good beyond the limit."""
-    pictures = replace(stats(BASE), kept=tuple(kept), likeness=tuple(-1.0 for _ in kept))
+FOUR = st.lists(st.floats(0, 1), min_size=4, max_size=4)
+
+
+@given(FOUR, FOUR)
+def test_good_is_earned_by_likeness_to_what_is_known_and_by_outlines(kept, contours):
+    pictures = replace(stats(BASE), kept=tuple(kept), likeness=tuple(-1.0 for _ in kept), contours=tuple(contours))
     judged = alone(Look(1, LEARNED, pictures))
-    assert judged.seen != "good" or judged.scores["strangeness"] < UNCLEAR
+    scores = judged.scores
+    assert judged.seen != "good" or (scores["strangeness"] < STRANGE and scores["contours"] >= DISSOLVED)
+
+
+def test_dissolved_pictures_are_unclear_before_they_are_noisy_enough_for_an_alarm():
+    judged = alone(Look(1, LEARNED, stats(noisy(4))))
+    assert (judged.seen, judged.scores["corruption"] < CORRUPTED) == ("unclear", True)
+    assert "outlines" in judged.line
+
+
+def test_what_was_kept_before_outlines_were_read_is_judged_without_them():
+    old = Look(0, reading(0.5), replace(stats(BASE), contours=()))
+    judged = Monitor(old, TRAINING, patience=1).judge(Look(1, LEARNED, stats(BASE)))
+    assert (judged.seen, "contours" in judged.scores) == ("good", False)
 
 
 @pytest.mark.parametrize("pictures", [BASE, [np.full_like(BASE[0], grey) for grey in (0, 90, 128, 255)]])

@@ -13,7 +13,17 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from fewbayes.files.decode import typed
-from fewbayes.stage.samples import ROUNDING, SampleStats, coarse, contrast, describe, detail, saturation, unrest
+from fewbayes.stage.samples import (
+    ROUNDING,
+    SampleStats,
+    coarse,
+    contours,
+    contrast,
+    describe,
+    detail,
+    saturation,
+    unrest,
+)
 
 SIDE = 64
 
@@ -99,6 +109,14 @@ def test_contrast_is_of_light_and_dark_at_large():
     assert contrast(np.full((SIDE, SIDE, 3), 200, np.uint8)) == 0
     assert contrast(picture // 2) == pytest.approx(contrast(picture) / 2, rel=0.05)
     assert contrast(noised(picture, 30, blotch=1)) == pytest.approx(contrast(picture), rel=0.1)
+
+
+def test_blotches_take_the_change_from_the_outlines_and_contrast_does_not():
+    found = [contours(noised(scene(3), strength)) for strength in (0, 5, 10, 20, 40)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 2 * found[-1]
+    assert contours(scene(3) // 2) == pytest.approx(found[0], rel=0.02)
+    assert contours(np.zeros((SIDE, SIDE, 3), np.uint8)) == 0
 
 
 def test_unrest_is_of_colour_everywhere():

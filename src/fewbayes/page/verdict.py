@@ -24,7 +24,8 @@ TITLES: dict[str | None, str] = {
 MEANS = {
     "underfit": "The pictures do not show what the training images show.",
     "good": "No sign of noise or mottling, and no copies of the training images.",
-    "unclear": "The pictures are like neither the base model's nor the training images: no number here can judge them.",
+    "unclear": "Outlines are weaker than the base model's, or nothing known is like these pictures: no number here can "
+    "judge them.",
     "corrupted": "They are noisier, or their colours more restless, than the base model's pictures and the training "
     "images account for.",
     "memorised": "The pictures are close to copies of the training images.",

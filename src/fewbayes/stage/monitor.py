@@ -1,7 +1,7 @@
 """The stage of a training run, from looks at the model: underfit, good, unclear, corrupted or memorised, and why.
 
-*Good* has to be earned: pictures that resemble neither the base model's nor the training images are unclear, and for
-your own eyes to judge.
+*Good* has to be earned: pictures like nothing that is known, and those whose outlines stand out less than in the base
+model's pictures, are unclear and for your own eyes to judge.
 
 Everything is judged by scores against the base model and the training images (`scores.py`); what is said of it, and
 what can be done, is in `words.py`. Knows nothing of how looks are taken, of evaluators and of files; without torch.
@@ -19,7 +19,7 @@ from fewbayes.stage import words
 from fewbayes.stage.definition import CORRUPTED, IN_A_ROW
 from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats
-from fewbayes.stage.scores import CLEAN, COPY, UNCLEAR, Standards
+from fewbayes.stage.scores import CLEAN, COPY, DISSOLVED, STRANGE, Standards
 
 Stage = Literal["underfit", "good", "unclear", "corrupted", "memorised"]
 ALARMS = ("corrupted", "memorised")
@@ -56,8 +56,9 @@ class Judgement:
     """stage: after hysteresis; seen: by this look alone, or, where it drew no samples, by the last one that did.
 
     scores: `corruption` in [0, 1]; `averaged_corruption`, of the averaged weights; `memorisation` in [0, 1], 1 for
-    copies; `strangeness`, at most 1, from UNCLEAR on like nothing that is known; `diversity` over the base model's;
-    `learning`, at most 1, below LEARNED for underfit. Those that the look had no means for are not there. cause:
+    copies; `strangeness`, at most 1, from STRANGE on like nothing that is known; `contours`, in [-1, 1], below DISSOLVED for
+    less outline than the base model draws; `diversity` over the base model's; `learning`, at most 1, below LEARNED for
+    underfit. Those that the look had no means for are not there. cause:
     "jitter" where averaging the weights cures the pictures; "diverged" where the model knows the training images worse
     than the base model does; "lost" where a good look was followed by one that shows no learning.
     """
@@ -173,9 +174,11 @@ class Monitor:
             return "corrupted"
         if scores["memorisation"] >= COPY and (self.standards.several or scores.get("diversity", 1.0) < COLLAPSED):
             return "memorised"
-        if scores["strangeness"] >= UNCLEAR:
+        if scores["strangeness"] >= STRANGE:
             return "unclear"
-        return "good" if scores.get("learning", 0.0) >= LEARNED else "underfit"
+        if scores.get("learning", 0.0) < LEARNED:
+            return "underfit"
+        return "good" if scores.get("contours", 0.0) >= DISSOLVED else "unclear"
 
     def _with_samples(self, look: Look, scores: dict[str, float]) -> _State:
         """Into and out of the alarms with `patience`; from one to the other, and among the rest, at once."""

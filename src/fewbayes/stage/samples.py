@@ -34,6 +34,8 @@ COARSE_SIDE = 16
 """Likeness, diversity and contrast are of pictures reduced to so many squares a side: without their texture."""
 SAME = 0.9
 """Training images of this likeness or more are one photograph twice: copies, mirrored ones, the shots of a burst."""
+STEEPEST = 10
+"""One place in so many is steep, when it is asked how much of a picture's change lies in its outlines."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class SampleStats:
     see `_likeness`; 0 without any to compare with. diversity: mean distance of two pictures of the set, in [0, 1], see
     `_diversity`; 0 for a single one. contrast, unrest: grey levels of 255, see there. distinct: pictures of the set of
     which none is like another by SAME or more. kept: correlation with the twin, the base model's picture of the same
-    prompt and seed, in [-1, 1]; empty where there was none to compare with.
+    prompt and seed, in [-1, 1]; empty where there was none to compare with. contours: in [1 / STEEPEST, 1], see there;
+    empty in what was kept before it was read.
     """
 
     count: int
@@ -57,6 +60,7 @@ class SampleStats:
     unrest: tuple[float, ...]
     distinct: int
     kept: tuple[float, ...] = ()
+    contours: tuple[float, ...] = ()
 
 
 def describe(
@@ -84,6 +88,7 @@ def describe(
         unrest=tuple(unrest(picture) for picture in pictures),
         distinct=_distinct(small),
         kept=tuple(1.0 if (picture == twin).all() else _correlation(picture, twin) for picture, twin in pairs),
+        contours=tuple(contours(picture) for picture in pictures),
     )
 
 
@@ -129,6 +134,18 @@ def unrest(picture: Picture) -> float:
     right, lower = blocks[:-1, 1:] - blocks[:-1, :-1], blocks[1:, :-1] - blocks[:-1, :-1]
     change = np.sqrt((right**2 + lower**2).sum(2))
     return float(np.hypot(np.quantile(change, 0.25), ROUNDING))
+
+
+def contours(picture: Picture) -> float:
+    """Share of the squared differences to the right and lower neighbours that the steepest places have.
+
+    A picture of things changes at their outlines and is calm between them; where things have dissolved into blotches,
+    it changes everywhere. Brightness and contrast do not matter.
+    """
+    pixels = _reduced(picture)
+    right, lower = pixels[:-1, 1:] - pixels[:-1, :-1], pixels[1:, :-1] - pixels[:-1, :-1]
+    change = np.sort((right**2 + lower**2).sum(2), axis=None)[::-1]
+    return float(change[: max(1, len(change) // STEEPEST)].sum() / max(change.sum(), 1e-9))
 
 
 def saturation(picture: Picture) -> float:

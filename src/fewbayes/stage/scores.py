@@ -23,13 +23,12 @@ STRANGE = 0.85
 """What it adds: e to the power of ADDED for each unit by which a picture's strangeness is above STRANGE, less below.
 Strangeness is 0 for what is the base model's picture or a training image, 1 for what is as unlike both as the base
 model's pictures are unlike the training images. Chosen on rated pictures of the embedded world (docs/diagnose.md); not
-yet tried on others."""
+yet tried on others. From STRANGE on a typical picture is like nothing that is known, and not judged at all."""
 VISIBLE = 2.0
 """Unrest, in grey levels, that is added in squares to any: pictures calmer than this look alike."""
-UNCLEAR = 0.6
-"""Strangeness of the typical picture from which no number here can call a picture good: it looks neither like what the
-base model drew nor like a training image. Chosen on 59 rated checkpoints of four subjects. On 85 others of these
-subjects 6 of 29 broken ones are called good, 14 without it, and 16 of 34 clean ones are unclear (docs/diagnose.md)."""
+DISSOLVED = -0.005
+"""Contours of the typical picture less those of its base twin, below which no number here can call it good. By
+definition 0, and as much as rounding to grey levels changes. How often it errs: docs/diagnose.md."""
 UNKNOWN = 0.4
 """The most strangeness, that of clean pictures, where the base model's own are not there to compare with."""
 CHANCE = 1.5
@@ -75,6 +74,8 @@ class Standards:
             scores["corruption"] = self.corruption(pictures)
             scores["memorisation"] = median(self.closeness(pictures))
             scores["strangeness"] = median(self.strangeness(pictures))
+            if differences := self.contours(pictures):
+                scores["contours"] = median(differences)
             if (diversity := self.diversity(pictures)) is not None:
                 scores["diversity"] = diversity
         if averaged:
@@ -123,6 +124,12 @@ class Standards:
         kept, most = (samples.kept, 1.0) if samples.kept else (samples.likeness, UNKNOWN)
         related = [max(pair) for pair in zip(samples.likeness, kept, strict=True)]
         return [min(most, (1 - like) / max(1 - unrelated, 1e-6)) for like in related]
+
+    def contours(self, samples: SampleStats) -> list[float]:
+        """Those of each picture less those of its base twin; none where either was not read."""
+        if self.base is None or len(samples.contours) != len(self.base.contours):
+            return []
+        return [mine - twin for mine, twin in zip(samples.contours, self.base.contours, strict=True)]
 
     def closeness(self, samples: SampleStats) -> list[float]:
         """Of each picture to a copy: 0 at the likeness of the base model's pictures and of training images, 1 at 1."""

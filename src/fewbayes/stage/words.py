@@ -12,7 +12,7 @@ from statistics import fmean, median
 from fewbayes.stage.definition import CORRUPTED
 from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats
-from fewbayes.stage.scores import COPY, NOISIER, RESTLESS, UNCLEAR, Standards
+from fewbayes.stage.scores import COPY, DISSOLVED, NOISIER, RESTLESS, STRANGE, Standards
 
 LOOKS = {
     "underfit": "not learned yet",
@@ -61,14 +61,20 @@ def pictured(
     """Of pictures, what is furthest beyond its limit first. averaged: of the averaged weights; seen: the stage."""
     told = [*_noise(standards, pictures), _likeness(standards, pictures), _saturation(standards, pictures)]
     if seen == "unclear":
-        beyond = f"strangeness {scores['strangeness']:.2f}, unclear from {UNCLEAR:g}"
-        told.insert(0, f"pictures like neither the base model's nor the training images ({beyond})")
+        told.insert(0, _unclear(scores))
     if "diversity" in scores:
         told.append(f"diversity {scores['diversity']:.2f} of the base model's")
     if averaged and seen == "corrupted":
         clean = scores["averaged_corruption"] < CORRUPTED
         told.append(f"the averaged weights' samples are {'clean' if clean else 'corrupted too'}")
     return told
+
+
+def _unclear(scores: Mapping[str, float]) -> str:
+    if scores["strangeness"] >= STRANGE:
+        beyond = f"strangeness {scores['strangeness']:.2f}, unclear from {STRANGE:g}"
+        return f"pictures like neither the base model's nor the training images ({beyond})"
+    return f"outlines stand out less than the base model's: {scores['contours']:+.3f}, unclear below {DISSOLVED:g}"
 
 
 def _noise(standards: Standards, pictures: SampleStats) -> list[str]:
