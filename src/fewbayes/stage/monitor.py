@@ -9,6 +9,7 @@ what can be done, is in `words.py`. Knows nothing of how looks are taken, of eva
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -168,32 +169,20 @@ class Monitor:
             )
         return drawn
 
-    def _see(self, scores: dict[str, float]) -> Stage:
-        """Of this look alone. Noise comes first: a noisy picture is no copy that anybody wants to keep or fear."""
-        if scores["corruption"] >= CORRUPTED:
-            return "corrupted"
-        if scores["memorisation"] >= COPY and (self.standards.several or scores.get("diversity", 1.0) < COLLAPSED):
-            return "memorised"
-        if scores["strangeness"] >= STRANGE:
-            return "unclear"
-        if scores.get("learning", 0.0) < LEARNED:
-            return "underfit"
-        return "good" if scores.get("contours", 0.0) >= DISSOLVED else "unclear"
-
     def _with_samples(self, look: Look, scores: dict[str, float]) -> _State:
         """Into and out of the alarms with `patience`; from one to the other, and among the rest, at once."""
-        state, seen = self._state, self._see(scores)
-        alarm, before = seen in ALARMS, state.stage in ALARMS
+        state, saw = self._state, seen(scores, self.standards.several)
+        alarm, before = saw in ALARMS, state.stage in ALARMS
         streak = state.streak + 1 if alarm == (state.seen in ALARMS) else 1
-        goods = state.goods + 1 if seen == "good" else 0
-        kept = seen == "good" and (not before or state.best is None or goods >= self.patience)
+        goods = state.goods + 1 if saw == "good" else 0
+        kept = saw == "good" and (not before or state.best is None or goods >= self.patience)
         return _State(
             look.step,
-            stage=seen if alarm == before or streak >= self.patience else state.stage,
-            seen=seen,
+            stage=saw if alarm == before or streak >= self.patience else state.stage,
+            seen=saw,
             streak=streak,
             goods=goods,
-            cured=self._cured(seen, scores),
+            cured=self._cured(saw, scores),
             best=look.step if kept else state.best,
         )
 
@@ -231,6 +220,22 @@ class Monitor:
             told = ["the loss on the training images has fallen; whether the pictures are good, only samples tell"]
         since = "the stage is that of the last samples" if state.streak else "there have been none yet"
         return (*told, f"no samples at this step, so noise and copies cannot be seen ({since})", *probed)
+
+
+def seen(scores: Mapping[str, float], several: bool) -> Stage:
+    """The stage of one look with samples, by its scores alone. several: whether there are training images that differ.
+
+    Noise comes first: a noisy picture is no copy that anybody wants to keep or fear.
+    """
+    if scores["corruption"] >= CORRUPTED:
+        return "corrupted"
+    if scores["memorisation"] >= COPY and (several or scores.get("diversity", 1.0) < COLLAPSED):
+        return "memorised"
+    if scores["strangeness"] >= STRANGE:
+        return "unclear"
+    if scores.get("learning", 0.0) < LEARNED:
+        return "underfit"
+    return "good" if scores.get("contours", 0.0) >= DISSOLVED else "unclear"
 
 
 def _drawn(samples: SampleStats | None) -> SampleStats | None:

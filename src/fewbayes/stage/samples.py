@@ -140,11 +140,12 @@ def contours(picture: Picture) -> float:
     """Share of the squared differences to the right and lower neighbours that the steepest places have.
 
     A picture of things changes at their outlines and is calm between them; where things have dissolved into blotches,
-    it changes everywhere. Brightness and contrast do not matter.
+    it changes everywhere. Brightness and contrast do not matter; what rounding adds to the six differences of a place
+    is taken off.
     """
     pixels = _reduced(picture)
     right, lower = pixels[:-1, 1:] - pixels[:-1, :-1], pixels[1:, :-1] - pixels[:-1, :-1]
-    change = np.sort((right**2 + lower**2).sum(2), axis=None)[::-1]
+    change = np.sort(np.maximum((right**2 + lower**2).sum(2) - 12 * ROUNDING**2, 0), axis=None)[::-1]
     return float(change[: max(1, len(change) // STEEPEST)].sum() / max(change.sum(), 1e-9))
 
 
