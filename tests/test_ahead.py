@@ -71,13 +71,22 @@ def test_a_dry_run_says_memory_disk_and_time_and_leaves_nothing(settings, tmp_pa
 
 
 def test_what_takes_long_says_so_again_and_the_count_has_an_honest_end(monkeypatch, capsys, caplog):
-    monkeypatch.setattr(progress, "FIRST", 0.01)
-    with caplog.at_level("INFO", "fewbayes"), progress.doing("Loading"):
+    monkeypatch.setattr(progress, "GAP", 0.02)
+    with caplog.at_level("INFO", "fewbayes"), progress.doing("Working", quietly=True), progress.doing("Loading"):
         time.sleep(0.2)
     said = [record.getMessage() for record in caplog.records]
     assert said[:2] == ["Loading ...", "Loading ... 0 s"]
-    assert 3 <= len(said) <= 6  # the gaps double
+    assert 3 <= len(said) <= 12
     with progress.progress(3, 0, True, "picture") as advance:
+        time.sleep(0.1)
         for done in (1, 2, 3):
             advance(done, 0.5)
-    assert capsys.readouterr().err.splitlines()[-1] == "picture 3 of 3, loss 0.5000"
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert (first, last) == ("picture 1 of 3 ... 0 s", "picture 3 of 3, loss 0.5000")
+
+
+def test_what_waits_for_people_says_nothing(monkeypatch, caplog):
+    monkeypatch.setattr(progress, "GAP", 0.02)
+    with caplog.at_level("INFO", "fewbayes"), progress.doing("Working", quietly=True), progress.waiting():
+        time.sleep(0.1)
+    assert not caplog.records

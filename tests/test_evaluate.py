@@ -20,7 +20,7 @@ from fewbayes.files.decode import plain_json_lines
 from fewbayes.metrics.encoders.base import Missing, load_from
 from fewbayes.metrics.encoders.places import Place
 from fewbayes.metrics.evaluate import evaluate_folder, run_evaluate
-from fewbayes.metrics.features import FeatureStore, Progress, mirrored
+from fewbayes.metrics.features import FeatureStore, mirrored
 from fewbayes.metrics.folders import read_references, read_samples
 from fewbayes.metrics.layout import FACTS, IMAGES, METRICS
 from fewbayes.metrics.scores import without_token
@@ -531,16 +531,6 @@ def test_all_pictures_of_a_prompt_are_compared_however_many(tmp_path, small):
     images = [Image.open(folder / f"{i:02d}.png") for i in (3, 67)]
     whole = small["lpips"].distances([Image.open(folder / f"{i:02d}.png") for i in range(70)])
     assert whole[3, 67] == whole[67, 3] == pytest.approx(small["lpips"].distances(images)[0, 1], rel=1e-5)
-
-
-def test_progress_is_said_every_two_seconds_and_not_before():
-    said: list[str] = []
-    progress = Progress(said.append, every=0.05)
-    progress(1, 3, "pictures")
-    assert said == []
-    progress.last -= 1
-    progress(2, 3, "pictures")
-    assert said == ["2 of 3 pictures"]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

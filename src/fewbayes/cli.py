@@ -311,7 +311,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[Messages()])
     logging.getLogger("fewbayes").setLevel(logging.INFO)
     try:
-        return command(arguments[1:])
+        with doing(f"Working on {arguments[0]}", quietly=True):
+            return command(arguments[1:])
     except KeyboardInterrupt as stopped:
         again = "the same command begins anew" if arguments[0] != "train" else "run the same command to continue"
         return _refuse(str(stopped) or f"stopped; {again}", 128 + getattr(stopped, "signal", signal.SIGINT))

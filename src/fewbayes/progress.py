@@ -10,18 +10,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 Advance = Callable[[int, float | None], None]  # (steps done, loss)
 
 log = logging.getLogger("fewbayes")
-FIRST, LAST = 2.0, 30.0
-"""Seconds to the first line of a count and between later ones, doubled from line to line: a log is not flooded."""
+GAP, PATIENT, LATER = 1.8, 600.0, 30.0
+"""Seconds without a line after which a log is told what is under way; LATER once it has taken PATIENT seconds."""
 
 
 class Messages(logging.StreamHandler):
     """Finds sys.stderr when a message comes: while a bar is shown, what stands there writes above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _BEAT.heard()
+        super().emit(record)
 
     @property
     def stream(self) -> Any:
@@ -32,13 +36,56 @@ class Messages(logging.StreamHandler):
         pass
 
 
-@contextmanager
-def doing(what: str) -> Iterator[None]:
-    """Says what is under way, with a spinner on a terminal and now and then a line elsewhere.
+class _Beat:
+    """Says again what is under way, the innermost of it, whenever a log has been silent for a while."""
 
-    Nothing is said where nobody listens to the logger.
+    def __init__(self) -> None:
+        self._under_way: list[Callable[[], None]] = []
+        self._heard = self._began = 0.0
+        self._alive = False
+        self._changed = threading.Condition()
+
+    def heard(self) -> None:
+        self._heard = time.monotonic()
+
+    @contextmanager
+    def telling(self, say: Callable[[], None]) -> Iterator[None]:
+        with self._changed:
+            if not self._alive:
+                self._began, self._alive = time.monotonic(), True
+                threading.Thread(target=self._run, daemon=True).start()
+            self._under_way.append(say)
+        self.heard()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._under_way.remove(say)
+                self._changed.notify()
+
+    def _run(self) -> None:
+        with self._changed:
+            while self._under_way:
+                now = time.monotonic()
+                due = self._heard + (GAP if now - self._began < PATIENT else LATER)
+                if now >= due:
+                    self.heard()
+                    self._under_way[-1]()
+                else:
+                    self._changed.wait(due - now)
+            self._alive = False
+
+
+_BEAT = _Beat()
+
+
+@contextmanager
+def doing(what: str, *, quietly: bool = False) -> Iterator[None]:
+    """Says what is under way, with a spinner on a terminal and again and again elsewhere.
+
+    quietly: not at once, and nothing on a terminal. Nothing is said where nobody listens to the logger.
     """
-    if not log.isEnabledFor(logging.INFO):
+    if not log.isEnabledFor(logging.INFO) or (quietly and sys.stderr.isatty()):
         yield
     elif sys.stderr.isatty() and not type(sys.stderr).__module__.startswith("rich"):  # that stands there under a bar
         from rich.console import Console
@@ -46,22 +93,16 @@ def doing(what: str) -> Iterator[None]:
         with Console(stderr=True).status(f"{what} ..."):
             yield
     else:
-        log.info("%s ...", what)
-        ended = threading.Event()
-        thread = threading.Thread(target=_tell, args=(what, ended), daemon=True)
-        thread.start()
-        try:
+        began = time.monotonic()
+        if not quietly:
+            log.info("%s ...", what)
+        with _BEAT.telling(lambda: log.info("%s ... %s", what, lasting(time.monotonic() - began))):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
 
-def _tell(what: str, ended: threading.Event) -> None:
-    passed, gap = 0.0, FIRST
-    while not ended.wait(gap):
-        passed, gap = passed + gap, min(LAST, 2 * gap)
-        log.info("%s ... %s", what, lasting(passed))
+def waiting() -> AbstractContextManager[None]:
+    """For what may wait for people for ever: nothing is said meanwhile."""
+    return _BEAT.telling(lambda: None)
 
 
 @contextmanager
@@ -73,7 +114,9 @@ def progress(total: int, start: int, show: bool, what: str = "step") -> Iterator
         with _bar(total, start, what) as advance:
             yield advance
     else:
-        yield _lines(total, start, what)
+        lines = _Lines(total, start, what)
+        with _BEAT.telling(lines.again):
+            yield lines.advance
 
 
 @contextmanager
@@ -99,20 +142,29 @@ def _bar(total: int, start: int, what: str) -> Iterator[Advance]:
         yield advance
 
 
-def _lines(total: int, start: int, what: str) -> Advance:
-    began = said = time.monotonic()
-    gap = FIRST
+class _Lines:
+    """A count as lines, GAP seconds apart, and whenever a step takes longer than that."""
 
-    def advance(done: int, loss: float | None) -> None:
-        nonlocal said, gap
-        now = time.monotonic()
-        if now - said >= gap or done == total:
-            said, gap = now, min(LAST, 2 * gap)
+    def __init__(self, total: int, start: int, what: str):
+        self._total, self._start, self._done, self._what = total, start, start, what
+        self._began = self._said = self._stepped = time.monotonic()
+
+    def advance(self, done: int, loss: float | None) -> None:
+        now = self._stepped = time.monotonic()
+        self._done = done
+        if now - self._said >= (GAP if now - self._began < PATIENT else LATER) or done == self._total:
             shown = "" if loss is None else f", loss {loss:.4f}"
-            left = f", {lasting((now - began) / (done - start) * (total - done))} left" if done < total else ""
-            print(f"{what} {done} of {total}{shown}{left}", file=sys.stderr, flush=True)
+            left = (now - self._began) / (done - self._start) * (self._total - done)
+            self._print(f"{done} of {self._total}{shown}" + (f", {lasting(left)} left" if left else ""))
 
-    return advance
+    def again(self) -> None:
+        if self._done < self._total:
+            self._print(f"{self._done + 1} of {self._total} ... {lasting(time.monotonic() - self._stepped)}")
+
+    def _print(self, text: str) -> None:
+        self._said = time.monotonic()
+        _BEAT.heard()
+        print(f"{self._what} {text}", file=sys.stderr, flush=True)
 
 
 def lasting(seconds: float) -> str:

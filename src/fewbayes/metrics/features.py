@@ -6,10 +6,9 @@ SQLite file, which several processes may use and which may be deleted at any tim
 
 from __future__ import annotations
 
+import logging
 import sqlite3
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import cache as once
 from importlib import metadata
@@ -24,8 +23,11 @@ from fewbayes.data import decoding
 from fewbayes.files.atomic import file_sha256
 from fewbayes.metrics.folders import Sample, open_picture
 from fewbayes.metrics.pixels import haar_noise
+from fewbayes.progress import progress
 
 Floats = NDArray[np.floating]
+
+log = logging.getLogger("fewbayes")
 
 THUMBNAIL_SIDE = 32
 
@@ -82,14 +84,7 @@ class FeatureStore:
     >>> store.matrix("clip", samples)
     """
 
-    def __init__(
-        self,
-        encoders: Mapping[str, Any],
-        *,
-        cache: Path | None = None,
-        batch_size: int = 64,
-        say: Callable[[str], None] | None = None,
-    ):
+    def __init__(self, encoders: Mapping[str, Any], *, cache: Path | None = None, batch_size: int = 64):
         self.encoders: dict[str, Any] = {**OF_PIXELS, **{k: e for k, e in encoders.items() if hasattr(e, "images")}}
         self.pairs = {key: encoder for key, encoder in encoders.items() if hasattr(encoder, "distances")}
         self.batch_size = batch_size
@@ -98,7 +93,6 @@ class FeatureStore:
         self._known: dict[tuple[str, str], Floats] = {}
         self._texts: dict[tuple[str, str], Floats] = {}
         self._memory = _Memory(cache) if cache else None
-        self._progress = Progress(say or (lambda line: print(line, file=sys.stderr, flush=True)))
 
     def fingerprint(self, key: str) -> str:
         """Of the encoder, and of what decodes and prepares pictures for it."""
@@ -113,12 +107,13 @@ class FeatureStore:
         for fingerprint in encoders:
             self._recall(fingerprint, paths)
         lacking = [sha for sha in paths if any((mark, sha) not in self._known for mark in encoders)]
-        for start in range(0, len(lacking), self.batch_size):
-            batch = lacking[start : start + self.batch_size]
-            pictures = {sha: open_picture(paths[sha]) for sha in batch}
-            for fingerprint, encoder in encoders.items():
-                self._encode(fingerprint, encoder, pictures)
-            self._progress(start + len(batch), len(lacking), "pictures")
+        with progress(len(lacking), 0, log.isEnabledFor(logging.INFO), "scoring: picture") as advance:
+            for start in range(0, len(lacking), self.batch_size):
+                batch = lacking[start : start + self.batch_size]
+                pictures = {sha: open_picture(paths[sha]) for sha in batch}
+                for fingerprint, encoder in encoders.items():
+                    self._encode(fingerprint, encoder, pictures)
+                advance(start + len(batch), None)
 
     def _encode(self, fingerprint: str, encoder: Any, pictures: Mapping[str, Image.Image]) -> None:
         unseen = [sha for sha in pictures if (fingerprint, sha) not in self._known]
@@ -156,9 +151,10 @@ class FeatureStore:
     def tables(self, key: str, groups: Sequence[Sequence[Sample]]) -> list[Floats]:
         """Distances within each of many groups."""
         tables = []
-        for number, group in enumerate(groups, start=1):
-            tables.append(self.distances(key, group))
-            self._progress(number, len(groups), "prompts compared")
+        with progress(len(groups), 0, log.isEnabledFor(logging.INFO), "comparing: prompt") as advance:
+            for number, group in enumerate(groups, start=1):
+                tables.append(self.distances(key, group))
+                advance(number, None)
         return tables
 
     def _recall(self, fingerprint: str, names: Iterable[str]) -> None:
@@ -188,20 +184,6 @@ def _decoding() -> str:
 
 def _pair(a: str, b: str) -> str:
     return "|".join(sorted((a, b)))
-
-
-class Progress:
-    """A line every two seconds, and none for what is done sooner."""
-
-    def __init__(self, say: Callable[[str], None], every: float = 2.0):
-        self.say, self.every = say, every
-        self.last = time.monotonic()
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        now = time.monotonic()
-        if now - self.last >= self.every:
-            self.last = now
-            self.say(f"{done} of {total} {what}")
 
 
 class _Memory:

@@ -13,6 +13,7 @@ from fewbayes.errors import UserError
 from fewbayes.page.read import read_experiment
 from fewbayes.page.render import render
 from fewbayes.page.run_page import run_page
+from fewbayes.progress import waiting
 from fewbayes.runs.layout import BEST, BEST_STATE, MANIFEST, METRICS, SAMPLES, STAGES
 
 HERE = "127.0.0.1"
@@ -83,7 +84,7 @@ def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
 
 def serve(folder: Path, port: int = 0) -> None:
     """Until Ctrl-C."""
-    with server(folder, port) as here:
+    with server(folder, port) as here, waiting():
         print(f"http://{HERE}:{here.server_address[1]}/ follows {folder} on this machine; Ctrl-C ends it", flush=True)
         try:
             here.serve_forever()

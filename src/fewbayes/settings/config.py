@@ -228,8 +228,9 @@ class TrainConfig(_MethodsOwn):
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting("none", free_on_resume=True)
     """Show curves and samples there too, by accelerate. They lie in output_dir anyway: `fewbayes report --live`."""
 
-    validation_steps: int = setting(0, group="samples", at_least=0, free_on_resume=True)
-    """Steps between samples, step 0 included; 0 is never."""
+    validation_steps: int | None = setting(None, group="samples", at_least=0, free_on_resume=True)
+    """Steps between samples, step 0 included; 0 is never. None: on a GPU eight times a training; never on a CPU, where
+    four pictures take as long as some 34 steps (of `tiny`), and eight looks longer than many a training."""
     validation_prompt: str | None = setting(
         None,
         joined=" | ",

@@ -48,6 +48,7 @@ def _serve(arguments: list[str]) -> int:
     try:
         import uvicorn
 
+        from fewbayes.progress import waiting
         from fewbayes.survey.serve import make_app
         from fewbayes.survey.store import Store
     except ModuleNotFoundError as error:
@@ -56,19 +57,20 @@ def _serve(arguments: list[str]) -> int:
     shown = "localhost" if asked.host in ("127.0.0.1", "0.0.0.0") else asked.host
     print(f"the study {plan[:12]}: http://{shown}:{asked.port}/")
     print(f"how it goes: http://{shown}:{asked.port}/admin, password {secret.admin}", flush=True)
-    uvicorn.run(
-        make_app(asked.study, study, plan, secret, store),
-        host=asked.host,
-        port=asked.port,
-        access_log=False,  # it would hold addresses
-        log_level="warning",
-        server_header=False,
-        timeout_keep_alive=15,
-        limit_concurrency=1000,
-        h11_max_incomplete_event_size=16_384,
-        proxy_headers=asked.proxy is not None,
-        forwarded_allow_ips=asked.proxy or "",
-    )
+    with waiting():
+        uvicorn.run(
+            make_app(asked.study, study, plan, secret, store),
+            host=asked.host,
+            port=asked.port,
+            access_log=False,  # it would hold addresses
+            log_level="warning",
+            server_header=False,
+            timeout_keep_alive=15,
+            limit_concurrency=1000,
+            h11_max_incomplete_event_size=16_384,
+            proxy_headers=asked.proxy is not None,
+            forwarded_allow_ips=asked.proxy or "",
+        )
     store.close()
     return 0
 

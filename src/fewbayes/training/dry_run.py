@@ -21,7 +21,7 @@ from fewbayes.models.sampling import sample_images
 from fewbayes.progress import doing, lasting
 from fewbayes.settings.config import TrainConfig, resolved
 from fewbayes.training import memory
-from fewbayes.training.prepare import own_class_images
+from fewbayes.training.prepare import own_class_images, with_samples
 from fewbayes.training.train import train
 from fewbayes.training.validation import sampled_as
 
@@ -31,8 +31,8 @@ STEPS = (1, 4)
 def dry_run(config: TrainConfig, report: DataReport) -> list[str]:
     """Lines for the terminal: what a training of these settings is, needs and takes. UserError as `train` raises it."""
     card = inspect_model(config.model)
-    settled = resolved(config, card, len(report.images))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settled = with_samples(resolved(config, card, len(report.images)), device)
     need = memory.check(card, settled, device)
     with doing(f"Loading {config.model} and timing a few steps"):
         family = load_family(card)

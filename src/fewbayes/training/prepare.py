@@ -5,6 +5,7 @@ Knows nothing of run folders, of the loop, or of how the weights are made random
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from fewbayes.training.class_images import ClassImageSettings, ensure_class_imag
 
 log = logging.getLogger("fewbayes")
 
+LOOKS = 8  # at samples, of a training on a GPU that does not say how many
+
 
 def check_packages(config: TrainConfig) -> None:
     """Packages that only some settings need."""
@@ -39,6 +42,15 @@ def check_packages(config: TrainConfig) -> None:
             "use_8bit_adam needs the package bitsandbytes, which is not installed: pip install bitsandbytes, or leave "
             "it out and save memory by gradient_checkpointing"
         )
+
+
+def with_samples(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """The settings with validation_steps decided by the device, where they leave it open."""
+    if config.validation_steps is not None:
+        return config
+    assert config.max_train_steps is not None
+    every = 0 if device.type == "cpu" else -(-config.max_train_steps // LOOKS)
+    return dataclasses.replace(config, validation_steps=every)
 
 
 def check_drawn(card: ModelCard, config: TrainConfig) -> None:

@@ -54,6 +54,7 @@ from fewbayes.training.prepare import (
     own_class_images,
     pictures_of,
     warn_of_open_channels,
+    with_samples,
 )
 from fewbayes.training.processes import any_of, average_gradients, check_same_gpus, from_main, make_accelerator
 from fewbayes.training.signals import Interrupted, Signals
@@ -67,6 +68,7 @@ __all__ = ["NonFiniteError", "RunResult", "train"]
 log = logging.getLogger("fewbayes")
 
 LOOK_EVERY_ON_GPU = 20  # steps between looks at losses and norms: each look waits for the device
+HINT = "On a CPU no pictures are drawn unless you ask. With a verdict: --validation_steps {0} --monitor_steps {0}"
 POSTERIOR_EVERY = 25  # steps between rows of "kl" and "weight_std_mean", each a pass over all random weights
 
 
@@ -102,7 +104,8 @@ def train(
     report = report or check_folder(config.instance_data_dir)
     for note in report.notes if accelerator.is_main_process else ():
         log.warning("%s: %s", report.folder, note)
-    config = resolved(config, card, len(report.images))
+    open_ = config.validation_steps is None
+    config = with_samples(resolved(config, card, len(report.images)), accelerator.device)
     assert config.resolution is not None
     assert config.learning_rate is not None
     assert config.max_train_steps is not None
@@ -171,6 +174,8 @@ def train(
         start = checkpoint.step if checkpoint else 0
         if accelerator.is_main_process:
             _say_what_runs(config, start, len(images), weights, posterior, method.chosen, calibration, need)
+            if open_ and not config.validation_steps:
+                log.info(HINT.format(config.max_train_steps // 4 or 1))
             warn_of_open_channels(instance.open_channels())
             write_reference(run, instance)
 
@@ -262,13 +267,15 @@ def train(
                     seen = validate(done, config, run, family, average, instance, accelerator) if due.sample else {}
                     tracker.pictures(done, seen)
                     if stages:
-                        stopped = from_main(accelerator, partial(stages.look, done, seen, method))
+                        with doing(f"The stage monitor looks at step {done}", quietly=True):
+                            stopped = from_main(accelerator, partial(stages.look, done, seen, method))
             interrupted = (
                 signals.asked if accelerator.num_processes == 1 else due.look and any_of(accelerator, signals.asked)
             )
             if due.checkpoint or interrupted or (stopped and config.checkpointing_steps):
                 # last: what belongs to a step is on disk before its checkpoint is
-                _write_checkpoint(done, config, run, accelerator, state, stages)
+                with doing(f"Writing checkpoint-{done}", quietly=True):
+                    _write_checkpoint(done, config, run, accelerator, state, stages)
             if stopped:
                 break
             if interrupted and done < config.max_train_steps:

@@ -20,6 +20,7 @@ from fewbayes.files.atomic import atomic_folder
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.models import Family
 from fewbayes.models.sampling import sample_images
+from fewbayes.progress import doing
 from fewbayes.runs.folder import RunFolder
 from fewbayes.seeds import stream_seed
 from fewbayes.settings.config import TrainConfig
@@ -76,7 +77,8 @@ def validate(
     found: dict[str, list[np.ndarray]] = {}
     if accelerator.is_main_process:
         for weights in ("raw", "ema") if average and done else ("raw",):
-            with average.swapped() if average and weights == "ema" else nullcontext():
+            swapped = average.swapped() if average and weights == "ema" else nullcontext()
+            with doing(f"Drawing samples at step {done}", quietly=done > 0), swapped:
                 found[weights] = draw(config, family, accelerator)
         references = [at_scored_size(instance.centred(i)) for i in range(len(instance))]
         told = {w: [scores(picture, references) for picture in pictures] for w, pictures in found.items()}
