@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 WORKERS ?= 2
 
-.PHONY: demo test check format world hostile
+.PHONY: demo test check format api world hostile
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ check: $(BIN)/.ready  ## the linter and the type checker
 format: $(BIN)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+api: $(BIN)/.ready  ## a page for every module, from the docstrings, in build/api
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m pdoc -o build/api fewbayes
 
 world: $(BIN)/.ready  ## pretrain the embedded world from nothing (hours on two cores, minutes on a GPU)
 	$(BIN)/python recipes/pretrain.py --work build/world

@@ -52,6 +52,19 @@ def test_bash_completes_commands_flags_and_their_words(script):
     assert completed(script, "fewbayes train --no-ba") == {"--no-bayes"}
 
 
+@pytest.mark.skipif(not shutil.which("fish"), reason="needs fish")
+def test_fish_completes_commands_flags_and_their_words(tmp_path):
+    (tmp_path / "fewbayes.fish").write_text(completion("fish", {"train": COMMANDS["train"]}))
+    for line, found in (
+        ("fewbayes tr", "train"),
+        ("fewbayes train --meth", "--method"),
+        ("fewbayes train --method lo", "lora"),
+    ):
+        ask = f"source {tmp_path}/fewbayes.fish; complete -C '{line}'"
+        said = subprocess.run(["fish", "-c", ask], capture_output=True, text=True, check=True).stdout
+        assert said.split()[0] == found
+
+
 def test_every_setting_is_completed():
     named = {flag.name for flag in flags_in(train_help())}
     assert train_settings().keys() <= named

@@ -269,7 +269,10 @@ def _info(arguments: list[str]) -> int:
 
 def _completion(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        print('usage: fewbayes completion bash|zsh\n\nIn bash: eval "$(fewbayes completion bash)", in ~/.bashrc too.')
+        print(
+            'usage: fewbayes completion bash|zsh|fish\n\nIn ~/.bashrc: eval "$(fewbayes completion bash)". '
+            "In fish: fewbayes completion fish | source"
+        )
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     from fewbayes.settings.completion import completion
 

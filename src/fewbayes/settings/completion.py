@@ -1,4 +1,4 @@
-"""`fewbayes completion bash|zsh`: what a shell completes, read off the help of every command.
+"""`fewbayes completion bash|zsh|fish`: what a shell completes, read off the help of every command.
 
 Flags and the words they take come from the fields that the help is written from, so a new setting is completed too.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from fewbayes.errors import UserError
 
 FLAG = re.compile(r"^  --(\w+)(?:, --(no-\w+))?(?: \{([^}]*)\})?", re.MULTILINE)
-SHELLS = ("bash", "zsh")
+SHELLS = ("bash", "zsh", "fish")
 SCRIPT = """\
 _fewbayes() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} flags=
@@ -50,8 +50,10 @@ def flags_in(help_text: str) -> list[Flag]:
 def completion(shell: str, commands: Mapping[str, Callable[[list[str]], int]]) -> str:
     """The script of a shell; each command is asked for its help."""
     if shell not in SHELLS:
-        raise UserError(f"{shell!r} is no shell that is known here; there are {' and '.join(SHELLS)}")
+        raise UserError(f"{shell!r} is no shell that is known here; there are {', '.join(SHELLS)}")
     known = {name: flags_in(_help(command)) for name, command in commands.items()}
+    if shell == "fish":
+        return _fish(known)
     words = [
         f'    "{name} --{flag.name}") COMPREPLY=($(compgen -W "{" ".join(flag.words)}" -- "$cur")); return;;'
         for name, flags in known.items()
@@ -62,6 +64,15 @@ def completion(shell: str, commands: Mapping[str, Callable[[list[str]], int]]) -
     parts = {"@commands": " ".join(known), "@words": "\n".join(words), "@flags": "\n".join(flags)}
     script = re.sub("|".join(parts), lambda found: parts[found[0]], SCRIPT)
     return ("autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "") + script
+
+
+def _fish(known: Mapping[str, list[Flag]]) -> str:
+    lines = [f"complete -c fewbayes -n __fish_use_subcommand -f -a '{' '.join(known)}'"]
+    for name, flags in known.items():
+        for flag in flags:
+            words = f" -x -a '{' '.join(flag.words)}'" if flag.words else ""
+            lines.append(f"complete -c fewbayes -n '__fish_seen_subcommand_from {name}' -l {flag.name}{words}")
+    return "\n".join(lines) + "\n"
 
 
 def _help(command: Callable[[list[str]], int]) -> str:
