@@ -1,4 +1,4 @@
-"""The notebook of docs/ runs from top to bottom, is kept without outputs, and the pages of the API are made of it all."""
+"""The notebook of docs/ runs and is kept without outputs; every module has its page of the API."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@ import math
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from fewbayes.page.read import read_experiment
 from fewbayes.page.run_page import contact_sheet, differing_settings
 from fewbayes.page.verdict import MISSED, RATED, chosen, confidence
 from fewbayes.stage.definition import CORRUPTED, stages
+from fewbayes.stage.monitor import seen
 
 STEPS = (0, 100, 200, 300, 400, 500)
 RAW = {0: (0.1, 0.7, 0.4, 0.4, 0.5, 0.8), 1: (0.1, 0.6, 0.5, 0.3, 0.4, 0.9), 2: (0.1, 0.8, 0.6, 0.5, 0.6, 0.7)}
@@ -202,12 +205,25 @@ def test_without_best_a_good_step_is_recommended_only_if_its_weights_are_kept(tm
     assert found in (None, (200, "checkpoint-200"))
 
 
+JUDGED = "ratings_held_out"
+
+
+def json_rows(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["rows"]
+
+
 def test_how_often_a_verdict_is_wrong_is_what_was_measured():
     results = Path(__file__).parents[1] / "benchmarks" / "results"
-    earned = json.loads((results / "earned_good.json").read_text())["sets"]["others"]
+    told = json.loads((results / "earned_good.json").read_text())["sets"][JUDGED]
+    ratings = {(r["training"], r["step"]): median(r["ratings"]) for r in json_rows(results / f"{JUDGED}.json")}
+    found = Counter()
+    for row in told["rows"]:
+        assert row["rated"] == ("clean", "between", "broken")[int(ratings[row["training"], row["step"]])]
+        assert row["seen"] == seen(row["scores"], several=True)  # by the limits of today
+        found[row["seen"], row["rated"]] += 1
     for stage in ("good", "unclear"):
-        assert RATED[stage] == tuple(earned[rated][stage] for rated in ("clean", "between", "broken"))
-    assert (earned["broken"]["good"], earned["broken"]["checkpoints"]) == MISSED
+        assert RATED[stage] == tuple(found[stage, rated] for rated in ("clean", "between", "broken"))
+    assert (found["good", "broken"], sum(n for (_, rated), n in found.items() if rated == "broken")) == MISSED
     held = json.loads((results / "monitor_quality.json").read_text())["sets"]["ratings_held_out"]["quality"]["all"]
     shares, (clean, between, broken) = held["called_corrupted"], RATED["corrupted"]
     assert broken == pytest.approx(shares["broken"] * held["broken"])
