@@ -75,7 +75,7 @@ register(
         "full",
         Full,
         FullSettings,
-        title="DreamBooth",
+        title="Full fine-tuning",
         trains="every weight of the denoiser",
         learning_rate=5e-6,
         steps_per_image=200,

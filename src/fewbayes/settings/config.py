@@ -111,6 +111,9 @@ class TrainConfig(_MethodsOwn):
     """Standard deviation of the prior, whose mean is the pretrained weight. None: as weight_std."""
     kl_weight: float = setting(0.0, at_least=0, needs="bayes")
     """Weight of the divergence from the prior (lambda of Eq. 3)."""
+    kl_reduction: Literal["sum", "mean"] = setting("sum", needs="bayes", unsaid_if_default=True)
+    """kl_weight multiplies the divergence summed over all random weights, as in Eq. 3, which holds them at the prior
+    already at 0.1; or its mean over them, where one value means the same for every model and choice of weights."""
     kl_direction: Literal["forward", "reverse"] = setting("forward", needs="bayes")
     """forward: KL(posterior || prior), Eq. 3. reverse: KL(prior || posterior), Algorithm 1 and the authors' code."""
 

@@ -1,13 +1,14 @@
 """Studies: grids of trainings that differ in a few settings, read, tabled and drawn in the file of their name.
 
-A study is a module of this package with a function under `@study(name, about)`, or a figure of the paper: a file
-`paper/figN.py` whose docstring begins with its title. `studies()` reads both off the files, so that a new one touches
-no other file, and listing them imports none.
+A study is a module of this package with a function under `@study(name, about)`, a figure of the paper, which is a file
+`paper/figN.py` whose docstring begins with its title, or a sweep, an entry of `sweeps/catalogue.py`. `studies()` reads
+them off the files, so that a new one touches no other file, and listing them imports no study.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -33,20 +34,29 @@ def study(name: str, about: str) -> Callable[[Run], Run]:
 
 
 def studies() -> dict[str, Study]:
-    """All studies by name, the figures first, in the paper's order."""
+    """All studies by name, the paper's figures and tables first, in its order."""
     files = [file for place in __path__ for file in sorted(Path(place).glob("*.py"))]
     files += [file for place in __path__ for file in sorted(Path(place).glob("*/__init__.py"))]
     from fewbayes.studies.paper import figures
+    from fewbayes.studies.sweeps.catalogue import titles
 
-    found = [_figure(name, title) for name, title in figures().items()]
+    found = [_made_by("paper", name, title) for name, title in figures().items()]
+    found += [_made_by("sweeps", name, title) for name, title in titles().items()]
+    found.sort(key=lambda one: _order(one.name))
     found += [one for file in files for one in _marked(file)]
     names = [one.name for one in found]
     assert len(set(names)) == len(names), f"two studies have one name among {', '.join(names)}"
     return {one.name: one for one in found}
 
 
-def _figure(name: str, title: str) -> Study:
-    return Study(name, title, lambda arguments: import_module(f"{__name__}.paper.make").make(name, arguments))
+def _made_by(room: str, name: str, title: str) -> Study:
+    return Study(name, title, lambda arguments: import_module(f"{__name__}.{room}.make").make(name, arguments))
+
+
+def _order(name: str) -> tuple[bool, str, int, str]:
+    """fig9a before fig9b before fig10, figures before tables, what the paper has not last."""
+    numbered = re.fullmatch(r"(fig|table)(\d+)(\w*)", name)
+    return (False, numbered[1], int(numbered[2]), numbered[3]) if numbered else (True, name, 0, "")
 
 
 def _marked(file: Path) -> Iterator[Study]:

@@ -11,7 +11,7 @@ from fewbayes.fields import setting
 from fewbayes.models import inspect_model
 from fewbayes.settings.flags import parse_command
 from fewbayes.studies.executors import executor_of
-from fewbayes.studies.subjects import StudySubject, named_subjects
+from fewbayes.studies.subjects import GROUPS, StudySubject, named_subjects
 from fewbayes.world.pipelines import is_embedded
 from fewbayes.world.scenes import SUBJECTS
 
@@ -26,7 +26,9 @@ def _is_executor(workers: str) -> bool:
 class SubjectFlags:
     model: str = "tiny"
     """tiny (or another embedded one), a pipeline folder or an id on the hub."""
-    subjects: tuple[str, ...] = setting((), several=True, value="NAME", more=f"There are {', '.join(SUBJECTS)}.")
+    subjects: tuple[str, ...] = setting(
+        (), several=True, value="NAME", more=f"There are {', '.join((*GROUPS, *SUBJECTS))}."
+    )
     """Subjects that the embedded world draws."""
     photographs: tuple[str, ...] = setting((), several=True, value="PATH:CLASS")
     """Folders of photographs, or single ones, each with the word for what it shows."""

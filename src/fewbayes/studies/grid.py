@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_write
@@ -35,6 +35,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("fewbayes")
 
 Result = TypeVar("Result")
+
+
+class Trains(Protocol):
+    """What can be trained; its output_dir is the run folder."""
+
+    @property
+    def config(self) -> TrainConfig | None: ...
+
+
+Work = TypeVar("Work", bound=Trains)
 
 
 @dataclass(frozen=True)
@@ -85,16 +95,15 @@ def grid(
     return made
 
 
-def run(
-    trainings: Sequence[Training], work: Callable[[Training], Result], workers: int | str | None = None
-) -> list[Result]:
+def run(trainings: Sequence[Work], work: Callable[[Work], Result], workers: int | str | None = None) -> list[Result]:
     """`work`, a function at the top of a module, on every training, in order, several at a time; see `in_parallel`."""
-    list_trainings([training.config for training in trainings])
-    with _watching([training.config for training in trainings]):
+    configs = [training.config for training in trainings if training.config]
+    list_trainings(configs)
+    with _watching(configs):
         return in_parallel(work, trainings, workers)
 
 
-def train(training: Training) -> str | None:
+def train(training: Trains) -> str | None:
     """Bring a training to its end; one that is done returns at once, one of other settings is refused.
 
     Returns the reason where its numbers ran away: that stops no other training.
@@ -103,9 +112,10 @@ def train(training: Training) -> str | None:
     from fewbayes.training.train import train as train_config
 
     try:
+        assert training.config is not None
         train_config(training.config, family=_family(training.config.model), progress=False)
     except NonFiniteError as error:
-        return f"{training.folder.name}: {error}"
+        return f"{Path(training.config.output_dir).name}: {error}"
     return None
 
 

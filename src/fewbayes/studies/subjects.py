@@ -20,8 +20,14 @@ from fewbayes.data.images import load_images
 from fewbayes.data.layouts import Subject, draw_identities, read_subjects
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_folder
-from fewbayes.studies.prompts import set_for
+from fewbayes.studies.prompts import WORLD_LIVE, set_for
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
+
+GROUPS = {
+    "creatures": tuple(name for name, subject in SUBJECTS.items() if subject.class_word in WORLD_LIVE),
+    "objects": tuple(name for name, subject in SUBJECTS.items() if subject.class_word not in WORLD_LIVE),
+}
+"""Several drawn subjects by one word: where the paper has people, the embedded world has creatures."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ def named_subjects(
     """The subjects of --subjects, --photographs and a data set, each of which has a folder of its own name."""
     if not drawn and not photographed and not others:
         raise UserError("name at least one of --subjects and --photographs")
+    drawn = [name for given in drawn for name in GROUPS.get(given, (given,))]
     names = [*drawn, *(_name(given.rpartition(":")[0]) for given in photographed), *(it.name for it in others)]
     if len(set(names)) < len(names):
         raise UserError(f"two subjects have one name among {', '.join(names)}; leave one out, or rename a folder")

@@ -95,6 +95,11 @@ def make_posterior(
     )
 
 
+def kl_weight(config: TrainConfig, posterior: GaussianPosterior) -> float:
+    """What the divergence, summed over the random weights, is multiplied by."""
+    return config.kl_weight / (posterior.num_random if config.kl_reduction == "mean" else 1)
+
+
 def named_deviations(posterior: GaussianPosterior | None) -> dict[str, nn.Parameter]:
     """What the optimizer trains beside the weights, by the name that a checkpoint gives it."""
     deviations = posterior.std_parameters() if posterior else []

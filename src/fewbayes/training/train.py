@@ -34,7 +34,7 @@ from fewbayes.runs.folder import RunFolder
 from fewbayes.settings.config import TrainConfig, recommended_rate, resolved
 from fewbayes.training import memory
 from fewbayes.training.batches import CLASS, INSTANCE, Share
-from fewbayes.training.bayes import calibrated, log_posterior, make_posterior, named_deviations
+from fewbayes.training.bayes import calibrated, kl_weight, log_posterior, make_posterior, named_deviations
 from fewbayes.training.checkpoints import TrainState
 from fewbayes.training.claim import as_asked, claimed, failure_recorded, inspected, said_of_stop
 from fewbayes.training.ema import WeightAverage
@@ -246,7 +246,7 @@ def train(
 
             accelerator.unscale_gradients(optimizer)
             if posterior:
-                posterior.add_kl_gradient(config.kl_weight)
+                posterior.add_kl_gradient(kl_weight(config, posterior))
             norm = nn.utils.clip_grad_norm_(named.values(), config.max_grad_norm)
             watch.add(done, loss, norm, new_rate(config, step), draws[0].indices)
             if due.look or accelerator.device.type == "cpu":

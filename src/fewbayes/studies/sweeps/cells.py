@@ -1,12 +1,13 @@
-"""One model of the study: which pictures it is asked for, and how these are sampled, scored and gathered.
+"""One model of a sweep: how it is trained, which pictures it is asked for, how these are sampled, scored and gathered.
 
-Samples are kept in whole folders, scores as long as all that they were made from is the same. Knows no grid: a cell
-says where its model lies, however it came there.
+Samples are kept in whole folders, scores as long as all that they were made from is the same. Knows no sweep.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -18,6 +19,8 @@ from fewbayes.files.atomic import atomic_folder, atomic_write, file_sha256
 from fewbayes.files.decode import plain_json, read_json, read_json_lines
 from fewbayes.models import inspect_model
 from fewbayes.settings.agreement import USUAL_RARE_TOKEN
+from fewbayes.settings.config import TrainConfig, resolved
+from fewbayes.studies.grid import train
 from fewbayes.studies.memo import content, digest, recall, remember
 from fewbayes.studies.prompts import IMAGES_PER_PROMPT, class_prompt, drift_prompts, prompts, samples
 from fewbayes.studies.subjects import StudySubject
@@ -26,7 +29,7 @@ from fewbayes.studies.trajectory import encoders_of
 BASE = "base"
 Mode = Literal["sound", "paper", "both"]
 STUDY, METRICS, IMAGES, LISTING = "study.json", "metrics.jsonl", "images.jsonl", "samples.json"
-FACTS, MADE_FROM, FEATURES = "evaluation.json", "scored_from.json", "features.sqlite"
+FACTS, MADE_FROM, FEATURES, COST = "evaluation.json", "scored_from.json", "features.sqlite", "cost.json"
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,18 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model to be sampled and scored. seed: of its training, None for the base model."""
+    """One model to be trained, sampled and scored. config, seed: of its training, None for the base model.
 
-    folder: Path
+    root: the folder of all that comes of one base model. arm: its name in the table; kept: its name in `root`, which
+    says how its settings differ from its recipe's, so that sweeps share what they both ask for.
+    """
+
+    root: Path
     subject: StudySubject
     arm: str
+    kept: str
     seed: int | None
-    source: str
+    config: TrainConfig | None
     model: str
     protocol: Protocol
     encoders: str
@@ -61,25 +69,87 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return self.arm if self.seed is None else f"{self.arm}-seed{self.seed}"
+        return self.kept if self.seed is None else f"{self.kept}-seed{self.seed}"
+
+    @property
+    def source(self) -> str:
+        return self.config.output_dir if self.config else self.model
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, by which a failure is named."""
+        return Path(self.source)
 
     @property
     def pictures(self) -> Path:
-        return self.folder / self.subject.name / "pictures" / self.name
+        return self.root / self.subject.name / "pictures" / self.name
 
     @property
     def scores(self) -> Path:
-        return self.folder / self.subject.name / "scores" / self.name
+        return self.root / self.subject.name / "scores" / self.name
 
     @property
     def base(self) -> Path | None:
         """The pictures of the base model, beside which these are scored; its own have none."""
-        return None if self.arm == BASE else self.pictures.parent / BASE
+        return self.pictures.parent / BASE if self.config else None
 
     @property
     def token(self) -> str:
-        """The rare word that every arm is trained with and every prompt has."""
-        return inspect_model(self.model).rare_token or USUAL_RARE_TOKEN
+        """The rare word of its prompts."""
+        given = self.config.rare_token if self.config else None
+        return given or inspect_model(self.model).rare_token or USUAL_RARE_TOKEN
+
+
+def finish(cell: Cell) -> str | None:
+    """Train, sample and score one model, in so far as it is not done; the reason where its numbers ran away."""
+    if cell.config and (failure := train_cell(cell)):
+        return failure
+    sample_cell(cell)
+    score_cell(cell)
+    return None
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one training: seconds of all its processors and by the clock, bytes at its peak, and whether a GPU told them
+    or the estimate that stands before every training."""
+
+    processor_seconds: float
+    seconds: float
+    bytes: int
+    measured: bool
+
+
+def train_cell(cell: Cell) -> str | None:
+    """Bring the training to its end. What it costs is kept where it was made in one go."""
+    import torch
+
+    assert cell.config is not None
+    fresh, gpu = not cell.folder.exists(), torch.cuda.is_available()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    started, used = time.perf_counter(), time.process_time()
+    failure = train(cell)
+    if fresh and not failure:
+        taken = time.process_time() - used, time.perf_counter() - started
+        need = torch.cuda.max_memory_allocated() if gpu else _estimate(cell.config, len(cell.subject.files))
+        atomic_write(cell.folder / COST, json.dumps(asdict(Cost(*taken, need, gpu))) + "\n")
+    return failure
+
+
+def _estimate(config: TrainConfig, images: int) -> int:
+    from fewbayes.training.memory import estimate
+
+    card = inspect_model(config.model)
+    return estimate(card, resolved(config, card, images)).peak
+
+
+def cost_of(cell: Cell) -> Cost | None:
+    file = cell.folder / COST
+    return read_json(file, Cost) if cell.config and file.is_file() else None
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -154,7 +224,7 @@ def score_cell(cell: Cell) -> Path:
             arm=cell.arm,
             seed=cell.seed,
             output_dir=staging,
-            cache=cell.folder / FEATURES,
+            cache=cell.root / FEATURES,
         )
         remember(staging / MADE_FROM, wanted, lambda: True)
     return cell.scores
@@ -201,6 +271,7 @@ class Facts:
 def gather(folder: Path, cells: Sequence[Cell], described: Mapping[str, Any]) -> None:
     """metrics.jsonl and images.jsonl of the study from those of its cells, in their order; study.json last, with what
     was used."""
+    folder.mkdir(parents=True, exist_ok=True)
     encoders = [read_json(cell.scores / FACTS, Facts).encoders for cell in cells]
     if any(other != encoders[0] for other in encoders):
         raise UserError(f"{folder} was scored by encoders that changed meanwhile; give the same command again")
@@ -217,16 +288,24 @@ def _metric_rows(cell: Cell) -> Iterable[dict[str, Any]]:
     subject's whoever's samples it is measured beside, is taken once."""
     for row in _rows(cell.scores / METRICS):
         if row["row"] == "samples":
-            yield {**row, "row": BASE if cell.arm == BASE else "samples"}
-        elif cell.arm == BASE and row["row"] != BASE:
+            yield {**row, **_place_in(cell)}
+        elif cell.config is None and row["row"] != BASE:
             yield {**row, "arm": None}
+
+
+def _place_in(cell: Cell) -> dict[str, str]:
+    return {"row": BASE if cell.arm == BASE else "samples", "arm": cell.arm}
 
 
 def _image_rows(folder: Path, cell: Cell) -> Iterable[dict[str, Any]]:
     """Rows of single samples, their files as seen from the study's folder."""
     for row in _rows(cell.scores / IMAGES):
-        file = (cell.pictures / row["file"]).relative_to(folder).as_posix()
-        yield {**row, "row": BASE if cell.arm == BASE else "samples", "file": file}
+        yield {**row, **_place_in(cell), "file": relative(cell.pictures / row["file"], folder)}
+
+
+def relative(path: Path, folder: Path) -> str:
+    """As seen from a folder, which need not lie above it."""
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,171 @@
+"""Which sweeps there are: the setting, its values, and what the paper found at each of them.
+
+Numbers are of arXiv 2405.19931, Stable Diffusion, mean over 30 classes and 5 seeds. Knows no training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FIVE = ("clip_t", "dino", "clip_i", "lpips", "clip_iqa")
+Gains = Mapping[str, float]
+"""By metric."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """`axis` is a setting of training, or "recipe", "model", or "images" for the number of training images.
+
+    also: settings of all arms. gains: by value and metric, how much more the paper's Bayesian arm has; 1 or -1 where
+    it says which way and not how far. signs: the same at values that `gains` has not. against: what a Bayesian arm is
+    compared with, the plain one of its value or the Bayesian one of the first value.
+    """
+
+    title: str
+    axis: str
+    values: Sequence[Any]
+    also: Mapping[str, Any] = field(default_factory=dict)
+    says: str = ""
+    signs: Gains = field(default_factory=dict)
+    gains: Mapping[Any, Gains] = field(default_factory=dict)
+    against: Literal["plain", "first"] = "plain"
+
+    def expected(self, value: Any) -> Gains:
+        """What the paper has at a value; a model goes by the last part of its name."""
+        return self.gains.get(value.rpartition("/")[2] if isinstance(value, str) else value, self.signs)
+
+
+@dataclass(frozen=True)
+class View:
+    """Another reading of a sweep: a table by "prompts" or of the "spread" over seeds, or panels of chosen pictures.
+
+    subjects: so many at most; each: pictures of it where it is one.
+    """
+
+    of: str
+    title: str
+    shows: tuple[str, ...]
+    says: str = ""
+    methods: tuple[str, ...] = ()
+    subjects: int = 10
+    each: int = 8
+
+
+def _gains(*numbers: float) -> Gains:
+    return dict(zip(FIVE, numbers, strict=True))
+
+
+BETTER = {"dino": 1, "clip_iqa": 1}
+"""In likeness and quality, as the paper's figures show them."""
+DREAMBOOTH = _gains(0.010, 0.019, 0.014, 0.029, 0.018)
+
+SWEEPS: Mapping[str, Sweep] = {
+    "table1": Sweep(
+        "Methods, plain and Bayesian, in the five metrics",
+        "recipe",
+        ("paper-dreambooth", "paper-lora", "paper-oft"),
+        says="Bayesian weights improve every method in every metric, on objects and on people.",
+        gains={
+            "paper-dreambooth": DREAMBOOTH,
+            "paper-lora": _gains(0.009, 0.076, 0.047, 0.028, 0.026),
+            "paper-oft": _gains(0.009, 0.012, 0.005, 0.017, 0.023),
+        },
+    ),
+    "table2": Sweep(
+        "Models, plain and Bayesian",
+        "model",
+        (),  # the embedded ones that are there
+        says="Bayesian weights improve SD 1.4, 1.5 and 2.0 alike.",
+        signs=dict.fromkeys(FIVE, 1),
+        gains={
+            "stable-diffusion-v1-5": DREAMBOOTH,
+            "stable-diffusion-v1-4": _gains(0.001, 0.026, 0.015, 0.038, 0.023),
+            "stable-diffusion-2": _gains(0.008, 0.047, 0.025, 0.045, 0.050),
+        },
+    ),
+    "table4": Sweep(
+        "Which weights are random, with memory and time",
+        "where",
+        ("linear", "linear-up", "linear-cross", "norm"),
+        says="Every choice improves quality; cross-attention costs likeness; norms alone have the best likeness.",
+        gains={
+            "linear": DREAMBOOTH,
+            "linear-up": _gains(0.013, 0.0, 0.005, 0.035, 0.015),
+            "linear-cross": _gains(0.026, -0.003, -0.011, 0.061, 0.022),
+            "norm": _gains(0.008, 0.036, 0.021, 0.032, 0.014),
+        },
+    ),
+    "fig7": Sweep(
+        "Steps for each training image, plain and Bayesian",
+        "steps_per_image",
+        (50, 100, 200, 400),
+        says="Quality is better throughout; likeness above 100 steps for each image, slightly worse at 100.",
+        signs=BETTER,
+        gains={value: {"dino": -1, "clip_iqa": 1} for value in (50, 100)},
+    ),
+    "fig8": Sweep(
+        "Number of training images, plain and Bayesian",
+        "images",
+        (1, 2, 4),
+        says="Likeness and quality are better with any number, most with many.",
+        signs=BETTER,
+    ),
+    "fig9a": Sweep(
+        "Standard deviation that the weights begin with",
+        "weight_std",
+        (0.003, 0.01, 0.03, 0.1),
+        says="A moderate one improves likeness and quality; with too large a one the model collapses.",
+        signs=BETTER,
+        gains={0.1: {"dino": -1, "clip_iqa": -1}},
+    ),
+    "fig9b": Sweep(
+        "Weight of the divergence from the prior (lambda)",
+        "kl_weight",
+        (0.0, 1.0, 10.0, 100.0),
+        also={"kl_reduction": "mean"},
+        says="More of it raises diversity and lowers likeness.",
+        signs={"lpips": 1, "dino": -1},
+        against="first",
+    ),
+    "batch_size": Sweep("Batch size, plain and Bayesian (a reviewer's question)", "train_batch_size", (1, 2, 4)),
+    "caption_dropout": Sweep("Examples under the empty caption, plain and Bayesian", "caption_dropout", (0.0, 0.1)),
+    "adam": Sweep(
+        "Adam in 32 and 8 bits, plain and Bayesian (the authors' plain arms had 8)", "use_8bit_adam", (False, True)
+    ),
+    "relative_noise": Sweep(
+        "Noise relative to the spread of each weight matrix, not learned, as in Flat-LoRA",
+        "weight_std",
+        (0.03, 0.1, 0.3),
+        also={"weight_std_mode": "relative", "weight_std_learn": "fixed", "prior_std": None},
+    ),
+}
+
+VIEWS: Mapping[str, View] = {
+    "table5": View("table1", "The prompts of Table 1, each with its scores", ("prompts",)),
+    "table6": View("table1", "The spread of Table 1 over training seeds", ("spread",)),
+    "fig6": View("table1", "Best and average pictures of every method, plain and Bayesian", ("best", "average")),
+    "fig13": View(
+        "table1",
+        "Worst pictures of DreamBooth, plain and Bayesian",
+        ("worst",),
+        "Without Bayesian weights the worst pictures are corrupted.",
+        ("paper-dreambooth",),
+    ),
+    "fig14": View(
+        "table1", "More pictures of one subject: best, average, worst", ("best", "average", "worst"), subjects=1
+    ),
+    "fig15": View("table1", "Pictures of every subject, chosen before any score", ("random",)),
+}
+
+ONLY_FOR: Mapping[str, Mapping[str, Any]] = {
+    "stable-diffusion-v1-4": {"kl_weight": 0.1},
+    "stable-diffusion-2": {"steps_per_image": 400},
+}
+"""Settings of the paper for models of these names, section H.2."""
+
+
+def titles() -> dict[str, str]:
+    """Of all sweeps and views by name."""
+    return {name: entry.title for name, entry in {**SWEEPS, **VIEWS}.items()}
