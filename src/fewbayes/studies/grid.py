@@ -111,11 +111,12 @@ def train(training: Trains) -> str | None:
     from fewbayes.training.train import NonFiniteError
     from fewbayes.training.train import train as train_config
 
+    config = training.config
+    assert config is not None
     try:
-        assert training.config is not None
-        train_config(training.config, family=_family(training.config.model), progress=False)
+        train_config(config, family=_family(config.model), progress=False)
     except NonFiniteError as error:
-        return f"{Path(training.config.output_dir).name}: {error}"
+        return f"{Path(config.output_dir).name}: {error}"
     return None
 
 
