@@ -53,6 +53,7 @@ from fewbayes.world.pipelines import is_embedded, shipped
 from fewbayes.world.scenes import SUBJECTS
 
 USUAL = "paper-dreambooth"
+TITLED = {"fig": "Fig. ", "table": "Table "}
 QUICK = Protocol(images_per_prompt=2, most_prompts=1, sampler="ddim", steps=2)
 """Of a look at whether a sweep works, from which nothing follows."""
 
@@ -300,7 +301,7 @@ def _described(
     protocol, folder = base.protocol, flags.output_dir / name
     texts = {s.prompt_set: PROMPT_SETS[s.prompt_set][: protocol.most_prompts] for s in subjects}
     return {
-        "title": f"{name}: {sweep.title}",
+        "title": f"{re.sub(r'(fig|table)(?=[0-9])', lambda found: TITLED[found[1]], name)}: {sweep.title}",
         "question": sweep.says,
         "sweep": name,
         "arms": [

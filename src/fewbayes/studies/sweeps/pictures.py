@@ -34,10 +34,11 @@ def curves(evaluation: Evaluation, sweep: Sweep, file: Path) -> Path:
         places = list(figure.subplots(2, 3).flat)
         for axes, metric in zip(places, scores.metrics, strict=False):
             _over_values(axes, scores, metric, arms, values, sweep)
-        _trade(places[-1], scores, arms)
+        _trade(places[-1], scores, arms, sweep)
         for axes in places[len(scores.metrics) : -1]:
             axes.set_axis_off()
-        figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower right", ncols=3)
+        lines = {words: line for axes in places for line, words in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(list(lines.values()), list(lines), loc="outside lower right", ncols=4)
         return save(figure, file)
 
 
@@ -45,7 +46,8 @@ def _head(figure: Figure, evaluation: Evaluation) -> None:
     facts = evaluation.facts
     tried = "; only tried out, nothing follows from it" if facts.get("quick") else ""
     models = ", ".join(dict.fromkeys(arm["model"] for arm in facts["arms"]))
-    extent = f"model {models}, {len(evaluation.subjects)} subjects, {len(facts['seeds'])} seeds{tried}"
+    subjects, seeds = len(evaluation.subjects), len(facts["seeds"])
+    extent = f"model {models}, {subjects} subject{'s' * (subjects > 1)}, {seeds} seed{'s' * (seeds > 1)}{tried}"
     figure.suptitle("\n".join([evaluation.title, extent]), x=0.01, ha="left", fontsize=10)
     if evaluation.question:
         said = textwrap.fill(f"Paper: {evaluation.question}", LETTERS)
@@ -63,9 +65,8 @@ def _over_values(
         if len(mine) == 1 < len(values):
             axes.axhline(means[0], color=colour(side), linestyle="--", linewidth=1, label=words)
             continue
-        ordered = sweep.axis not in ("recipe", "model", "where")
-        line = "-" if ordered else "none"
-        axes.plot(where, means, color=colour(side), marker=marker(side), markersize=4, linestyle=line, label=words)
+        drawn = {"color": colour(side), "marker": marker(side), "markersize": 4, "linestyle": _line(sweep)}
+        axes.plot(where, means, label=words, **drawn)
         for place, (_, cell) in zip(where, mine, strict=True):
             if cell.low is not None and cell.high is not None:
                 axes.plot([place, place], [cell.low, cell.high], color=colour(side), linewidth=1, alpha=0.5)
@@ -74,11 +75,11 @@ def _over_values(
             axes.axhline(_number(cells[name].mean), color=INK, linewidth=0.6, linestyle=":", label=words)
     axes.set_xticks(range(len(values)), [_short(value) for value in values])
     axes.set_title(f"{metric.title} {metric.arrow}")
-    if sweep.axis not in ("recipe", "model", "where"):
+    if _line(sweep) == "-":
         axes.set_xlabel(sweep.axis)
 
 
-def _trade(axes: Axes, scores: Scores, arms: dict[str, Any]) -> None:
+def _trade(axes: Axes, scores: Scores, arms: dict[str, Any], sweep: Sweep) -> None:
     """Likeness against diversity, in the order of the values."""
     cells = {line.name: line.cells for line in scores.lines}
     if not {"dino", "lpips"} <= {metric.name for metric in scores.metrics}:
@@ -87,9 +88,14 @@ def _trade(axes: Axes, scores: Scores, arms: dict[str, Any]) -> None:
     for side in (0, 1):
         mine = [cells[name] for name, arm in arms.items() if arm["bayes"] == side and name in cells]
         found = [[_number(each[key].mean) for each in mine] for key in ("lpips", "dino")]
-        axes.plot(*found, color=colour(side), marker=marker(side), markersize=4, linewidth=1)
+        axes.plot(*found, color=colour(side), marker=marker(side), markersize=4, linewidth=1, linestyle=_line(sweep))
     axes.set_xlabel("Lpips (diversity)")
     axes.set_title("Dino against Lpips")
+
+
+def _line(sweep: Sweep) -> str:
+    """Between values that have an order."""
+    return "none" if sweep.axis in ("recipe", "model", "where") else "-"
 
 
 def _number(value: float | None) -> float:
