@@ -18,9 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fewbayes.errors import UserError
 from fewbayes.files.decode import typed
+from fewbayes.metrics.evaluate import evaluate_folder
 from fewbayes.runs.folder import RunFolder, read_metrics
-from fewbayes.runs.layout import read_best, read_manifest
+from fewbayes.runs.layout import read_best, read_listing, read_manifest
 from fewbayes.runs.opening import open_model
 from fewbayes.stage import watch as watch_room
 from fewbayes.stage.monitor import Judgement, Look, Monitor
@@ -191,6 +193,23 @@ def test_every_look_leaves_a_row_and_its_numbers(run):
     ratio = dict(rows(folder, "loss_training_ratio"))
     loss = dict(rows(folder, "loss_training"))
     assert ratio[5] == loss[5] / loss[0]
+
+
+def test_an_image_that_is_held_out_is_looked_at_and_never_trained_on(run, photos, tmp_path):
+    others = shutil.copytree(photos, tmp_path / "others")
+    max(others.iterdir()).unlink()
+    arm = {"validation_steps": 2, "monitor_steps": 2, "max_train_steps": 2, "checkpointing_steps": 2}
+    apart, without = run("apart", held_out=True, **arm), run("without", instance_data_dir=str(others), **arm)
+    assert same(apart, without)
+    assert read_manifest(apart).images == read_manifest(without).images
+    assert len(list((apart / "held_out").glob("*.png"))) == 1
+    assert {"likeness", "unseen_likeness"} <= judgements(apart)[-1].scores.keys()
+    assert "to the image held out" in judgements(apart)[-1].line + " ".join(judgements(apart)[-1].evidence)
+    assert all(row.unseen_similarity is not None for row in read_listing(apart / "samples/step-000002"))
+    scored = evaluate_folder(apart, encoders={}).rows
+    assert [r.value for r in scored if (r.metric, r.row) == ("nearest_ncc", "unseen")] != [None]
+    with pytest.raises(UserError, match="three or more, and there are 2"):
+        run("few", held_out=True, instance_data_dir=str(others), **arm)
 
 
 def test_without_a_monitor_nothing_of_it_is_there(run):

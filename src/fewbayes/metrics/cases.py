@@ -81,9 +81,10 @@ class Lost:
 class Case:
     """One subject in sound mode: its pictures without black ones, its references, and what the base model made.
 
-    in_class, unrelated: pictures of prompts without the rare token, of the class alone and of other things; they say
-    nothing of the subject. pairs, unrelated_pairs: (picture, base model's picture of the same prompt and seed), the
-    former of the subject and the class. counts: by kind of row. told: whether it is known which prompts are of the
+    unseen: the image that a run held out. in_class, unrelated: pictures of prompts without the rare token, of the class
+    alone and of other things; they say nothing of the subject. pairs, unrelated_pairs: (picture, base
+    model's picture of the same prompt and seed),
+    the former of the subject and the class. counts: by kind of row. told: whether it is known which prompts are of the
     subject, be it from a listing or from the rare token in one of them.
     """
 
@@ -91,6 +92,7 @@ class Case:
     subject: str | None
     samples: Samples
     references: Samples
+    unseen: Samples = ()
     in_class: Samples = ()
     unrelated: Samples = ()
     base: Samples = ()
@@ -171,6 +173,7 @@ class Material:
     base: Pictures
     references: Mapping[str | None, Pictures]
     store: FeatureStore
+    unseen: Pictures = NO_PICTURES
 
     def case(self, subject: str | None, rare_token: str) -> Case:
         """One subject's share."""
@@ -178,12 +181,13 @@ class Material:
         everything, told = _kinds(self.pictures.of(subject), rare_token)
         kinds = {kind: visible(samples, self.store) for kind, samples in everything.items()}
         base = visible(self.base.of(subject), self.store)
-        parts = {"samples": self.pictures, "base": self.base, "real": references}
+        parts = {"samples": self.pictures, "base": self.base, "real": references, "unseen": self.pictures}
         return Case(
             self.store,
             subject,
             kinds["subject"],
             visible(references.samples, self.store),
+            unseen=visible(self.unseen.samples, self.store),
             in_class=kinds["class"],
             unrelated=kinds["unrelated"],
             base=_kinds(base, rare_token)[0]["subject"],

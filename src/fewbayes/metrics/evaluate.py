@@ -96,11 +96,14 @@ def evaluate_folder(
     base = read_samples(Path(base_dir), **words) if base_dir else NO_PICTURES
     folder = Path(reference_dir) if reference_dir else place.reference
     references = read_references(folder, pictures.subjects) if folder else {}
+    apart = read_references(place.held_out, pictures.subjects) if place.held_out else {}
+    unseen = next(iter(apart.values()), NO_PICTURES)
     with doing("Loading the networks that score pictures"):
         loaded, which = _encoders(encoders, place, offline)
     store = FeatureStore(loaded, cache=Path(cache) if cache else None, batch_size=batch_size)
-    store.compute([sample for part in (pictures, base, *references.values()) for sample in part.samples])
-    rows, images = _score(Material(pictures, base, references, store), loaded, mode, token, {"arm": arm, "seed": seed})
+    store.compute([sample for part in (pictures, base, unseen, *references.values()) for sample in part.samples])
+    material = Material(pictures, base, references, store, unseen)
+    rows, images = _score(material, loaded, mode, token, {"arm": arm, "seed": seed})
     facts = {
         "source": str(source),
         "pictures": str(place.pictures),
@@ -289,12 +292,15 @@ def run_evaluate(arguments: list[str]) -> int:
 def summary(result: Evaluation) -> list[str]:
     """Lines for the terminal: the averages, the ceiling beside them, and what is missing and why."""
     ceiling = {(r.metric, r.mode, r.subject): r.value for r in result.rows if r.row == "real"}
+    unseen = {(r.metric, r.subject): r.value for r in result.rows if r.row == "unseen"}
     averaged = any(row.average for row in result.rows)
     lines = [f"{note}" for note in result.facts["notes"]]
     shown = [r for r in result.rows if r.row == "samples" and (r.average or not averaged)]
     for row in (row for row in shown if row.value is not None):
         real = ceiling.get((row.metric, row.mode, row.subject))
         beside = "" if real is None else f"   real against real {real:.4f}"
+        apart = unseen.get((row.metric, row.subject))
+        beside += "" if apart is None or row.mode != "sound" else f"   to the image held out {apart:.4f}"
         by = f"   {row.encoder}" if row.encoder else ""
         lines.append(f"{row.metric:18} {row.value:9.4f}   {row.mode}, n {row.n}{beside}{by}")
     reasons: dict[str, list[str]] = {}

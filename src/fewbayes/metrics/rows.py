@@ -38,6 +38,9 @@ def sound_rows(case: Case, encoders: Encoders, keys: Mapping[str, Any]) -> tuple
         computed = [("samples", partial(metric.sound, case, case.samples), metric.note(case, case.samples))]
         if case.base and metric.of_base:
             computed.append(("base", partial(metric.sound, case, case.base), metric.note(case, case.base)))
+        if case.unseen and metric.ceiling:
+            apart = replace(case, references=case.unseen)
+            computed.append(("unseen", partial(metric.sound, apart, case.samples), None))
         if metric.real:
             computed.append(("real", partial(metric.real, case), None))
         for kind, compute, note in computed:

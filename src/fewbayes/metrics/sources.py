@@ -8,7 +8,7 @@ from pathlib import Path
 from fewbayes.errors import UserError
 from fewbayes.files.decode import plain_yaml, typed
 from fewbayes.metrics.listing import read_listing
-from fewbayes.runs.layout import CONFIG, MANIFEST, part_of_run, read_manifest
+from fewbayes.runs.layout import CONFIG, HELD_OUT, MANIFEST, REFERENCE, part_of_run, read_manifest
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Source:
 
     pictures: Path
     reference: Path | None = None
+    held_out: Path | None = None
     rare_token: str | None = None
     model: str | None = None
     weights: str | None = None
@@ -48,10 +49,11 @@ def find_source(source: str | Path, samples: str | None = None) -> Source:
     if not (folder / CONFIG).is_file():
         return Source(_inside(folder, samples), model=_model_behind(_inside(folder, samples)))
     settings = _settings(folder)
-    reference = folder / "reference"
+    reference, held_out = (place if place.is_dir() else None for place in (folder / REFERENCE, folder / HELD_OUT))
     return Source(
         _inside(folder, samples) if samples else _last_samples(folder),
-        reference if reference.is_dir() else None,
+        reference,
+        held_out,
         settings.rare_token,
         settings.model,
         _exported(folder),

@@ -106,6 +106,9 @@ def verdict(run: Run) -> Verdict:
     lines = [MEANS[last.stage]]
     if last.seen and last.seen != last.stage:
         lines.append(f"The last look alone says {last.seen}: the verdict changes after two looks that agree.")
+    seen, unseen = (last.scores.get(name) for name in ("likeness", "unseen_likeness"))
+    if seen is not None and unseen is not None:
+        lines.append(f"Likeness: {seen:.2f} to the training images, {unseen:.2f} to the one held out.")
     if last.evidence and last.stage not in ("good", "unclear"):
         lines.append(f"Measured: {last.evidence[0]}.")
     options = [option for option in last.options if not option.startswith(("keep the last", "look at the pictures"))]

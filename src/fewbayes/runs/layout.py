@@ -17,8 +17,10 @@ CONFIG, MANIFEST, METRICS, STATE = "config.yaml", "manifest.json", "metrics.json
 STAGES, BEST, BEST_STATE = "stages.jsonl", "best", "best.json"
 LOCK, SAMPLES, REFERENCE, POSTERIOR, REPORT = ".lock", "samples", "reference", "posterior.json", "report.html"
 LISTING = "samples.json"
+HELD_OUT = "held_out"
+"""Folder of the image that was not trained on, where one was held out."""
 APPENDED = (METRICS, STAGES)
-OURS = frozenset({CONFIG, MANIFEST, METRICS, STAGES, BEST, LOCK, REFERENCE, SAMPLES, POSTERIOR, REPORT})
+OURS = frozenset({CONFIG, MANIFEST, METRICS, STAGES, BEST, LOCK, REFERENCE, HELD_OUT, SAMPLES, POSTERIOR, REPORT})
 """Names that no part of a result may have."""
 
 Weights = Literal["raw", "ema"]
@@ -129,6 +131,7 @@ class SampleRow:
     strength: float | None = None
     guidance_interval: str | None = None
     image_similarity: float | None = None
+    unseen_similarity: float | None = None
     haar_noise: float | None = None
 
 

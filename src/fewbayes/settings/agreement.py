@@ -164,6 +164,16 @@ def _check_monitor(config: TrainConfig) -> None:
         )
 
 
+def trained_on(config: TrainConfig, n_images: int) -> int:
+    """How many of the images are trained on."""
+    if config.held_out and n_images < 3:
+        raise UserError(
+            f"held_out keeps one image apart, which takes three or more, and there are {n_images}; leave held_out out, "
+            "or add images"
+        )
+    return n_images - config.held_out
+
+
 def check_copies_can_be_told(config: TrainConfig, n_images: int) -> None:
     """Good pictures of one training image are all like it; that they are copies shows in how alike they are."""
     if config.stop_when == "memorised" and n_images == 1 and config.num_validation_images < 2:

@@ -29,6 +29,7 @@ from fewbayes.settings.agreement import (
     check_agreement,
     check_copies_can_be_told,
     refuse_idle,
+    trained_on,
     without_token,
 )
 from fewbayes.settings.flags import LINE, Names, asks_for_help, help_text, read_yaml, take_flags
@@ -67,6 +68,9 @@ class TrainConfig(_MethodsOwn):
     """Pipeline folder or hub id of the model to fine-tune; `tiny` is the one that comes with the package."""
     instance_data_dir: str
     """Folder with the images of the subject, 1 to 1000."""
+    held_out: bool = setting(False, unsaid_if_default=True)
+    """Do not train on the last image by name, of three at least, and tell likeness to it beside likeness to those that
+    were trained on, which rewards copying. It costs what one image teaches, so it is off unless asked for."""
     instance_prompt: str
     """Prompt of these images, with <v> where the rare token stands: "a photo of a <v> dog"."""
     output_dir: str = setting(free_on_resume=True)
@@ -296,6 +300,7 @@ class TrainConfig(_MethodsOwn):
         says under a method's name goes before the rest. Settings whose switch is off stay open, and so does weight_std
         where weight_std_tolerance is to find it.
         """
+        n_images = trained_on(self, n_images)
         paper = {
             "rare_token": USUAL_RARE_TOKEN,
             "learning_rate": METHODS[self.method].learning_rate,

@@ -59,7 +59,8 @@ class Judgement:
     scores: `corruption` in [0, 1]; `averaged_corruption`, of the averaged weights; `memorisation` in [0, 1], 1 for
     copies; `strangeness`, at most 1, from STRANGE on like nothing that is known; `contours`, in [-1, 1], below
     DISSOLVED for weaker outlines than the base model draws; `diversity` over the base model's; `learning`, at most 1,
-    below LEARNED for underfit. Those that the look had no means for are not there. cause:
+    below LEARNED for underfit; `likeness` and `unseen_likeness`, mean correlations in [-1, 1] with the training images
+    and with one held out, where there is one. Those that the look had no means for are not there. cause:
     "jitter" where averaging the weights cures the pictures; "diverged" where the model knows the training images worse
     than the base model does; "lost" where a good look was followed by one that shows no learning.
     """

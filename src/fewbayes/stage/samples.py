@@ -48,7 +48,7 @@ class SampleStats:
     `_diversity`; 0 for a single one. contrast, unrest: grey levels of 255, see there. distinct: pictures of the set of
     which none is like another by SAME or more. kept: correlation with the twin, the base model's picture of the same
     prompt and seed, in [-1, 1]; empty where there was none to compare with. contours: in [1 / STEEPEST, 1], see there;
-    empty in what was kept before it was read.
+    empty in what was kept before it was read. unseen: likeness with an image that was held out; empty without one.
     """
 
     count: int
@@ -61,22 +61,28 @@ class SampleStats:
     distinct: int
     kept: tuple[float, ...] = ()
     contours: tuple[float, ...] = ()
+    unseen: tuple[float, ...] = ()
 
 
 def describe(
-    pictures: Sequence[Picture], references: Sequence[Picture], twins: Sequence[Picture] | None = None
+    pictures: Sequence[Picture],
+    references: Sequence[Picture],
+    twins: Sequence[Picture] | None = None,
+    unseen: Sequence[Picture] = (),
 ) -> SampleStats:
     """pictures, references, twins: uint8 (height, width, 3), of any sizes; what `coarse` makes of a twin will do.
+    unseen: images that were not trained on.
 
     A picture that is one of the references, the very array, is compared with those that are not the SAME as it:
     `describe(references, references)` tells how alike different training images are.
     """
-    for picture in [*pictures, *references, *(twins or ())]:
+    for picture in [*pictures, *references, *(twins or ()), *unseen]:
         _check(picture)
     if twins and len(twins) != len(pictures):
         raise UserError(f"{len(pictures)} pictures and {len(twins)} of the base model; there must be as many")
     small = [coarse(picture) for picture in pictures]
     known = [(reference, coarse(reference)) for reference in references]
+    apart = [coarse(image) for image in unseen]
     pairs = zip(small, map(coarse, twins), strict=True) if twins else ()
     return SampleStats(
         count=len(pictures),
@@ -89,6 +95,7 @@ def describe(
         distinct=_distinct(small),
         kept=tuple(1.0 if (picture == twin).all() else _correlation(picture, twin) for picture, twin in pairs),
         contours=tuple(contours(picture) for picture in pictures),
+        unseen=tuple(max(_likeness(picture, image) for image in apart) for picture in small) if apart else (),
     )
 
 

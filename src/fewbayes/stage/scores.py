@@ -74,6 +74,8 @@ class Standards:
             scores["corruption"] = self.corruption(pictures)
             scores["memorisation"] = median(self.closeness(pictures))
             scores["strangeness"] = median(self.strangeness(pictures))
+            if pictures.unseen:
+                scores["likeness"], scores["unseen_likeness"] = fmean(pictures.likeness), fmean(pictures.unseen)
             if differences := self.contours(pictures):
                 scores["contours"] = median(differences)
             if (diversity := self.diversity(pictures)) is not None:
@@ -146,11 +148,12 @@ class Standards:
         return samples.diversity / base.diversity if base and base.diversity > 0 else None
 
     def likeness_gain(self, samples: SampleStats | None) -> float | None:
-        """Mean over pictures, as a share of the way from the base model's likeness to 1."""
+        """Mean over pictures, as a share of the way from the base model's likeness to 1; with the image held out if
+        there is one, since copies are like the others."""
         if samples is None or (base := self.base) is None:
             return None
-        before = fmean(base.likeness)
-        return (fmean(samples.likeness) - before) / max(1 - before, 1e-6)
+        before, now = (fmean(of.unseen or of.likeness) for of in (base, samples))
+        return (now - before) / max(1 - before, 1e-6)
 
     def loss_fall(self, reading: Reading | None) -> float | None:
         """Share of the base model's loss on the training images that is gone."""

@@ -45,9 +45,9 @@ class StageWatch:
     """The stage of one model; pictures are uint8 (height, width, 3), in the same order in `begin` and `look`.
 
     images, prompts, others, other_prompts: what the probes see, as `Prober` has them. references: all training images,
-    as pictures. batch_size: examples at once. guidance, interval, negative_prompt: as the samples are drawn.
-    sampled_as: all that the samples depend on; weights: which ones are looked at, "raw" or "ema". A watch is not
-    continued with other samples or other weights.
+    as pictures; unseen: those held out. batch_size: examples at once. guidance, interval, negative_prompt: as the
+    samples are drawn. sampled_as: all that the samples depend on; weights: which ones are looked at, "raw" or "ema". A
+    watch is not continued with other samples or other weights.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class StageWatch:
         prompts: Sequence[str],
         references: Sequence[np.ndarray],
         *,
+        unseen: Sequence[np.ndarray] = (),
         others: Tensor | None = None,
         other_prompts: Sequence[str] = (),
         batch_size: int = 8,
@@ -66,7 +67,7 @@ class StageWatch:
         sampled_as: Mapping[str, Any] | None = None,
         weights: str = "raw",
     ):
-        self._references, self._weights = list(references), weights
+        self._references, self._unseen, self._weights = list(references), list(unseen), weights
         self._sampled_as = dict(sampled_as or {})
         settings = ProbeSettings(
             batch_size=batch_size,
@@ -136,4 +137,4 @@ class StageWatch:
         return True
 
     def _described(self, pictures: Sequence[np.ndarray] | None) -> SampleStats | None:
-        return describe(pictures, self._references, self._twins) if pictures else None
+        return describe(pictures, self._references, self._twins, self._unseen) if pictures else None

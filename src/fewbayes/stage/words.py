@@ -93,7 +93,8 @@ def _likeness(standards: Standards, pictures: SampleStats) -> str:
     base = f", {fmean(standards.base.likeness):.2f} from the base model" if standards.base else ""
     mean = fmean(pictures.likeness)
     found = f"{copies} of {pictures.count} are copies" if standards.tells_copies else "copies cannot be told: too few"
-    return f"likeness to a training image {mean:.2f}{base}; {found}"
+    apart = f", {fmean(pictures.unseen):.2f} to the image held out" if pictures.unseen else ""
+    return f"likeness to a training image {mean:.2f}{base}{apart}; {found}"
 
 
 def _saturation(standards: Standards, pictures: SampleStats) -> str:

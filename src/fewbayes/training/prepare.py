@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from fewbayes.data.captions import few
-from fewbayes.data.images import DataReport, TrainImage, load_images
+from fewbayes.data.images import DataReport, TrainImage, crop, load_images
 from fewbayes.errors import UserError
 from fewbayes.methods import Method
 from fewbayes.models import Family, ModelCard
@@ -51,6 +51,15 @@ def with_samples(config: TrainConfig, device: torch.device) -> TrainConfig:
     assert config.max_train_steps is not None
     every = 0 if device.type == "cpu" else -(-config.max_train_steps // LOOKS)
     return dataclasses.replace(config, validation_steps=every)
+
+
+def held_apart(config: TrainConfig, images: list[TrainImage]) -> tuple[list[TrainImage], list[np.ndarray]]:
+    """The images to train on, and the middle of the one that is held out."""
+    if not config.held_out:
+        return images, []
+    assert config.resolution is not None
+    log.info("Held out: %s. It is looked at and never trained on", images[-1].path.name)
+    return images[:-1], [crop(images[-1].pixels, config.resolution)]
 
 
 def check_drawn(card: ModelCard, config: TrainConfig) -> None:

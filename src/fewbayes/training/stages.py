@@ -42,7 +42,7 @@ class RunStages:
     """The watch of one run, on its main process; it looks at the weights that are exported.
 
     sources: the training images, and the class images if there are any. recommended: the learning rate that a run has
-    by itself, None for that of the config.
+    by itself, None for that of the config. unseen: images held out.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class RunStages:
         sources: Sequence[Pictures],
         average: WeightAverage | None,
         recommended: float | None = None,
+        unseen: Sequence[np.ndarray] = (),
     ):
         self._config, self._run, self._family = config, run, family
         self._recommended = recommended
@@ -67,6 +68,7 @@ class RunStages:
             images,
             prompts,
             [training.centred(i) for i in range(len(training))],
+            unseen=unseen,
             others=theirs,
             other_prompts=their_prompts,
             batch_size=_at_once(config),

@@ -51,6 +51,7 @@ from fewbayes.training.prepare import (
     check_trained,
     class_settings,
     generated_class_images,
+    held_apart,
     own_class_images,
     pictures_of,
     warn_of_open_channels,
@@ -60,7 +61,7 @@ from fewbayes.training.processes import any_of, average_gradients, check_same_gp
 from fewbayes.training.signals import Interrupted, Signals
 from fewbayes.training.stages import RunStages
 from fewbayes.training.trackers import check_tracker, tracked
-from fewbayes.training.validation import draw, validate, write_reference
+from fewbayes.training.validation import draw, validate, write_held_out, write_reference
 from fewbayes.training.watch import NonFiniteError, Watch
 
 __all__ = ["NonFiniteError", "RunResult", "train"]
@@ -117,6 +118,7 @@ def train(
     masked = config.mask_weight is not None
     size = {"resolution": config.resolution, "center_crop": config.center_crop}
     images = load_images(report.folder, **size, report=report, masks=masked)
+    images, unseen = held_apart(config, images)
     given_class_images = own_class_images(config)
     model_hash = card.fingerprint()
     drawn = None if given_class_images or not config.with_prior_preservation else class_settings(config, model_hash)
@@ -178,6 +180,7 @@ def train(
                 log.info(HINT.format(config.max_train_steps // 4 or 1))
             warn_of_open_channels(instance.open_channels())
             write_reference(run, instance)
+            write_held_out(run, unseen)
 
         # Means and deviations form one group, decayed alike, as in the authors' code.
         named = weights | named_deviations(posterior)
@@ -189,9 +192,10 @@ def train(
 
         # The last looks at the untouched model.
         first = start == 0 and config.validation_steps
-        seen = validate(0, config, run, family, average, instance, accelerator) if first else {}
+        looked_at = (config, run, family, average, instance, accelerator, unseen)
+        seen = validate(0, *looked_at) if first else {}
         stages = (
-            RunStages(config, run, family, sources, average, recommended_rate(config, card))
+            RunStages(config, run, family, sources, average, recommended_rate(config, card), unseen)
             if config.monitor_steps
             else None
         )
@@ -264,7 +268,7 @@ def train(
                 log_posterior(done, run, posterior, config, accelerator)
             if due.sample or due.stage:
                 with mode.resting():
-                    seen = validate(done, config, run, family, average, instance, accelerator) if due.sample else {}
+                    seen = validate(done, *looked_at) if due.sample else {}
                     tracker.pictures(done, seen)
                     if stages:
                         with doing(f"The stage monitor looks at step {done}", quietly=True):

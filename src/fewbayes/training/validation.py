@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from fewbayes.models import Family
 from fewbayes.models.sampling import sample_images
 from fewbayes.progress import doing
 from fewbayes.runs.folder import RunFolder
+from fewbayes.runs.layout import HELD_OUT, REFERENCE
 from fewbayes.seeds import stream_seed
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.batches import Pictures
@@ -32,11 +34,21 @@ SCORED_SIDE = 128  # pixels: larger pictures are averaged down to it before they
 
 def write_reference(run: RunFolder, pictures: Pictures) -> None:
     """The training images as the model sees them, cut in the middle where steps cut at random."""
-    if (run.path / "reference").is_dir():
+    if (run.path / REFERENCE).is_dir():
         return
-    with atomic_folder(run.path / "reference") as folder:
-        for i in range(len(pictures)):
-            Image.fromarray(pictures.centred(i)).save(folder / numbered(i, len(pictures)))
+    _write_pictures(run.path / REFERENCE, [pictures.centred(i) for i in range(len(pictures))])
+
+
+def write_held_out(run: RunFolder, pictures: Sequence[np.ndarray]) -> None:
+    """Training images that are not trained on, beside those that are."""
+    if pictures and not (run.path / HELD_OUT).is_dir():
+        _write_pictures(run.path / HELD_OUT, pictures)
+
+
+def _write_pictures(place: Path, pictures: Sequence[np.ndarray]) -> None:
+    with atomic_folder(place) as folder:
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).save(folder / numbered(i, len(pictures)))
 
 
 def sampled_as(config: TrainConfig) -> dict[str, Any]:
@@ -69,6 +81,7 @@ def validate(
     average: WeightAverage | None,
     instance: Pictures,
     accelerator: Accelerator,
+    unseen: Sequence[np.ndarray] = (),
 ) -> dict[str, list[np.ndarray]]:
     """Samples of the raw weights and of the averages, in the run folder with their scores; {} beside the main process.
 
@@ -81,7 +94,8 @@ def validate(
             with doing(f"Drawing samples at step {done}", quietly=done > 0), swapped:
                 found[weights] = draw(config, family, accelerator)
         references = [at_scored_size(instance.centred(i)) for i in range(len(instance))]
-        told = {w: [scores(picture, references) for picture in pictures] for w, pictures in found.items()}
+        apart = [at_scored_size(picture) for picture in unseen]
+        told = {w: [scores(picture, references, apart) for picture in pictures] for w, pictures in found.items()}
         _write_samples(run, done, found, told, config)
         _log_means(run, done, told | ({"ema": told["raw"]} if average and not done else {}))
     accelerator.wait_for_everyone()
@@ -115,12 +129,13 @@ def _log_means(run: RunFolder, done: int, told: dict[str, list[dict[str, float]]
             run.log(done, name, float(np.mean([row[name] for row in rows])), weights=weights)
 
 
-def scores(picture: np.ndarray, references: Sequence[np.ndarray]) -> dict[str, float]:
-    """References are of `at_scored_size` already."""
-    return {
-        "image_similarity": image_similarity([at_scored_size(picture)], references),
-        "haar_noise": haar_noise(picture),
-    }
+def scores(
+    picture: np.ndarray, references: Sequence[np.ndarray], unseen: Sequence[np.ndarray] = ()
+) -> dict[str, float]:
+    """References and unseen images are of `at_scored_size` already."""
+    small = [at_scored_size(picture)]
+    apart = {"unseen_similarity": image_similarity(small, unseen)} if unseen else {}
+    return {"image_similarity": image_similarity(small, references), **apart, "haar_noise": haar_noise(picture)}
 
 
 def at_scored_size(picture: np.ndarray) -> np.ndarray:
