@@ -217,6 +217,8 @@ class TrainConfig(_MethodsOwn):
     """Of what an adapter leaves frozen; bf16 halves the model's memory, and its forward pass is in bf16 too."""
     gradient_checkpointing: bool = setting(False, free_on_resume=True)
     """Recompute activations instead of keeping them: less memory, more time."""
+    compile: bool = setting(False, unsaid_if_default=True)
+    """Compile the denoiser (torch.compile): a minute or more at the start, and less time a step where that is long."""
     memory_limit: str | None = setting(
         None,
         free_on_resume=True,

@@ -1,4 +1,4 @@
-"""What is on while training and off for pictures: the method's own noise, and the network's dropout.
+"""What is on while training and off for pictures: the method's own noise, dropout, the compiled denoiser.
 
 Knows a network as its dropout layers, and a method as something to be switched.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,11 +22,22 @@ def dropout_layers(module: nn.Module) -> list[nn.Dropout]:
     return [layer for layer in module.modules() if isinstance(layer, nn.Dropout)]
 
 
-class Mode:
-    """What is on while training and off for pictures: the method's own noise, and the network's dropout."""
+BACKEND = "inductor"
 
-    def __init__(self, method: Method, family: Family, layers: Sequence[nn.Dropout], dropout: float):
+
+class Mode:
+    """See the file's first line.
+
+    A compiled denoiser has one graph for all steps: the posterior swaps what the graph reads, outside of it. Pictures
+    are drawn in other batches and would need graphs of their own.
+    """
+
+    def __init__(
+        self, method: Method, family: Family, layers: Sequence[nn.Dropout], dropout: float, compiled: bool = False
+    ):
         self._method, self._family, self._layers, self._dropout = method, family, layers, dropout
+        call: Any = family.denoiser._call_impl  # what `nn.Module.compile` compiles
+        self._compiled = torch.compile(call, backend=BACKEND, dynamic=False) if compiled else None
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -53,6 +65,8 @@ class Mode:
 
     def _switch(self, on: bool) -> None:
         self._method.training(self._family, on)
+        if self._compiled is not None:
+            self._family.denoiser._compiled_call_impl = self._compiled if on else None
         for layer in self._layers:
             layer.train(on and self._dropout > 0)
 

@@ -6,11 +6,11 @@ Knows parameters by name and nothing of what they belong to.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewbayes.errors import UserError
 from fewbayes.settings.config import TrainConfig
@@ -71,6 +71,18 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Each group's own full rate, times the factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["full_rate"] * factor
+
+
+def clip_gradients(parameters: Collection[nn.Parameter], largest: float) -> Tensor:
+    """Scale all gradients alike so that their norm is `largest` at most; the norm that they had.
+
+    As torch's own, bit for bit. On a CPU, where the norm is known without waiting, gradients that are short enough are
+    left alone; torch multiplies them by 1.
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm.device.type != "cpu" or not largest / (norm + 1e-6) >= 1:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
 
 
 class Pull:

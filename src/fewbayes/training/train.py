@@ -39,7 +39,7 @@ from fewbayes.training.checkpoints import TrainState
 from fewbayes.training.claim import as_asked, claimed, failure_recorded, inspected, said_of_stop
 from fewbayes.training.ema import WeightAverage
 from fewbayes.training.mode import Mode, dropout_draws, dropout_layers
-from fewbayes.training.optimize import Pull, make_optimizer, new_rate, rate_now, set_rates
+from fewbayes.training.optimize import Pull, clip_gradients, make_optimizer, new_rate, rate_now, set_rates
 from fewbayes.training.prepare import (
     attached,
     check_drawn,
@@ -206,7 +206,7 @@ def train(
         if checkpoint:
             state.read(checkpoint.path, checkpoint.state)
         family.checkpoint_gradients(config.gradient_checkpointing)
-        mode = Mode(method, family, own_dropout, config.dropout)
+        mode = Mode(method, family, own_dropout, config.dropout, config.compile)
 
         share = Share(
             config.train_batch_size,
@@ -251,7 +251,7 @@ def train(
             accelerator.unscale_gradients(optimizer)
             if posterior:
                 posterior.add_kl_gradient(kl_weight(config, posterior))
-            norm = nn.utils.clip_grad_norm_(named.values(), config.max_grad_norm)
+            norm = clip_gradients(named.values(), config.max_grad_norm)
             watch.add(done, loss, norm, new_rate(config, step), draws[0].indices)
             if due.look or accelerator.device.type == "cpu":
                 watch.look()  # raises before a number that is not finite reaches a checkpoint
