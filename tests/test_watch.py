@@ -123,6 +123,14 @@ def test_a_look_costs_as_many_forwards_as_it_says(family, others, forwards):
     assert len(base.guided.t) == 2  # the unconditional branch, once at each of two noise levels
 
 
+def test_between_pictures_a_look_asks_what_decides_alone_and_encodes_fixed_prompts_no_more(family, monkeypatch):
+    watch = watch_of(family, prompts_change=False)
+    base = watch.begin(pictures(2, 1))
+    monkeypatch.setattr(family, "encode_prompts", None)
+    reading = watch.look(1)[1]
+    assert reading == replace(base, blank=None, forwards=12)
+
+
 def test_of_a_thousand_images_the_probes_see_a_few_evenly_chosen(family):
     shown = pictures(40)
     latents, prompts = _mean_latents(family, Pictures(family, shown, [f"{i}" for i in range(40)], side=SIDE), 16)

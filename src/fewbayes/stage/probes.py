@@ -69,7 +69,8 @@ class ProbeSettings:
     disturbance: standard deviation of the local noise in units of the noise's; patch: its side as a share of the
     picture's; blank_levels: of `blank`, infinity for the noisiest that has any signal; scaled_level, ks: of `scaled`;
     guidance, interval, negative_prompt: of the sampler whose answers `guided` looks at; guided_levels: those of
-    `levels` that it asks, None for all; guided_examples: so many of `examples`; batch_size: forwards at once.
+    `levels` that it asks, None for all; guided_examples: so many of `examples`; batch_size: forwards at once;
+    prompts_change: whether text encoders are trained between readings, so that prompts are encoded for each anew.
     """
 
     levels: tuple[float, ...] = field(default_factory=lambda: tuple(map(level_of_step, USUAL_STEPS)))
@@ -85,6 +86,7 @@ class ProbeSettings:
     guided_levels: tuple[float, ...] | None = None
     guided_examples: int | None = None
     batch_size: int = 8
+    prompts_change: bool = True
     seed: int = 0
 
 
@@ -165,6 +167,7 @@ class Prober:
         self.images = images.detach().cpu().float()
         self._prompts = list(dict.fromkeys([*prompts, *other_prompts]))
         self._first = self._prompts.index(prompts[0])
+        self._encoded: dict[bool, Conditioning] = {}
         self._training = self._draw(self.images, prompts, "probe")
         levels, most = self.settings.guided_levels or self.settings.levels, self.settings.guided_examples
         asked = [self._process.time_of(level) for level in levels]
@@ -184,10 +187,7 @@ class Prober:
         unknown = set(probes) - set(PROBES)
         if unknown:
             raise UserError(f"there is no probe {', '.join(sorted(unknown))}; there are {', '.join(PROBES)}")
-        cond = self.family.encode_prompts(self._prompts)  # anew each time: the text encoder may be trained too
-        if "guided" in probes:
-            cond = cond.joined(self.family.encode_negative(self.settings.negative_prompt))
-        answers = self._answers(self._questions(probes), cond)
+        answers = self._answers(self._questions(probes), self._conditioning("guided" in probes))
         found = self._around(self._training, "training", probes, answers)
         if self._others is not None:
             others = self._around(self._others, "others", probes, answers)
@@ -201,6 +201,14 @@ class Prober:
         if "scaled" in probes:
             found["scaled"] = self._scaled(answers["scaled"])
         return Reading(forwards=self.forwards(probes), **found)
+
+    def _conditioning(self, guided: bool) -> Conditioning:
+        """Every prompt, and what guidance leads away from as the last row if it is asked for."""
+        if self.settings.prompts_change or guided not in self._encoded:
+            cond = self.family.encode_prompts(self._prompts)
+            none = self.family.encode_negative(self.settings.negative_prompt) if guided else None
+            self._encoded[guided] = cond.joined(none) if none is not None else cond
+        return self._encoded[guided]
 
     def _draw(self, images: Tensor, prompts: Sequence[str], stream: str) -> _Draws:
         settings = self.settings

@@ -24,7 +24,8 @@ from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats, coarse, describe
 
 PROBES: tuple[Probe, ...] = ("sigma_1", "losses", "blank", "guided")
-"""Those that a look can afford: 14 forwards without other images, 24 with them, of one example each."""
+"""Those that a look can afford: 14 forwards without other images, 24 with them, of one example each. Two of them,
+`blank`, decide nothing, and are left out where no pictures are drawn though others were."""
 GUIDED_STEPS = (50, 400)
 """Where the unconditional branch is asked too, once each: a gap that lets noise pass shows at the one, a prompt that
 is learned by heart at the other (docs/results/guided.md)."""
@@ -44,10 +45,10 @@ class _Kept:
 class StageWatch:
     """The stage of one model; pictures are uint8 (height, width, 3), in the same order in `begin` and `look`.
 
-    images, prompts, others, other_prompts: what the probes see, as `Prober` has them. references: all training images,
-    as pictures; unseen: those held out. batch_size: examples at once. guidance, interval, negative_prompt: as the
-    samples are drawn. sampled_as: all that the samples depend on; weights: which ones are looked at, "raw" or "ema". A
-    watch is not continued with other samples or other weights.
+    images, prompts, others, other_prompts, prompts_change: what the probes see, as `Prober` has them. references: all
+    training images, as pictures; unseen: those held out. batch_size: examples at once. guidance, interval,
+    negative_prompt: as the samples are drawn. sampled_as: all that the samples depend on; weights: which ones are looked
+    at, "raw" or "ema". A watch is not continued with other samples or other weights.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class StageWatch:
         others: Tensor | None = None,
         other_prompts: Sequence[str] = (),
         batch_size: int = 8,
+        prompts_change: bool = True,
         guidance: float = 7.5,
         interval: Interval = EVERYWHERE,
         negative_prompt: str = "",
@@ -71,6 +73,7 @@ class StageWatch:
         self._sampled_as = dict(sampled_as or {})
         settings = ProbeSettings(
             batch_size=batch_size,
+            prompts_change=prompts_change,
             guidance=guidance,
             interval=interval,
             negative_prompt=negative_prompt,
@@ -106,7 +109,8 @@ class StageWatch:
     ) -> tuple[Judgement, Reading]:
         """The model as it is now, with its samples and those of its averaged weights where they were drawn."""
         assert self._monitor is not None, "begin comes first"
-        reading = self._prober.read(PROBES)
+        drawn = pictures or not self._twins
+        reading = self._prober.read(PROBES if drawn else [probe for probe in PROBES if probe != "blank"])
         look = Look(step, reading, self._described(pictures), self._described(averaged))
         judgement = self._monitor.judge(look)
         self.stage = judgement.stage

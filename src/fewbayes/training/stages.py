@@ -72,6 +72,7 @@ class RunStages:
             others=theirs,
             other_prompts=their_prompts,
             batch_size=_at_once(config),
+            prompts_change=config.train_text_encoder or config.train_rare_token,
             guidance=config.guidance_scale,
             interval=Interval.read(config.guidance_interval),
             negative_prompt=config.negative_prompt,
