@@ -37,14 +37,6 @@ _LEVELS = {
     "last Dino": "last Dino",
     "last quality": "last quality",
 }
-_LEADS = {
-    "difference, raw weights": "difference",
-    "corrupted, points": "corrupted checkpoints, %",
-    "last Dino": "last Dino",
-    "last quality": "last quality",
-}
-_FAR = {name: name for name in ("arm", "trainings", "corruption score", "Dino", "quality")}
-_PLAIN, _BAYES = "Against plain training, raw weights", "Bayesian training against the other remedies"
 CUTS: dict[str, list[Cut]] = {
     "noise levels": [
         Cut(
@@ -52,29 +44,10 @@ CUTS: dict[str, list[Cut]] = {
             "Levels",
             [
                 "Plain | raw",
-                "Plain | averaged",
-                *(f"{arm} | raw" for arm in ("Bayesian, 0.01", "Bayesian, 0.1", "Bayesian, 0.3", "Fixed noise, 0.3")),
-                *(f"{arm} | raw" for arm in ("Plain, quarter rate", "Pull to the start, 40", "Dropout")),
+                *(f"{arm} | raw" for arm in ("Bayesian, 0.01", "Bayesian, 0.1", "Bayesian, 0.3")),
+                *(f"{arm} | raw" for arm in ("Plain, quarter rate", "Pull to the start, 40")),
             ],
             _LEVELS,
-        )
-    ],
-    "noise differences": [
-        Cut("remedies_noise.md", _PLAIN, ["Bayesian, 0.3, raw less", "Plain, quarter rate, raw less"], _LEADS),
-        Cut("remedies_noise.md", _PLAIN, ["Pull to the start, 40, raw less"], _LEADS),
-        Cut(
-            "remedies_noise.md",
-            _BAYES,
-            ["Bayesian, 0.3, raw less Plain, quarter rate, raw", "Bayesian, 0.3, raw less Pull to the start, 40, raw"],
-            _LEADS,
-        ),
-    ],
-    "noise at equal loss": [
-        Cut(
-            "remedies_noise.md",
-            "At the same loss on the training images",
-            ["Bayesian, 0.3", "Plain, quarter rate", "Pull to the start, 40"],
-            _FAR,
         )
     ],
     "rate levels": [
@@ -84,30 +57,11 @@ CUTS: dict[str, list[Cut]] = {
             [
                 "Plain | raw",
                 "Plain | averaged",
-                *(f"{arm} | raw" for arm in ("Bayesian, 0.01", "Bayesian, 0.03", "Bayesian, 0.1", "Fixed noise, 0.03")),
-                "Plain, quarter rate | raw",
-                "Plain, quarter rate | averaged",
-                *(f"{arm} | raw" for arm in ("Bayesian, 0.03, quarter rate", "Pull to the start, 10", "Dropout")),
+                *(f"{arm} | raw" for arm in ("Bayesian, 0.01", "Bayesian, 0.03", "Bayesian, 0.1")),
+                *(f"{arm} | raw" for arm in ("Plain, quarter rate", "Pull to the start, 10")),
             ],
             _LEVELS,
         )
-    ],
-    "rate differences": [
-        Cut(
-            "remedies_rate.md",
-            _PLAIN,
-            [
-                "Plain, averaged less",
-                "Bayesian, 0.01, raw less",
-                "Bayesian, 0.03, raw less",
-                "Bayesian, 0.1, raw less",
-                "Plain, quarter rate, raw less",
-                "Pull to the start, 10, raw less",
-                "Dropout, raw less",
-            ],
-            _LEADS,
-        ),
-        Cut("remedies_rate.md", _BAYES, ["Bayesian, 0.03, quarter rate, raw less Plain, quarter rate, raw"], _LEADS),
     ],
 }
 

@@ -45,6 +45,7 @@ def test_a_gap_that_guidance_multiplies_is_told_from_a_model_that_amplifies_by_i
     assert (found["broken"], found["checkpoints"], found["trainings"]) == (1, 4, 2)
     assert found["staged"] == {"none": 0, "guided": 1, "interval": 0}
     assert found["restored"] == 1
+    assert found["caused"] == {"fish": (1, 1)}
     assert found["late"] == [100]  # broken at 200, above 1 at 100
 
 

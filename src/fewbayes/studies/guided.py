@@ -277,7 +277,8 @@ def verdict(told: Mapping[str, Any]) -> dict[str, Any]:
     """The registered numbers: how well each gain tells broken checkpoints, and what taking guidance away mends.
 
     staged: trainings with a broken checkpoint at full guidance, without any guidance, within the interval; restored:
-    those of the first whose grades the interval halves, over their broken checkpoints.
+    those of the first whose grades the interval halves, over their broken checkpoints; caused: by subject, how many
+    checkpoints that are broken at full guidance are not without any, and of how many that were sampled both ways.
     """
     found = [one for one in checkpoints(told) if "guided" in one.broken]
     labels = np.array([one.broken["guided"] for one in found])
@@ -287,6 +288,12 @@ def verdict(told: Mapping[str, Any]) -> dict[str, Any]:
     for one in found:
         runs.setdefault(one.cell["folder"], []).append(one)
     staged = {name: [run for run, its in runs.items() if any(one.broken.get(name) for one in its)] for name in SAMPLED}
+    both = [one for one in found if one.broken["guided"] and "none" in one.broken]
+    caused = {
+        name: (sum(not one.broken["none"] for one in its), len(its))
+        for name in dict.fromkeys(one.cell["subject"] for one in both)
+        for its in [[one for one in both if one.cell["subject"] == name]]
+    }
     restored = [run for run in staged["guided"] if _restored(runs[run])]
     return {
         "trainings": len(runs),
@@ -294,6 +301,7 @@ def verdict(told: Mapping[str, Any]) -> dict[str, Any]:
         "broken": int(labels.sum()),
         "auroc": areas,
         "staged": {name: len(its) for name, its in staged.items()},
+        "caused": caused,
         "restored": len(restored),
         "late": _late(told, runs),
     }
@@ -351,6 +359,9 @@ def write_table(told: Mapping[str, Any], file: Path) -> Path:
         f"Not registered: the guided loss over the model's own, AUROC {said['auroc']['driven']:.2f}.",
         f"Trainings with a broken checkpoint: {said['staged']['none']} without guidance, {said['staged']['guided']} at "
         f"{GUIDANCE:g}, {said['staged']['interval']} within the interval.",
+        "Broken at full guidance and not without: "
+        + (", ".join(f"{n} of {of} ({name})" for name, (n, of) in said["caused"].items()) or "none")
+        + ".",
         f"The interval halves the grade in {said['restored']} of {said['staged']['guided']}.",
         f"Steps from a guided gain above 1 to the first broken checkpoint: {said['late'] or 'no training has both'}.",
     ]
