@@ -47,8 +47,8 @@ class StageWatch:
 
     images, prompts, others, other_prompts, prompts_change: what the probes see, as `Prober` has them. references: all
     training images, as pictures; unseen: those held out. batch_size: examples at once. guidance, interval,
-    negative_prompt: as the samples are drawn. sampled_as: all that the samples depend on; weights: which ones are looked
-    at, "raw" or "ema". A watch is not continued with other samples or other weights.
+    negative_prompt: as the samples are drawn. sampled_as: all that the samples depend on; weights: which ones are
+    looked at, "raw" or "ema". A watch is not continued with other samples or other weights.
     """
 
     def __init__(
