@@ -88,6 +88,8 @@ class SweepFlags(ScoredFlags):
     """Steps of the sampler."""
     guidance_scale: float = setting(7.5, at_least=0)
     """Classifier-free guidance; 1 is none."""
+    unrelated: bool = True
+    """Sample the class and other things too, for what training does to all that is not the subject."""
     mode: Mode = "sound"
     """docs/metrics.md says what sound and paper mean."""
     quick: bool = False
@@ -268,7 +270,7 @@ def _protocol(model: str, flags: SweepFlags) -> Protocol:
         sampler=sampler,
         steps=flags.num_inference_steps,
         guidance=flags.guidance_scale,
-        unrelated=flags.mode == "sound",  # the authors' averages are over every picture there is
+        unrelated=flags.unrelated and flags.mode == "sound",  # the authors' averages are over every picture there is
     )
 
 
