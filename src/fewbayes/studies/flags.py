@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from fewbayes.fields import setting
-from fewbayes.models import inspect_model
+from fewbayes.models import ModelCard, inspect_model
+from fewbayes.models.registry import family_named
 from fewbayes.settings.flags import parse_command
+from fewbayes.settings.recipes import RECIPES
 from fewbayes.studies.executors import executor_of
 from fewbayes.studies.subjects import GROUPS, StudySubject, named_subjects
 from fewbayes.world.pipelines import is_embedded
@@ -68,6 +70,12 @@ class StudyFlags(SubjectFlags):
         """The subjects with their images under `output_dir`. UserError without any."""
         resolution = inspect_model(self.model).resolution
         return named_subjects(self.subjects, self.photographs, self.output_dir, resolution, world=self.world)
+
+
+def paper_sampler(card: ModelCard) -> str:
+    """The sampler of the paper's recipes, where the model has it, else the model's usual one."""
+    theirs = RECIPES["paper-dreambooth"].settings(False)["sampler"]
+    return theirs if theirs in family_named(card.family).samplers else card.usual_sampler
 
 
 def asked(flags: type[T], arguments: Sequence[str], name: str, about: str | None) -> T:

@@ -71,7 +71,7 @@ def _range(values: Sequence[float]) -> dict[str, float]:
 
 
 def _how(ask: Ask) -> dict[str, Any]:
-    return {"sampler": "ddim", "steps": ask.usual.sampler_steps, "guidance": ask.guidance}
+    return {"sampler": ask.sampler, "steps": ask.usual.sampler_steps, "guidance": ask.guidance}
 
 
 def _blank(ask: Ask, family: Family) -> tuple[list[np.ndarray], list[np.ndarray]]:

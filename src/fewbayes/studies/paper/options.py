@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fewbayes.fields import setting
 from fewbayes.models import inspect_model
 from fewbayes.settings.agreement import USUAL_RARE_TOKEN
-from fewbayes.studies.flags import ScoredFlags, asked
+from fewbayes.studies.flags import ScoredFlags, asked, paper_sampler
 from fewbayes.studies.grid import without_path
 from fewbayes.studies.subjects import StudySubject, named_subjects
 from fewbayes.world.pipelines import is_embedded
@@ -37,7 +37,8 @@ class Usual:
 
 USUAL = {
     "tiny": Usual("full", 4, 1e-3, 0.01, 1000, (1 / 20, 3 / 10, 1), seeds=3),
-    "other": Usual("full", 4, 5e-6, 0.01, 5000, (1 / 20, 1 / 5, 1), seeds=5),  # the paper's; moments: its Fig. 1
+    # the paper's; moments: its Fig. 1
+    "other": Usual("full", 4, 5e-6, 0.01, 5000, (1 / 20, 1 / 5, 1), seeds=5, sampler_steps=50),
 }
 QUICK: dict[str, Any] = {"steps": 16, "seeds": 1, "pictures": 1, "sampler_steps": 4}
 """What is seen of a figure when it is only tried out; nothing can be concluded from it."""
@@ -57,6 +58,7 @@ class Ask:
     seeds: int
     usual: Usual
     guidance: float
+    sampler: str
     quick: bool
     encoders: str
     workers: int | str | None
@@ -102,6 +104,7 @@ class Ask:
             "pictures": usual.pictures,
             "sampler_steps": usual.sampler_steps,
             "guidance_scale": self.guidance,
+            "sampler": self.sampler,
             "quick": self.quick,
         }
 
@@ -128,6 +131,10 @@ class FigureFlags(ScoredFlags):
     """Rate of the runs."""
     weight_std: float | None = setting(None, above=0, below=1, more=_usual("weight_std"))
     """Standard deviation of Bayesian weights at the start."""
+    sampler: str | None = None
+    """Sampler of the pictures. None: the model's usual one if it is embedded, else the paper's, pndm."""
+    sampler_steps: int | None = setting(None, above=0, more=_usual("sampler_steps"))
+    """Its steps."""
     guidance_scale: float = setting(7.5, at_least=1)
     """Of samples, and of the guided answer that stands beside the model's own; 1: none. diffusers' and the paper's."""
     quick: bool = False
@@ -141,7 +148,7 @@ def parse(name: str, title: str, arguments: Sequence[str]) -> Ask:
     changes: dict[str, Any] = QUICK if flags.quick else {}
     told = {
         key: value
-        for key in ("method", "rank", "learning_rate", "weight_std", "steps")
+        for key in ("method", "rank", "learning_rate", "weight_std", "steps", "sampler_steps")
         if (value := getattr(flags, key)) is not None
     }
     usual = replace(usual, **(changes | told))
@@ -158,6 +165,7 @@ def parse(name: str, title: str, arguments: Sequence[str]) -> Ask:
         seeds=seeds,
         usual=usual,
         guidance=flags.guidance_scale,
+        sampler=flags.sampler or (card.usual_sampler if flags.world else paper_sampler(card)),
         quick=flags.quick,
         encoders=flags.evaluators,
         workers=flags.workers,

@@ -74,6 +74,7 @@ def settings(ask: Ask, subject: StudySubject, count: int, seed: int, **changes: 
         num_inference_steps=usual.sampler_steps,
         num_validation_images=usual.pictures,
         guidance_scale=ask.guidance,
+        sampler=ask.sampler,
         seed=seed,
         **({"rank": usual.rank} if usual.method == "lora" else {}),
         **changes,

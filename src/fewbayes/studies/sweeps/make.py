@@ -24,7 +24,6 @@ from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.methods import registered
 from fewbayes.models import inspect_model
-from fewbayes.models.registry import family_named
 from fewbayes.page import write_report
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.agreement import RARE_TOKEN_MARK
@@ -32,7 +31,7 @@ from fewbayes.settings.config import TrainConfig, train_settings
 from fewbayes.settings.flags import LINE, Names
 from fewbayes.settings.recipes import RECIPES
 from fewbayes.studies.executors import in_parallel
-from fewbayes.studies.flags import ScoredFlags, asked
+from fewbayes.studies.flags import ScoredFlags, asked, paper_sampler
 from fewbayes.studies.grid import command, run
 from fewbayes.studies.prompts import PROMPT_SETS
 from fewbayes.studies.subjects import StudySubject, dataset_subjects, named_subjects
@@ -261,8 +260,7 @@ def _protocol(model: str, flags: SweepFlags) -> Protocol:
     card = inspect_model(model)
     if flags.quick:
         return replace(QUICK, sampler=card.usual_sampler, unrelated=False)
-    theirs = RECIPES[USUAL].settings(False)["sampler"]
-    sampler = flags.sampler or (theirs if theirs in family_named(card.family).samplers else card.usual_sampler)
+    sampler = flags.sampler or paper_sampler(card)
     card.check_drawn(sampler, flags.num_inference_steps)
     return Protocol(
         images_per_prompt=flags.images_per_prompt,
