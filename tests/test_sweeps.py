@@ -101,10 +101,11 @@ def quick(eps_model, photos, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", titles())
-def test_every_sweep_and_view_ends_in_its_table_or_picture(name, quick):
+def test_every_sweep_and_view_ends_in_its_table_or_picture(name, quick, eps_model, v_model):
     if name == "adam":
         pytest.importorskip("bitsandbytes")
-    files = make(name, [*quick, *["--values", "1", "2"] * (name == "fig8")])
+    values = {"fig8": ["1", "2"], "table2": [str(eps_model), str(v_model)]}.get(name, [])
+    files = make(name, [*quick, *["--values", *values] * bool(values)])
     assert all(file.is_file() for file in files)
     own = next(file for file in files if file.stem == name)
     if own.suffix == ".png":
@@ -112,6 +113,7 @@ def test_every_sweep_and_view_ends_in_its_table_or_picture(name, quick):
             assert np.asarray(image.convert("L")).std() > 10
     else:
         assert "nothing follows from it" in own.read_text()
+        assert name != "table2" or own.read_text().count(": base |") == 4  # two models in two tables
         assert str(own.parent.parent) not in own.read_text()
 
 
