@@ -126,7 +126,7 @@ def panels(evaluation: Evaluation, view: View, file: Path) -> Path:
     rows.insert(0, ("trained on", taught[:1] if view.subjects == 1 else taught))
     with style():
         width = max(len(shown) for _, shown in rows)
-        figure = Figure(figsize=(max(INCHES, 1.1 * width + 1), 1.25 * len(rows) + 0.8), layout="constrained")
+        figure = Figure(figsize=(max(INCHES / 2, 1.15 * width + 1), 1.25 * len(rows) + 0.8), layout="constrained")
         title = f"{file.stem.replace('fig', 'Fig. ')}: {view.title}"
         says = [f"Paper: {view.says}"] if view.says else []
         figure.suptitle("\n".join([title, *says]), x=0.01, ha="left", fontsize=10)

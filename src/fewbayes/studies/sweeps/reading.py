@@ -26,7 +26,11 @@ def write_sweep(folder: Path, name: str, sweep: Sweep) -> list[Path]:
     evaluation = read_evaluation(folder)
     costs = cost_table(evaluation)
     claims = judged(evaluation, sweep)
-    parts = [_head(evaluation), *([_claims(claims)] if claims else []), *map(as_markdown, all_scores(evaluation))]
+    parts = [
+        _head(evaluation, evaluation.title, evaluation.question),
+        *([_claims(claims)] if claims else []),
+        *map(as_markdown, all_scores(evaluation)),
+    ]
     parts += ["What a training costs.", markdown(costs)] if costs.rows else []
     atomic_write(folder / f"{name}.md", "\n\n".join([*parts, *evaluation.notes]) + "\n")
     return [folder / f"{name}.md", curves(evaluation, sweep, folder / f"{name}.png")]
@@ -38,17 +42,17 @@ def write_view(folder: Path, name: str, view: View) -> Path:
     tables: dict[str, Callable[[Evaluation], Table]] = {"prompts": prompt_table, "spread": spread_table}
     if view.shows[0] not in tables:
         return panels(evaluation, view, folder / f"{name}.png")
-    text = "\n\n".join([_head(evaluation, view.title), markdown(tables[view.shows[0]](evaluation))])
+    text = "\n\n".join([_head(evaluation, view.title, view.says), markdown(tables[view.shows[0]](evaluation))])
     atomic_write(folder / f"{name}.md", text + "\n")
     return folder / f"{name}.md"
 
 
-def _head(evaluation: Evaluation, title: str = "") -> str:
+def _head(evaluation: Evaluation, title: str, paper: str) -> str:
     facts = evaluation.facts
     tried = ["Only tried out: nothing follows from it."] if facts.get("quick") else []
-    says = [f"Paper: {evaluation.question}"] if evaluation.question else []
+    says = [f"Paper: {paper}"] if paper else []
     command = facts.get("provenance", {}).get("command", "")
-    return "\n\n".join([f"# {title or evaluation.title}", f"    {command}", *says, *tried])
+    return "\n\n".join([f"# {title}", f"    {command}", *says, *tried])
 
 
 # --- the paper's claims -----------------------------------------------------------------------------------------------
