@@ -145,6 +145,7 @@ class ToyFamily:
     formats: Sequence[str] = ()
     foreign_arguments: Mapping[str, Any] = {}
     guidance_less: float = 0.0
+    precision = "fp32"
     tag = "toy"
 
     def __init__(self, card: ModelCard, modules: Mapping[str, nn.Module]):
@@ -161,7 +162,7 @@ class ToyFamily:
         return ModelCard(model, folder, cls.name, "flow", side * PATCH, advice, word, side_unit=PATCH)
 
     @classmethod
-    def load(cls, card: ModelCard) -> Self:
+    def load(cls, card: ModelCard, *, whole: bool = True) -> Self:
         return cls(card, {name: part_class(it).from_pretrained(card.folder / name) for name, it in cls.parts.items()})
 
     @classmethod
@@ -185,8 +186,17 @@ class ToyFamily:
             module.to(device)
         return self
 
-    def halve(self) -> None:
-        raise UserError("the toy computes in float32 alone")
+    def reduce(self, precision: str) -> None:
+        if precision != "fp32":
+            raise UserError("the toy computes in float32 alone")
+
+    def fetch(self, *parts: str) -> None:
+        """All of it is always there."""
+
+    drop = fetch
+
+    def keep_prompts(self, folder: Path) -> None:
+        """It encodes them anew."""
 
     def checkpoint_gradients(self, on: bool) -> None:
         self.denoiser.recompute = on

@@ -142,10 +142,11 @@ class Family(Layout, Protocol):
     """
 
     card: ModelCard
+    precision: str
 
     @classmethod
-    def load(cls, card: ModelCard) -> Self:
-        """On the CPU."""
+    def load(cls, card: ModelCard, *, whole: bool = True) -> Self:
+        """On the CPU. Not whole: a part may wait until `fetch`, or until it is used."""
         ...
 
     @classmethod
@@ -170,10 +171,26 @@ class Family(Layout, Protocol):
     def device(self) -> torch.device: ...
     def to(self, device: torch.device | str) -> Self: ...
 
-    def halve(self) -> None:
-        """Keep the weights of denoiser and text encoders in bfloat16 from here on, and compute with them in it.
+    def reduce(self, precision: str) -> None:
+        """Keep the weights of denoiser and text encoders in "bf16", "int8" or "nf4", and compute with them in bfloat16.
 
-        What is put in afterwards keeps its precision; predictions, conditionings and latents stay float32.
+        What is put in afterwards keeps its precision; predictions, conditionings and latents stay float32. "fp32" is no
+        change. `precision` is the one that they are in.
+        """
+        ...
+
+    def fetch(self, *parts: str) -> None:
+        """Load these parts, or all, where they are not there."""
+        ...
+
+    def drop(self, *parts: str) -> None:
+        """Free the memory of parts that nobody has changed, until they are used again."""
+        ...
+
+    def keep_prompts(self, folder: Path) -> None:
+        """Encode no prompt twice: encodings are kept, those of large text encoders in this folder too.
+
+        For text encoders that stay as they are.
         """
         ...
 
@@ -262,6 +279,11 @@ class Family(Layout, Protocol):
 def tokenizer_of(encoder: str) -> str:
     """The folder of a text encoder's tokenizer, by the encoder's own."""
     return encoder.replace("text_encoder", "tokenizer")
+
+
+def text_parts(family: Family) -> list[str]:
+    """All parts that read prompts."""
+    return [name for name in family.parts if tokenizer_of(name) in family.tokenizer_parts]
 
 
 def embedding_names(family: Family, word: str) -> dict[str, str]:

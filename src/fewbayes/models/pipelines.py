@@ -10,41 +10,28 @@ import copy
 import logging
 import re
 import shutil
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from fewbayes.diffusion.guidance import EVERYWHERE, Interval
 from fewbayes.errors import UserError
-from fewbayes.models.family import ModelCard, Part, tokenizer_of
-from fewbayes.models.folders import (
-    AGAIN,
-    INDEX,
-    SCHEDULER,
-    SETTINGS,
-    loading,
-    meta_part,
-    part_class,
-    present,
-    quiet,
-    read_json,
-    settings_of,
-    weight_files,
-)
+from fewbayes.models.family import ModelCard, Part, text_parts, tokenizer_of
+from fewbayes.models.folders import INDEX, SCHEDULER, SETTINGS, quiet, read_json, settings_of, weight_files
 from fewbayes.models.guidance import guiding
+from fewbayes.models.parts import HeldParts
 from fewbayes.models.tokens import prompt_length, token_ids, word_length, write_slow_tokenizer
 from fewbayes.models.unet_clip_keys import clip_name
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from fewbayes.diffusion.conditioning import Conditioning
     from fewbayes.diffusion.process import Process
+    from fewbayes.models.prompts import KeptPrompts
 
 log = logging.getLogger("fewbayes")
 
@@ -52,18 +39,16 @@ VAE = Part("diffusers", "AutoencoderKL", "diffusion_pytorch_model", once=True)
 POOLED_CLIP = Part("transformers", "CLIPTextModelWithProjection", "model", once=True)
 CLIP_EMBEDDINGS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # as in diffusers' pivotal tuning scripts
 DISTILLED = re.compile(r"(^|[^a-z])(turbo|lightning|schnell|distill(ed)?|lcm|hyper-sd)([^a-z]|$)", re.IGNORECASE)
+LARGE = 10**9  # bytes of text encoders from which their encodings are kept on the disk
 DECODED_AT_ONCE = 2**20  # pixels: one picture of SDXL, four of SD
 
 
-class PipelineFamily(ABC):
+class PipelineFamily(HeldParts):
     """See `fewbayes.models.family` for what every member means."""
 
     name: str
     pipeline_class: str
     described: str
-    parts: Mapping[str, Part]
-    denoiser_part: str
-    tokenizer_parts: Mapping[str, str]
     samplers: Mapping[str, str]
     layer_groups: Mapping[str, str]
     adapter_targets: Mapping[str, Sequence[str]]
@@ -76,23 +61,15 @@ class PipelineFamily(ABC):
     scheduler_schema: ClassVar[Any] = dict[str, Any]
     drawn_with: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(
-        self,
-        card: ModelCard,
-        modules: Mapping[str, nn.Module],
-        tokenizers: Mapping[str, Any],
-        scheduler_config: dict[str, Any],
-    ):
-        for module in modules.values():
-            module.eval().requires_grad_(False)
-        self.card = card
-        self.modules = dict(modules)
-        self.parts = {name: self.parts[name] for name in modules}
-        self.tokenizers = dict(tokenizers)
-        self.scheduler_config = scheduler_config
-        self.process: Process = self._process(scheduler_config)
+    def __init__(self, *arguments: Any, **dropped: bool):
+        super().__init__(*arguments, **dropped)
+        self.process: Process = self._process(self.scheduler_config)
         self._measured: set[str] = set()
-        self._halved = False
+        self._kept: KeptPrompts | None = None
+
+    def to(self, device: torch.device | str) -> Self:
+        self.process = self.process.to(device)
+        return super().to(device)
 
     time_density: ClassVar[str] = "uniform"
     """Of a flow model's training times, as its script draws them."""
@@ -144,96 +121,6 @@ class PipelineFamily(ABC):
     def _predicts(cls, scheduler: Mapping[str, Any]) -> str:
         return "flow"
 
-    @classmethod
-    def load(cls, card: ModelCard) -> Self:
-        """Load all parts on the CPU in float32, whatever they are stored in."""
-        import torch
-
-        if (card.folder / "safety_checker").is_dir():
-            log.warning("the safety checker of %s is not loaded, and will not be in what is saved", card.model)
-
-        def loaded(name: str, part: Part) -> Any:
-            variant = "fp16" if ".fp16" in weight_files(card.folder, name, part)[0].name else None
-            with loading(card.folder / name):
-                module = part_class(part).from_pretrained(card.folder / name, use_safetensors=True, variant=variant)
-                return module.to(getattr(torch, part.dtype))
-
-        def tokenizer(name: str) -> Any:
-            import transformers
-
-            with loading(card.folder / name):
-                found = getattr(transformers, cls.tokenizer_parts[name]).from_pretrained(card.folder / name)
-            longest = found.model_max_length
-            if type(longest) is not int or longest < 2 or found.pad_token_id is None:
-                raise UserError(
-                    f"{card.folder / name / 'tokenizer_config.json'}: model_max_length is {longest!r} and pad_token "
-                    f"{found.pad_token!r}; they must be a whole number of at least 2 and a token; {AGAIN}"
-                )
-            return found
-
-        with quiet():
-            parts, tokenizer_parts = present(card.folder, cls)
-            modules = {name: loaded(name, part) for name, part in parts.items()}
-            tokenizers = {name: tokenizer(name) for name in tokenizer_parts}
-        check_finite(card.folder / "vae", modules["vae"])
-        return cls(card, modules, tokenizers, read_json(card.folder / SCHEDULER))
-
-    @classmethod
-    def without_weights(cls, card: ModelCard) -> Self:
-        parts, _ = present(card.folder, cls)
-        modules = {name: meta_part(card.folder, name, part) for name, part in parts.items()}
-        return cls(card, modules, {}, read_json(card.folder / SCHEDULER))
-
-    @property
-    def vae(self) -> AutoencoderKL:
-        return cast("AutoencoderKL", self.modules["vae"])
-
-    @property
-    def denoiser(self) -> nn.Module:
-        return self.modules[self.denoiser_part]
-
-    @property
-    def text_encoders(self) -> dict[str, Any]:
-        """Those that fine-tuning may change."""
-        return {name: it for name, it in self.modules.items() if self.parts[name].kind.startswith("CLIPText")}
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device  # diffusers' own property walks all modules, 4 ms each time
-
-    def to(self, device: torch.device | str) -> Self:
-        for module in self.modules.values():
-            module.to(device)
-        self.process = self.process.to(device)
-        return self
-
-    def halve(self) -> None:
-        import torch
-
-        self._halved = True
-        for name, module in self.modules.items():
-            for weight in module.parameters() if name != "vae" else ():
-                if weight.dim() > 1:  # scales and shifts weigh nothing
-                    weight.data = weight.data.to(torch.bfloat16)
-
-    def _computing(self) -> AbstractContextManager[Any]:
-        """Inside, half weights meet numbers of any precision."""
-        import torch
-
-        if not self._halved:
-            return nullcontext()
-        kind = self.device.type if self.device.type != "meta" else "cpu"
-        return nullcontext() if torch.is_autocast_enabled(kind) else torch.autocast(kind, torch.bfloat16)
-
-    def checkpoint_gradients(self, on: bool) -> None:
-        verb = "enable" if on else "disable"
-        getattr(self.denoiser, f"{verb}_gradient_checkpointing")()
-        for text_encoder in self.text_encoders.values():
-            # transformers 5 has renamed its own
-            ours = getattr(text_encoder, f"activation_checkpointing_{verb}", None)
-            (ours or getattr(text_encoder, f"gradient_checkpointing_{verb}"))()
-            text_encoder.train(on)  # transformers recompute in training mode only; CLIP's text encoders drop nothing
-
     def encode_images(self, pixels: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents of uint8 pictures (batch, height, width, 3).
 
@@ -280,15 +167,15 @@ class PipelineFamily(ABC):
 
     @property
     def _latent_scale(self) -> float:
-        return cast("Any", self.vae.config).scaling_factor
+        return cast("Any", self.modules["vae"]).config.scaling_factor
 
     @property
     def _latent_shift(self) -> float:
-        return cast("Any", self.vae.config).shift_factor or 0.0
+        return cast("Any", self.modules["vae"]).config.shift_factor or 0.0
 
     @property
     def _pixels_per_latent(self) -> int:
-        return 2 ** (len(cast("Any", self.vae.config).block_out_channels) - 1)
+        return 2 ** (len(cast("Any", self.modules["vae"]).config.block_out_channels) - 1)
 
     def count_tokens(self, word: str) -> int:
         read = {tokenizer_of(name) for name in self.text_encoders} or {*self.tokenizers}
@@ -309,10 +196,33 @@ class PipelineFamily(ABC):
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         return self._told([self._token_ids(tokenizer, prompts) for tokenizer in self.tokenizers])
 
+    def keep_prompts(self, folder: Path) -> None:
+        from fewbayes.models.prompts import KeptPrompts
+
+        files = [file for name in text_parts(self) for file in weight_files(self.card.folder, name, self.parts[name])]
+        self._kept = KeptPrompts(folder if sum(file.stat().st_size for file in files) >= LARGE else None)
+
     def _told(self, ids: Sequence[Tensor]) -> Conditioning:
+        if self._kept is None:
+            return self._read(ids)
+        import torch
+
+        from fewbayes.models.prompts import key_of
+
+        kind = self.device.type
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        key = key_of(ids, self.name, kind, self.precision, half, torch.__version__)
+        if (found := self._kept.find(key)) is None:
+            found = self._read(ids)
+            self._kept.keep(key, found)
+        return found.to(self.device)
+
+    def _read(self, ids: Sequence[Tensor]) -> Conditioning:
+        """Through the text encoders."""
+        self.fetch(*text_parts(self))
         with self._computing():
             cond = self._encoded(ids)
-        return cond.float32() if self._halved else cond
+        return cond if self.precision == "fp32" else cond.float32()
 
     @abstractmethod
     def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
@@ -341,7 +251,7 @@ class PipelineFamily(ABC):
     def predict(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         with self._computing():
             answer = self._predicted(xt, t, cond)
-        return answer.float() if self._halved else answer
+        return answer if self.precision == "fp32" else answer.float()
 
     @abstractmethod
     def _predicted(self, xt: Tensor, t: Tensor, cond: Conditioning) -> Tensor: ...
@@ -398,11 +308,14 @@ class PipelineFamily(ABC):
         return self._pipeline(_scheduler(self.samplers[sampler], {**self.scheduler_config, **self.drawn_with}))
 
     def _pipeline(self, scheduler: Any) -> Any:
+        """Without the text encoders that were dropped: it is told encoded prompts."""
+        self.fetch("vae", self.denoiser_part)
+        parts = self.modules | dict.fromkeys(self._dropped)
         with quiet():  # the import too has something to say
             import diffusers
 
             kind = getattr(diffusers, self.pipeline_class)
-            pipeline = kind(**self.modules, **self.tokenizers, scheduler=scheduler, **self._pipeline_settings())
+            pipeline = kind(**parts, **self.tokenizers, scheduler=scheduler, **self._pipeline_settings())
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -421,6 +334,7 @@ class PipelineFamily(ABC):
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
+        self.fetch()
         pipeline = self._pipeline(_scheduler(self.scheduler_config["_class_name"], self.scheduler_config))
         with quiet():
             pipeline.save_pretrained(folder, safe_serialization=True)
@@ -442,15 +356,6 @@ def _distilled(model: str, folder: Path, denoiser: Mapping[str, Any]) -> bool:
     index = read_json(folder / INDEX)
     names = (model, index.get("_name_or_path"), denoiser.get("_name_or_path"))
     return bool(index.get("is_distilled")) or any(DISTILLED.search(Path(str(name)).name) for name in names)
-
-
-def check_finite(folder: Path, vae: nn.Module) -> None:
-    broken = [name for name, weight in vae.named_parameters() if not weight.isfinite().all()]
-    if broken:
-        raise UserError(
-            f"{folder} holds numbers that are not finite ({broken[0]}), as a conversion to half precision may leave "
-            "them: every picture would be NaN; put the float32 autoencoder of the same model in its place"
-        )
 
 
 def _scheduler(kind: str, config: Mapping[str, Any]) -> Any:

@@ -68,10 +68,10 @@ def inspect_model(model: str) -> ModelCard:
     return family.inspect(model, folder)
 
 
-def load_family(model: str | ModelCard) -> Family:
+def load_family(model: str | ModelCard, *, whole: bool = True) -> Family:
     """Load a model into memory, on the CPU, in the precision that its family says."""
     card = inspect_model(model) if isinstance(model, str) else model
-    return family_named(card.family).load(card)
+    return family_named(card.family).load(card, whole=whole)
 
 
 def meta_family(card: ModelCard) -> Family:

@@ -69,9 +69,9 @@ class StableDiffusion3(PipelineFamily):
     scheduler_schema = FlowScheduler
     time_density = "logit_normal"
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
-        if not self._has_t5:
+    def _placed(self, name: str) -> None:
+        super()._placed(name)
+        if name == self.denoiser_part and not self._has_t5:
             from fewbayes.models._sd3_attention import OneForMany
 
             clip = self.text_encoders["text_encoder"].config.max_position_embeddings

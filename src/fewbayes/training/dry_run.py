@@ -35,8 +35,10 @@ def dry_run(config: TrainConfig, report: DataReport) -> list[str]:
     settled = with_samples(resolved(config, card, len(report.images)), device)
     need = memory.check(card, settled, device)
     with doing(f"Loading {config.model} and timing a few steps"):
-        family = load_family(card)
+        family = load_family(card, whole=False)
+        family.reduce(settled.base_precision)
         family.to(device)
+        family.fetch()
         step, kept, result = _short(settled, family, report)
         picture = _drawing(settled, family)
     assert settled.max_train_steps is not None

@@ -25,6 +25,8 @@ from fewbayes.diffusion.conditioning import Conditioning
 from fewbayes.errors import UserError
 from fewbayes.methods import Method, make_method, registered
 from fewbayes.models import Family, ModelCard, meta_family
+from fewbayes.models.family import text_parts
+from fewbayes.models.precision import BYTES, quantisable
 from fewbayes.posterior.where import select
 from fewbayes.settings.config import TrainConfig, memory_bytes, train_settings
 
@@ -36,15 +38,21 @@ SHARE_OF_FREE = 0.8  # of the memory that is free now: the rest is for what the 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes by what they are for; activations are what a step holds at its worst beside the gradients."""
+    """Bytes by what they are for; activations are what a step holds at its worst beside the gradients.
+
+    before: text encoders that read all prompts before the first step and are dropped.
+    """
 
     parts: Mapping[str, int]
+    before: int = 0
 
     @property
     def peak(self) -> int:
-        return sum(self.parts.values())
+        return max(self.before, sum(self.parts.values()))
 
     def largest(self, count: int = 3) -> str:
+        if self.peak == self.before:
+            return f"the text encoders, before the first step {shown(self.before)}"
         parts = sorted(self.parts.items(), key=lambda part: -part[1])[:count]
         return ", ".join(f"{name} {shown(size)}" for name, size in parts)
 
@@ -53,13 +61,17 @@ def estimate(card: ModelCard, config: TrainConfig, *, loaded: bool = False) -> M
     """What a resolved config needs while it trains; `loaded`: beyond the model itself, which is there already."""
     model, config_of_shapes = _Model(card.folder, card.family, card.resolution), _what_matters(config)
     counts = _counts(model, config_of_shapes)
-    passing = _passing(model, dataclasses.replace(config_of_shapes, bayes=False, where="linear"))
+    in_shapes = "bf16" if config.base_precision in BYTES else config.base_precision
+    plain = dataclasses.replace(config_of_shapes, bayes=False, where="linear", base_precision=in_shapes)
+    passing = _passing(model, plain)
     remembered = 2 if config.use_8bit_adam else 2 * TRAINED
     deviations = {"elementwise": counts.random, "row": counts.random_rows, "fixed": 0}[config.weight_std_learn]
     deviations = deviations if config.bayes else 0
     gradients = TRAINED * (counts.trained + deviations)
+    read = counts.texts if encodes_once(config) and not loaded else 0
     parts = {
-        "model": 0 if loaded else counts.model,
+        "model": 0 if loaded else counts.model - read,
+        "a layer unpacked": counts.unpacked,
         "adapters": counts.added,
         "gradients": gradients,
         "optimizer": remembered * (counts.trained + deviations),
@@ -70,7 +82,13 @@ def estimate(card: ModelCard, config: TrainConfig, *, loaded: bool = False) -> M
         "initial weights": TRAINED * counts.trained if config.l2_init_weight > 0 else 0,
         "activations": max(0, passing - gradients),
     }
-    return MemoryEstimate(parts)
+    return MemoryEstimate(parts, before=read)
+
+
+def encodes_once(config: TrainConfig) -> bool:
+    """Whether prompts are read before the denoiser is loaded, by text encoders that nothing changes or saves."""
+    changed = config.train_text_encoder or config.train_rare_token or registered()[config.method].kind == "full"
+    return config.cache_latents and not changed
 
 
 def check(card: ModelCard, config: TrainConfig, device: torch.device, *, loaded: bool = False) -> MemoryEstimate:
@@ -157,10 +175,13 @@ def _changes(config: TrainConfig) -> dict[str, Callable[[TrainConfig], TrainConf
     possible = {
         "train_batch_size 1": (config.train_batch_size > 1, setting(train_batch_size=1)),
         "gradient_checkpointing": (not config.gradient_checkpointing, setting(gradient_checkpointing=True)),
-        "base_precision bf16": (
-            config.base_precision == "fp32" and whole.kind != "full" and config.mixed_precision != "fp16",
-            setting(base_precision="bf16"),
-        ),
+        **{
+            f"base_precision {lower}": (
+                (config.base_precision in above) and whole.kind != "full" and config.mixed_precision != "fp16",
+                setting(base_precision=lower),
+            )
+            for lower, above in (("bf16", ["fp32"]), ("nf4", ["fp32", "bf16", "int8"]))
+        },
         "mixed_precision bf16": (config.mixed_precision == "no", setting(mixed_precision="bf16")),
         "use_8bit_adam": (not config.use_8bit_adam, setting(use_8bit_adam=True)),
         "method lora": (whole.kind == "full", setting(method="lora", **{name: known[name].default for name in own})),
@@ -182,6 +203,7 @@ _MATTERS = (
     "gradient_accumulation_steps",
     "mixed_precision",
     "base_precision",
+    "cache_latents",
     "gradient_checkpointing",
 )
 
@@ -200,9 +222,12 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Bytes of the model as it comes and of what the method puts in; numbers of trained and of random parameters."""
+    """Bytes of the model as it is held, of its text encoders, of a quantised layer while it computes, and of what the
+    method puts in; numbers of trained and of random parameters."""
 
     model: int
+    texts: int
+    unpacked: int
     added: int
     trained: int
     random: int
@@ -218,15 +243,17 @@ def _what_matters(config: TrainConfig) -> TrainConfig:
 
 @lru_cache(maxsize=256)
 def _counts(model: _Model, config: TrainConfig) -> _Counts:
-    family, method = meta_family(model.card()), _method(config)
-    if config.base_precision == "bf16":
-        family.halve()
-    size = _size(family)
+    family, method = _in_half(meta_family(model.card()), config), _method(config)
+    size, saved = _size(family), {name: _saved(module, config) for name, module in family.modules.items()}
+    unpacked = max((2 * it.weight.numel() for it in quantisable(family.denoiser).values()), default=0)
+    texts = sum(_bytes(family.modules[name]) - saved[name] for name in text_parts(family))
     with torch.device("meta"):
         attach(method, family)
     chosen = select(*method.random(family)) if config.bayes else []
     return _Counts(
-        model=size,
+        model=size - sum(saved.values()),
+        texts=texts,
+        unpacked=unpacked if config.base_precision in BYTES else 0,
         added=_size(family) - size,
         trained=sum(weight.numel() for weight in method.trainable(family).values()),
         random=sum(weight.parameter.numel() for weight in chosen),
@@ -243,8 +270,25 @@ def _modules(family: Family) -> list[nn.Module]:
     return list(family.modules.values())
 
 
+def _in_half(family: Family, config: TrainConfig) -> Family:
+    """Of shapes alone, which are not quantised: `_saved` says what that saves beyond."""
+    family.reduce("fp32" if config.base_precision == "fp32" else "bf16")
+    return family
+
+
+def _saved(module: nn.Module, config: TrainConfig) -> int:
+    if config.base_precision not in BYTES:
+        return 0
+    weights = [it.weight for it in quantisable(module).values() if it.weight.dtype == torch.bfloat16]
+    return int(sum(weight.numel() * (2 - BYTES[config.base_precision]) for weight in weights))
+
+
 def _size(family: Family) -> int:
-    return sum(weight.numel() * weight.element_size() for module in _modules(family) for weight in module.parameters())
+    return sum(map(_bytes, _modules(family)))
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in module.parameters())
 
 
 class _Live(TorchDispatchMode):
@@ -287,9 +331,7 @@ def _passing(model: _Model, config: TrainConfig) -> int:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    family = meta_family(model.card())
-    if config.base_precision == "bf16":
-        family.halve()
+    family = _in_half(meta_family(model.card()), config)
     with torch.device("meta"):
         attach(_method(config), family)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,11 +24,14 @@ from fewbayes.data.images import DataReport, TrainImage, crop, load_images
 from fewbayes.errors import UserError
 from fewbayes.methods import Method
 from fewbayes.models import Family, ModelCard
+from fewbayes.models.family import text_parts
 from fewbayes.models.registry import family_named
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training import memory
-from fewbayes.training.batches import CLASS, Pictures
+from fewbayes.training.batches import CLASS, INSTANCE, Pictures
 from fewbayes.training.class_images import ClassImageSettings, ensure_class_images, present
+from fewbayes.training.stages import probed
+from fewbayes.training.validation import sampled_as
 
 log = logging.getLogger("fewbayes")
 
@@ -41,6 +44,11 @@ def check_packages(config: TrainConfig) -> None:
         raise UserError(
             "use_8bit_adam needs the package bitsandbytes, which is not installed: pip install bitsandbytes, or leave "
             "it out and save memory by gradient_checkpointing"
+        )
+    if config.base_precision in ("int8", "nf4") and find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"base_precision {config.base_precision} needs the package bitsandbytes, which is not installed: "
+            "pip install bitsandbytes, or give base_precision bf16"
         )
 
 
@@ -131,15 +139,48 @@ def check_rare_token(family: Family, word: str | None) -> None:
         log.warning("rare_token %r is %d tokens; a word that is one token is learned better", word, count)
 
 
-def pictures_of(config: TrainConfig, family: Family, images: Sequence[TrainImage], half: int) -> Pictures:
-    """Images as training sees them, each with its caption or the prompt of its half."""
-    assert config.resolution is not None
+def encode_prompts(
+    config: TrainConfig, family: Family, images: Sequence[TrainImage], model_hash: str, accelerator: Accelerator
+) -> None:
+    """All that this run will ask of the text encoders, which are not there afterwards.
+
+    In the batches and the precisions in which it will be asked, as these change the last bits. What is asked beyond
+    them loads the text encoders again.
+    """
+    family.keep_prompts(_cache() / "prompts" / model_hash[:16])
+    mine, theirs = captions_of(config, images, INSTANCE), []
+    if config.with_prior_preservation:
+        theirs = [config.with_rare_token(config.class_prompt or "")]
+    shown = sampled_as(config)["prompts"] if config.validation_steps else []
+    with torch.no_grad():
+        watched = [mine[i] for i in probed(len(mine))] + theirs if config.monitor_steps else []
+        asked = [(mine, False), (theirs, False), (watched, False), (shown, True), (theirs, True)]
+        for prompts, low in asked:
+            with accelerator.autocast() if low else nullcontext():
+                if prompts:
+                    family.encode_prompts(list(dict.fromkeys(prompts)))
+        if watched:
+            family.encode_negative(config.negative_prompt)
+        with accelerator.autocast():
+            for prompt in [config.negative_prompt] * bool(shown or theirs) + [""] * (config.caption_dropout > 0):
+                family.encode_negative(prompt)
+    family.drop(*text_parts(family))
+
+
+def captions_of(config: TrainConfig, images: Sequence[TrainImage], half: int) -> list[str]:
+    """Of each image its caption, or the prompt of its half."""
     usual = (config.class_prompt or "") if half == CLASS else config.instance_prompt
-    captions = [usual if half == CLASS else (image.caption or usual) for image in images]
+    told = [usual if half == CLASS else (image.caption or usual) for image in images]
+    return [config.with_rare_token(caption) for caption in told]
+
+
+def pictures_of(config: TrainConfig, family: Family, images: Sequence[TrainImage], half: int) -> Pictures:
+    """Images as training sees them."""
+    assert config.resolution is not None
     return Pictures(
         family,
         [image.pixels for image in images],
-        [config.with_rare_token(caption) for caption in captions],
+        captions_of(config, images, half),
         side=config.resolution,
         random_flip=config.random_flip,
         keep_latents=config.cache_latents,

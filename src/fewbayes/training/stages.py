@@ -186,9 +186,13 @@ def _at_once(config: TrainConfig) -> int:
     return guided if config.mixed_precision == "no" else max(1, guided // 2)
 
 
+def probed(count: int, at_most: int = PROBED_IMAGES) -> list[int]:
+    """Which of so many pictures the probes see."""
+    return [i * count // min(count, at_most) for i in range(min(count, at_most))]
+
+
 def _mean_latents(family: Family, pictures: Pictures, at_most: int) -> tuple[Tensor, list[str]]:
     """Mean latents of the pictures' middles, with their prompts."""
-    count = min(len(pictures), at_most)
-    chosen = [i * len(pictures) // count for i in range(count)]
+    chosen = probed(len(pictures), at_most)
     means = [family.encode_images(pictures.centred(i)[None])[0].cpu() for i in chosen]
     return torch.cat(means), [pictures.prompts[i] for i in chosen]

@@ -25,6 +25,7 @@ from fewbayes.diffusion.objective import diffusion_loss, preserved_loss
 from fewbayes.errors import UserError
 from fewbayes.methods import make_method, registered
 from fewbayes.models import Family, inspect_model, load_family
+from fewbayes.models.family import text_parts
 from fewbayes.models.registry import family_named
 from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.posterior.where import select
@@ -50,6 +51,7 @@ from fewbayes.training.prepare import (
     check_rare_token,
     check_trained,
     class_settings,
+    encode_prompts,
     generated_class_images,
     held_apart,
     own_class_images,
@@ -142,17 +144,20 @@ def train(
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(run.on_disk))
         # The model, what of it is trained, and what of that is random.
-        with doing(f"Loading {card.model}") if family is None else nullcontext():
-            given, family = family, family or load_family(card)
+        given, family = family, family or load_family(card, whole=False)
         check_rare_token(family, config.rare_token)
         check_loss(family, config)
-        if config.base_precision == "bf16":
-            if given is not None:
-                raise UserError(
-                    "base_precision is bf16, which a model that is given cannot be put into; leave family out"
-                )
-            family.halve()
+        if given is None:
+            family.reduce(config.base_precision)
+        elif given.precision != config.base_precision:
+            raise UserError(f"base_precision is {config.base_precision}, but the given model is in {given.precision}")
         family.to(accelerator.device)
+        lean = given is None and memory.encodes_once(config)
+        if lean:
+            with doing("Encoding the prompts"):
+                encode_prompts(config, family, images, model_hash, accelerator)
+        with doing(f"Loading {card.model}") if given is None else nullcontext():
+            family.fetch(*([] if not lean else [name for name in family.parts if name not in text_parts(family)]))
         own_dropout = dropout_layers(family.denoiser)  # before a method brings more
         stack.enter_context(attached(method, family, config, restore=given is not None))
         weights = method.trainable(family)
@@ -205,6 +210,8 @@ def train(
             from_main(accelerator, lambda: stages.begin(start, untouched))
         if checkpoint:
             state.read(checkpoint.path, checkpoint.state)
+        if lean and not config.validation_steps and all(source.kept_latents is not None for source in sources):
+            family.drop("vae")
         family.checkpoint_gradients(config.gradient_checkpointing)
         mode = Mode(method, family, own_dropout, config.dropout, config.compile)
 
