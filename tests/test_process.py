@@ -177,3 +177,16 @@ def test_training_times_may_be_cut_to_a_range_and_prefer_its_ends_or_its_middle(
     for wrong in ({"density": "normal"}, {"shift": 0.0}, {"low": 0.6, "high": 0.2}, {"density": "mode", "scale": 3.0}):
         with pytest.raises(ValueError, match=r"known|greater than 0|from"):
             TrainingTimes(**wrong)
+
+
+def test_training_times_are_read_from_words_and_are_for_flows_alone():
+    own = TrainingTimes("logit_normal", shift=3.0, steps=500)
+    assert Flow(own).drawing(None, None).training == own
+    assert Flow(own).drawing("mode:-0.8", None).training == TrainingTimes("mode", scale=-0.8, shift=3.0, steps=500)
+    asked = Flow(own).drawing("logit_normal:0.5,2", 1.0).training
+    assert asked == TrainingTimes("logit_normal", mean=0.5, std=2.0, shift=1.0, steps=500)
+    for wrong in ("normal", "mode:3", "uniform:1", "logit_normal:0.5", "mode:x"):
+        with pytest.raises(ValueError, match=r"training_times is .*; it must be uniform"):
+            Flow().drawing(wrong, None)
+    with pytest.raises(ValueError, match="for flow models"):
+        Ddpm(torch.tensor([0.9, 0.5])).drawing("uniform", None)

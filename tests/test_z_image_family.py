@@ -96,6 +96,17 @@ def test_training_draws_its_times_evenly_from_the_schedulers_shifted_table(famil
     assert float(drawn.median()) == pytest.approx(6 / 7, abs=0.02)
 
 
+def test_other_training_times_are_trained_on_and_refused_of_a_schedule(z_image_model, settings):
+    usual = {"method": "lora", "rank": 2, "max_train_steps": 1, "training_times": "mode:-0.8", "time_shift": 1.0}
+    losses = set()
+    for changes in (usual, usual | {"training_times": None, "time_shift": None}):
+        run = train(settings(str(len(losses)), model=str(z_image_model), **changes), progress=False).folder
+        losses.add((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert len(losses) == 2
+    with pytest.raises(ValueError, match="for flow models"):
+        train(settings(**usual), progress=False)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("ours", "theirs"), [(5.0, 4.0), (1.0, 0.0)])
 def test_samples_are_the_pipelines_own_whose_guidance_is_ours_less_one(ours, theirs, family, plain):

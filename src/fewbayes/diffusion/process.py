@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, Self
 
@@ -103,6 +103,15 @@ class Process(ABC):
     def min_snr_weight(self, t: Tensor, gamma: float) -> Tensor:
         """Min-SNR weights of the loss by example, (batch,); UserError for a process that they are not meant for."""
         raise UserError(f"snr_gamma is {gamma}, and this model's process is not trained with min-SNR weights")
+
+    def drawing(self, times: str | None, shift: float | None) -> Process:
+        """The same with other training times, see `TrainingTimes.read`; None: as they are."""
+        if times or shift:
+            raise UserError(
+                f"training_times is {times} and time_shift {shift}, but they are for flow models, and this one is "
+                "trained on the steps of its noise schedule, each as often as any other; leave them out"
+            )
+        return self
 
     def _solved(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """a, b, c, d and the determinant a d - b c of (x_t, output) = (a x0 + b eps, c x0 + d eps)."""
@@ -215,6 +224,18 @@ class TrainingTimes:
                 f"times are to be drawn from {self.low} to {self.high}; both lie from 0 to 1, in this order"
             )
 
+    @classmethod
+    def read(cls, text: str) -> TrainingTimes:
+        """From "uniform", "logit_normal", "logit_normal:MEAN,STD", "mode" or "mode:SCALE"."""
+        density, _, numbers = text.partition(":")
+        names = {"logit_normal": ("mean", "std"), "mode": ("scale",)}.get(density, ())
+        try:
+            given = [float(number) for number in numbers.split(",") if number]
+            return cls(density, **dict(zip(names, given, strict=bool(given))))
+        except (UserError, ValueError) as error:
+            known = "uniform, logit_normal, logit_normal:MEAN,STD, mode or mode:SCALE"
+            raise UserError(f"training_times is {text!r}; it must be {known} ({error})") from error
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) times on the CPU."""
         u = self._u(count, generator)
@@ -255,6 +276,11 @@ class Flow(Process):
     def answer(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         one = torch.ones_like(t, dtype=dtype)
         return -one, one
+
+    def drawing(self, times: str | None, shift: float | None) -> Flow:
+        mine = self.training
+        found = TrainingTimes.read(times) if times else mine
+        return Flow(replace(found, shift=mine.shift if shift is None else shift, steps=mine.steps))
 
     def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
         return self.training.draw(count, generator)

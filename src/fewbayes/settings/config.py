@@ -195,6 +195,11 @@ class TrainConfig(_MethodsOwn):
         None, group="loss and regularisation", above=0, unsaid_if_default=True, own_none=True
     )
     """Weight timesteps by min(signal-to-noise ratio, snr_gamma), usually 5. None: all alike."""
+    training_times: str | None = setting(None, value="DENSITY", unsaid_if_default=True, own_none=True)
+    """Of flow models: `uniform`, `logit_normal` (the middle; `logit_normal:0.5,1` with mean and deviation) or `mode`
+    (`mode:1.29` favours the middle, `mode:-0.8` both ends). None: as the training script of the model's family."""
+    time_shift: float | None = setting(None, above=0, unsaid_if_default=True, own_none=True)
+    """Of flow models: times s become m s / (1 + (m - 1) s), more noise for m above 1. None: as its script."""
     noise_offset: float = setting(0.0, at_least=0, unsaid_if_default=True)
     """Add to the noise of each channel one number of this standard deviation; 0.1 where it is used."""
     dropout: float = setting(0.0, at_least=0, below=1, unsaid_if_default=True)

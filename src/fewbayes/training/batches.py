@@ -136,6 +136,7 @@ class Pictures:
     one more normal number per channel in the noise, 0 for none. masks: uint8 (height, width) of the pictures' sizes,
     None for a picture without one; where they are black a place weighs `mask_weight`, of 1 on white. caption_dropout:
     share of examples under what guidance leads away from. mean_latents: the means of the latents in place of draws.
+    process: that draws the times, None for the family's own.
     """
 
     def __init__(
@@ -154,11 +155,13 @@ class Pictures:
         mask_weight: float = 1.0,
         caption_dropout: float = 0.0,
         mean_latents: bool = False,
+        process: Process | None = None,
     ):
         assert len(pixels) == len(prompts) > 0
         self._masks = list(masks) if mask_weight != 1 and any(mask is not None for mask in masks) else None
         self._mask_weight = mask_weight
         self.family, self.pixels, self.prompts = family, list(pixels), list(prompts)
+        self.process = process or family.process
         self.side, self.random_flip, self.half, self.noise_offset = side, random_flip, half, noise_offset
         self.caption_dropout, self.mean_latents = caption_dropout, mean_latents
         still = not random_flip and all(picture.shape[:2] == (side, side) for picture in self.pixels)
@@ -171,9 +174,8 @@ class Pictures:
         return len(self.pixels)
 
     def draw(self, seed: int, step: int, total: int) -> Draws:
-        process = self.family.process
         shares = self.half, self.noise_offset, self.caption_dropout
-        return draw(seed, step, total, len(self), self.latent_shape, process, *shares)
+        return draw(seed, step, total, len(self), self.latent_shape, self.process, *shares)
 
     def centred(self, i: int) -> np.ndarray:
         """Picture i as training sees it on average: its middle, side x side."""

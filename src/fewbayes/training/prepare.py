@@ -21,6 +21,7 @@ from torch import nn
 
 from fewbayes.data.captions import few
 from fewbayes.data.images import DataReport, TrainImage, crop, load_images
+from fewbayes.diffusion.process import Process
 from fewbayes.errors import UserError
 from fewbayes.methods import Method
 from fewbayes.models import Family, ModelCard
@@ -94,10 +95,11 @@ def check_trained(card: ModelCard, config: TrainConfig) -> None:
         )
 
 
-def check_loss(family: Family, config: TrainConfig) -> None:
-    """Weights of the loss that the model's process is not meant for are refused."""
+def training_process(family: Family, config: TrainConfig) -> Process:
+    """With the times that are asked for; these and weights of the loss that it is not meant for are refused."""
     if config.snr_gamma is not None:
         family.process.min_snr_weight(family.process.times([family.process.time_of(1.0)]), config.snr_gamma)
+    return family.process.drawing(config.training_times, config.time_shift)
 
 
 @contextmanager
@@ -174,7 +176,9 @@ def captions_of(config: TrainConfig, images: Sequence[TrainImage], half: int) ->
     return [config.with_rare_token(caption) for caption in told]
 
 
-def pictures_of(config: TrainConfig, family: Family, images: Sequence[TrainImage], half: int) -> Pictures:
+def pictures_of(
+    config: TrainConfig, family: Family, images: Sequence[TrainImage], half: int, process: Process
+) -> Pictures:
     """Images as training sees them."""
     assert config.resolution is not None
     return Pictures(
@@ -190,6 +194,7 @@ def pictures_of(config: TrainConfig, family: Family, images: Sequence[TrainImage
         mean_latents=config.latents == "mean",
         half=half,
         masks=[image.mask for image in images],
+        process=process,
         mask_weight=1.0 if config.mask_weight is None or half == CLASS else config.mask_weight,
     )
 

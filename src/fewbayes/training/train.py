@@ -44,7 +44,6 @@ from fewbayes.training.optimize import Pull, clip_gradients, make_optimizer, new
 from fewbayes.training.prepare import (
     attached,
     check_drawn,
-    check_loss,
     check_masters,
     check_packages,
     check_photographs,
@@ -56,6 +55,7 @@ from fewbayes.training.prepare import (
     held_apart,
     own_class_images,
     pictures_of,
+    training_process,
     warn_of_open_channels,
     with_samples,
 )
@@ -146,7 +146,7 @@ def train(
         # The model, what of it is trained, and what of that is random.
         given, family = family, family or load_family(card, whole=False)
         check_rare_token(family, config.rare_token)
-        check_loss(family, config)
+        process = training_process(family, config)
         if given is None:
             family.reduce(config.base_precision)
         elif given.precision != config.base_precision:
@@ -167,11 +167,11 @@ def train(
 
         # Class images are drawn by the model as it came, so before a checkpoint is loaded into it.
         with doing(f"Encoding {len(images)} images"):
-            instance = pictures_of(config, family, images, INSTANCE)
+            instance = pictures_of(config, family, images, INSTANCE, process)
         sources = [instance]
         if config.with_prior_preservation:
             class_images = generated_class_images(config, family, drawn, accelerator) if drawn else given_class_images
-            sources.append(pictures_of(config, family, class_images, CLASS))
+            sources.append(pictures_of(config, family, class_images, CLASS, process))
         calibration = calibrated(config, manifest, method, family, instance, accelerator)
         posterior = make_posterior(config, calibration, *method.random(family)) if config.bayes else None
 
