@@ -175,7 +175,7 @@ def peak(card: ModelCard, precision: str, side: int | None) -> int:
         base_precision=precision,  # pyright: ignore[reportArgumentType]
         resolution=side,
     )
-    return estimate(card, config.resolve({}, card.resolution, 1)).peak
+    return estimate(card, config.resolve({}, card.resolution, 1), device="cuda").peak
 
 
 def row_of(card: ModelCard) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class ToyFamily:
 
     drop = fetch
 
-    def keep_prompts(self, folder: Path) -> None:
+    def keep_prompts(self, folder: Path, *, on: Any = None) -> None:
         """It encodes them anew."""
 
     def checkpoint_gradients(self, on: bool) -> None:

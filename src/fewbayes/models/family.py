@@ -187,10 +187,10 @@ class Family(Layout, Protocol):
         """Free the memory of parts that nobody has changed, until they are used again."""
         ...
 
-    def keep_prompts(self, folder: Path) -> None:
+    def keep_prompts(self, folder: Path, *, on: torch.device | str | None = None) -> None:
         """Encode no prompt twice: encodings are kept, those of large text encoders in this folder too.
 
-        For text encoders that stay as they are.
+        For text encoders that stay as they are. on: another device than the denoiser's, where they read.
         """
         ...
 

@@ -61,6 +61,7 @@ class HeldParts(ABC):
         self.precision = "fp32"
         self._dropped = set(modules) if dropped else set[str]()
         self._place: Any = "cpu"
+        self._apart: dict[str, Any] = {}  # where parts are that are not there
         for name in modules:
             self._placed(name)
 
@@ -99,7 +100,7 @@ class HeldParts(ABC):
                 module = _loaded(self.card.folder, name, self.parts[name], self._precision_of(name))
             if name == "vae":
                 check_finite(self.card.folder / name, module)
-            self.modules[name] = module.to(self._place)
+            self.modules[name] = module.to(self._apart.get(name, self._place))
             self._dropped.discard(name)
             self._placed(name)
 
@@ -119,11 +120,11 @@ class HeldParts(ABC):
     def _precision_of(self, name: str) -> str:
         return "fp32" if name == "vae" else self.precision
 
-    def _computing(self) -> AbstractContextManager[Any]:
-        """Inside, half weights meet numbers of any precision."""
+    def _computing(self, kind: str | None = None) -> AbstractContextManager[Any]:
+        """Inside, half weights meet numbers of any precision; kind: of another device than the denoiser's."""
         import torch
 
-        kind = self.device.type if self.device.type != "meta" else "cpu"
+        kind = (kind or self.device.type).replace("meta", "cpu")
         asked = torch.is_autocast_enabled(kind) or self.precision == "fp32"
         return nullcontext() if asked else torch.autocast(kind, torch.bfloat16)
 
@@ -150,7 +151,7 @@ class HeldParts(ABC):
     def to(self, device: torch.device | str) -> Self:
         self._place = device
         for name, module in self.modules.items():
-            if name not in self._dropped:
+            if name not in self._dropped and name not in self._apart:
                 module.to(device)
         return self
 

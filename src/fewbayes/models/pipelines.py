@@ -196,9 +196,10 @@ class PipelineFamily(HeldParts):
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         return self._told([self._token_ids(tokenizer, prompts) for tokenizer in self.tokenizers])
 
-    def keep_prompts(self, folder: Path) -> None:
+    def keep_prompts(self, folder: Path, *, on: torch.device | str | None = None) -> None:
         from fewbayes.models.prompts import KeptPrompts
 
+        self._apart |= dict.fromkeys(text_parts(self), on) if on else {}
         files = [file for name in text_parts(self) for file in weight_files(self.card.folder, name, self.parts[name])]
         self._kept = KeptPrompts(folder if sum(file.stat().st_size for file in files) >= LARGE else None)
 
@@ -209,18 +210,18 @@ class PipelineFamily(HeldParts):
 
         from fewbayes.models.prompts import key_of
 
-        kind = self.device.type
+        kind = torch.device(self._apart.get(text_parts(self)[0], self.device)).type
         half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
         key = key_of(ids, self.name, kind, self.precision, half, torch.__version__)
         if (found := self._kept.find(key)) is None:
-            found = self._read(ids)
+            found = self._read([its.to(kind) for its in ids])
             self._kept.keep(key, found)
         return found.to(self.device)
 
     def _read(self, ids: Sequence[Tensor]) -> Conditioning:
         """Through the text encoders."""
         self.fetch(*text_parts(self))
-        with self._computing():
+        with self._computing(ids[0].device.type):
             cond = self._encoded(ids)
         return cond if self.precision == "fp32" else cond.float32()
 

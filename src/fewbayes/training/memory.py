@@ -40,15 +40,21 @@ SHARE_OF_FREE = 0.8  # of the memory that is free now: the rest is for what the 
 class MemoryEstimate:
     """Bytes by what they are for; activations are what a step holds at its worst beside the gradients.
 
-    before: text encoders that read all prompts before the first step and are dropped.
+    before: text encoders that read all prompts before the first step and are dropped. aside: where they are larger than
+    all of the training they read in main memory, and this is of another.
     """
 
     parts: Mapping[str, int]
     before: int = 0
+    aside: bool = False
+
+    @property
+    def training(self) -> int:
+        return sum(self.parts.values())
 
     @property
     def peak(self) -> int:
-        return max(self.before, sum(self.parts.values()))
+        return self.training if self.aside else max(self.before, self.training)
 
     def largest(self, count: int = 3) -> str:
         if self.peak == self.before:
@@ -57,7 +63,7 @@ class MemoryEstimate:
         return ", ".join(f"{name} {shown(size)}" for name, size in parts)
 
 
-def estimate(card: ModelCard, config: TrainConfig, *, loaded: bool = False) -> MemoryEstimate:
+def estimate(card: ModelCard, config: TrainConfig, *, loaded: bool = False, device: str = "cpu") -> MemoryEstimate:
     """What a resolved config needs while it trains; `loaded`: beyond the model itself, which is there already."""
     model, config_of_shapes = _Model(card.folder, card.family, card.resolution), _what_matters(config)
     counts = _counts(model, config_of_shapes)
@@ -82,7 +88,7 @@ def estimate(card: ModelCard, config: TrainConfig, *, loaded: bool = False) -> M
         "initial weights": TRAINED * counts.trained if config.l2_init_weight > 0 else 0,
         "activations": max(0, passing - gradients),
     }
-    return MemoryEstimate(parts, before=read)
+    return MemoryEstimate(parts, before=read, aside=device != "cpu")
 
 
 def encodes_once(config: TrainConfig) -> bool:
@@ -94,7 +100,7 @@ def encodes_once(config: TrainConfig) -> bool:
 def check(card: ModelCard, config: TrainConfig, device: torch.device, *, loaded: bool = False) -> MemoryEstimate:
     """The estimate; UserError where it is more than memory_limit, or than the device has free, with what would fit."""
     try:
-        need = estimate(card, config, loaded=loaded)
+        need = estimate(card, config, loaded=loaded, device=device.type)
     except UserError:
         raise  # the user's settings
     except Exception as error:  # passes of shapes alone are beyond what torch promises: no reason not to train
@@ -105,7 +111,7 @@ def check(card: ModelCard, config: TrainConfig, device: torch.device, *, loaded:
         return need
     raise UserError(
         f"training would need about {shown(need.peak)} (a lower bound) and {whose} {shown(limit)}; most of it is for "
-        f"{need.largest()}. {_way_out(card, config, limit, loaded)}"
+        f"{need.largest()}. {_way_out(card, config, limit, loaded, device)}"
     )
 
 
@@ -143,11 +149,11 @@ def _limit(config: TrainConfig, device: torch.device) -> tuple[int | None, str]:
 # --- what would fit ---------------------------------------------------------------------------------------------------
 
 
-def _way_out(card: ModelCard, config: TrainConfig, limit: int, loaded: bool) -> str:
+def _way_out(card: ModelCard, config: TrainConfig, limit: int, loaded: bool, device: torch.device) -> str:
     """The single changes that fit; where there are none, the largest of them together until they do."""
 
     def peak(changed: TrainConfig) -> int:
-        return estimate(card, changed, loaded=loaded).peak
+        return estimate(card, changed, loaded=loaded, device=device.type).peak
 
     changes = _changes(config)
     alone = {name: peak(change(config)) for name, change in changes.items()}

@@ -142,14 +142,20 @@ def check_rare_token(family: Family, word: str | None) -> None:
 
 
 def encode_prompts(
-    config: TrainConfig, family: Family, images: Sequence[TrainImage], model_hash: str, accelerator: Accelerator
+    config: TrainConfig,
+    family: Family,
+    images: Sequence[TrainImage],
+    model_hash: str,
+    accelerator: Accelerator,
+    need: memory.MemoryEstimate,
 ) -> None:
     """All that this run will ask of the text encoders, which are not there afterwards.
 
+    Text encoders that are larger than all of the training read in main memory.
     In the batches and the precisions in which it will be asked, as these change the last bits. What is asked beyond
     them loads the text encoders again.
     """
-    family.keep_prompts(_cache() / "prompts" / model_hash[:16])
+    family.keep_prompts(_cache() / "prompts" / model_hash[:16], on="cpu" if need.before > need.training else None)
     mine, theirs = captions_of(config, images, INSTANCE), []
     if config.with_prior_preservation:
         theirs = [config.with_rare_token(config.class_prompt or "")]

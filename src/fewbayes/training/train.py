@@ -155,7 +155,7 @@ def train(
         lean = given is None and memory.encodes_once(config)
         if lean:
             with doing("Encoding the prompts"):
-                encode_prompts(config, family, images, model_hash, accelerator)
+                encode_prompts(config, family, images, model_hash, accelerator, need)
         with doing(f"Loading {card.model}") if given is None else nullcontext():
             family.fetch(*([] if not lean else [name for name in family.parts if name not in text_parts(family)]))
         own_dropout = dropout_layers(family.denoiser)  # before a method brings more
