@@ -130,9 +130,7 @@ def _sd3(denoiser: dict[str, Any], t5: bool = True) -> dict[str, Any]:
 
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "SD 3 medium": ("sd3", _sd3(SD3)),
     "SD 3.5 medium": ("sd3", _sd3(SD35_MEDIUM)),
-    "SD 3.5 medium without T5": ("sd3", _sd3(SD35_MEDIUM, t5=False)),
     "SD 3.5 large": ("sd3", _sd3(SD35_LARGE)),
     "FLUX.2 klein 4B": ("flux2", _klein(KLEIN_4B, QWEN_4B)),
     "FLUX.2 klein 9B": ("flux2", _klein(KLEIN_9B, QWEN_8B)),
