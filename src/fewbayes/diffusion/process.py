@@ -231,7 +231,7 @@ class TrainingTimes:
         names = {"logit_normal": ("mean", "std"), "mode": ("scale",)}.get(density, ())
         try:
             given = [float(number) for number in numbers.split(",") if number]
-            return cls(density, **dict(zip(names, given, strict=bool(given))))
+            return replace(cls(density), **dict(zip(names, given, strict=bool(given))))
         except (UserError, ValueError) as error:
             known = "uniform, logit_normal, logit_normal:MEAN,STD, mode or mode:SCALE"
             raise UserError(f"training_times is {text!r}; it must be {known} ({error})") from error

@@ -11,6 +11,7 @@ import logging
 from abc import ABC
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from fewbayes.errors import UserError
@@ -77,29 +78,21 @@ class HeldParts(ABC):
         parts, tokenizer_parts = present(card.folder, cls)  # pyright: ignore[reportArgumentType]
         with quiet():
             tokenizers = {name: _tokenizer(card.folder / name, cls.tokenizer_parts[name]) for name in tokenizer_parts}
-        family = cls._of_shapes(card, parts, tokenizers, dropped=True)
-        if whole:
-            family.fetch()
-        return family
+        made = partial(_loaded, precision="fp32") if whole else meta_part
+        modules = {name: made(card.folder, name, part) for name, part in parts.items()}
+        return cls(card, modules, tokenizers, read_json(card.folder / SCHEDULER), dropped=not whole)
 
     @classmethod
     def without_weights(cls, card: ModelCard) -> Self:
         parts, _ = present(card.folder, cls)  # pyright: ignore[reportArgumentType]
-        return cls._of_shapes(card, parts, {}, dropped=False)
-
-    @classmethod
-    def _of_shapes(cls, card: ModelCard, parts: Mapping[str, Part], tokenizers: Any, *, dropped: bool) -> Self:
         modules = {name: meta_part(card.folder, name, part) for name, part in parts.items()}
-        return cls(card, modules, tokenizers, read_json(card.folder / SCHEDULER), dropped=dropped)
+        return cls(card, modules, {}, read_json(card.folder / SCHEDULER))
 
     def fetch(self, *parts: str) -> None:
         for name in parts or [*self.modules]:
             if name not in self._dropped:
                 continue
-            with quiet(), loading(self.card.folder / name):
-                module = _loaded(self.card.folder, name, self.parts[name], self._precision_of(name))
-            if name == "vae":
-                check_finite(self.card.folder / name, module)
+            module = _loaded(self.card.folder, name, self.parts[name], self._precision_of(name))
             self.modules[name] = module.to(self._apart.get(name, self._place))
             self._dropped.discard(name)
             self._placed(name)
@@ -169,16 +162,20 @@ def _loaded(folder: Path, name: str, part: Part, precision: str) -> Any:
     """On the CPU. Of a low precision never more than half of float32 is in memory."""
     import torch
 
-    files = weight_files(folder, name, part)
+    files, low = weight_files(folder, name, part), precision != "fp32"
     how: dict[str, Any] = {"use_safetensors": True, "variant": "fp16" if ".fp16" in files[0].name else None}
-    if precision == "fp32":
-        return part_class(part).from_pretrained(folder / name, **how).to(getattr(torch, part.dtype))
-    from fewbayes.models.precision import read_vectors, reduced
+    how |= {"torch_dtype" if part.library == "diffusers" else "dtype": torch.bfloat16} if low else {}
+    with quiet(), loading(folder / name):
+        module = part_class(part).from_pretrained(folder / name, **how)
+    if low:
+        from fewbayes.models.precision import read_vectors, reduced
 
-    how["torch_dtype" if part.library == "diffusers" else "dtype"] = torch.bfloat16
-    module = part_class(part).from_pretrained(folder / name, **how)
-    read_vectors(module, files)
-    return reduced(module, precision)
+        read_vectors(module, files)
+        return reduced(module, precision)
+    module.to(getattr(torch, part.dtype))
+    if name == "vae":
+        check_finite(folder / name, module)
+    return module
 
 
 def _tokenizer(folder: Path, kind: str) -> Any:

@@ -38,7 +38,7 @@ def quantisable(module: nn.Module) -> dict[str, nn.Linear]:
 
 
 def _quantised(layer: nn.Linear, precision: str) -> nn.Module:
-    from bitsandbytes import nn as bnb
+    from bitsandbytes import nn as bnb  # pyright: ignore[reportMissingImports]
 
     sizes = layer.in_features, layer.out_features, layer.bias is not None
     with torch.device("meta"):
