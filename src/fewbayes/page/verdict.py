@@ -111,7 +111,11 @@ def verdict(run: Run) -> Verdict:
         lines.append(f"Likeness: {seen:.2f} to the training images, {unseen:.2f} to the one held out.")
     if last.evidence and last.stage not in ("good", "unclear"):
         lines.append(f"Measured: {last.evidence[0]}.")
-    options = [option for option in last.options if not option.startswith(("keep the last", "look at the pictures"))]
+    options = [
+        option
+        for option in last.options
+        if not option.startswith(("keep the last", "look at the pictures", "no look was good"))
+    ]
     lines += [f"To try: {'; '.join(options[:TRIED])}."] if options else []
     return Verdict(headline, lines, last.stage, confidence(last.stage))
 

@@ -5,6 +5,7 @@ Knows nothing of encoders or training: everything comes from files that `reading
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from fewbayes.page.evaluation.gallery import make_gallery
 from fewbayes.page.evaluation.reading import ALL, Evaluation, read_evaluation
 from fewbayes.page.evaluation.scores import Difference, Scores, all_scores, tables_of, verdict, write_scores
 from fewbayes.page.look import INK, WIDTH, colour, empty, inline, marker, style
-from fewbayes.page.parts import Block, Fold, Page, Verdict, drawings, facts
+from fewbayes.page.parts import Block, Card, Fold, Page, Verdict, drawings, facts
 from fewbayes.page.parts import table as as_block
 from fewbayes.page.render import flat, number, write_page
+from fewbayes.runs.layout import SAMPLES
 
 MODES = {"sound": "All pairs, nothing dropped", "paper": "As the authors average, quirks included"}
 SAID_ELSEWHERE = {"arms", "subjects", "title", "question"}
@@ -57,6 +59,7 @@ def evaluation_page(evaluation: Evaluation) -> Page:
     return Page(
         title=evaluation.title,
         verdict=Verdict(*_headline(evaluation, first)),
+        card=_next(evaluation),
         chips=[f"{len(evaluation.subjects)} subjects"] if len(evaluation.subjects) > 1 else [],
         above=[block for table in own[:1] for block in _table(table, "")],
         sheet=make_gallery(evaluation),
@@ -98,8 +101,17 @@ def _headline(evaluation: Evaluation, first: Scores | None) -> tuple[str, list[s
         return ", ".join(scores), []
     m = next((m for m in bounded if m.name == "dino"), bounded[0])
     mine, theirs = (number(each.cells[m.name].mean, m.digits) for each in (line, real))
-    more = "A higher likeness than that would mean copies."
-    return f"Likeness to the training images: {m.title} {mine}; they have {theirs} among themselves", [more]
+    more = f"{theirs} is how alike the training images are among themselves; more than that would mean copies."
+    return f"Likeness to the training images: {mine} of {theirs} ({m.title})", [more]
+
+
+def _next(evaluation: Evaluation) -> Card | None:
+    """Of the samples of a run: what says which step to use."""
+    source, pictures = (str(evaluation.facts.get(name) or "") for name in ("source", "pictures"))
+    if f"/{SAMPLES}/step-" not in pictures:
+        return None
+    commands = [("Which step to use", f"fewbayes report {shlex.quote(source)}")]
+    return Card("What next", "Scores are for comparing runs. Whether pictures are good, the run's page says.", commands)
 
 
 def _in_short(row: Difference, metrics: Sequence[Metric]) -> str:

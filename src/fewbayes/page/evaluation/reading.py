@@ -110,7 +110,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     ]
     return Evaluation(
         folder=folder,
-        title=str(facts.get("title") or f"Evaluation of {folder.resolve().name}"),
+        title=str(facts.get("title") or f"Evaluation of {Path(str(facts.get('source') or folder.resolve())).name}"),
         question=str(facts.get("question") or ""),
         arms=_arms(rows, facts),
         subjects=subjects,
