@@ -24,8 +24,8 @@ ROWS = {
     "noise": "Pure noise",
     "copies": "Copies of the training images",
     "shuffled": "Samples of other subjects",
-    "real": "Real against real",
     "unseen": "Likeness to the image held out",
+    "real": "Real against real",
 }
 """Rows beside the arms, by the `row` key of metrics.jsonl, with what a table calls them; the last stands last."""
 
