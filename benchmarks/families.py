@@ -59,18 +59,17 @@ def main() -> None:
     warnings.simplefilter("ignore")
     kept = output / FILE
     rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
-    for name, method, bayes in product(FAMILIES, METHODS, (False, True)):
-        if any((row["family"], row["method"], row["bayes"]) == (name, method, bayes) for row in rows):
+    for name in FAMILIES:
+        if any(row["family"] == name for row in rows):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            rows += measured(name, method, bayes, Path(folder))
+            rows += measured(name, Path(folder))
         kept.write_text(json.dumps(rows, indent=1) + "\n")
-        print(rows[-1], flush=True)
     (output / "families.md").write_text(table(rows))
 
 
-def measured(name: str, method: str, bayes: bool, folder: Path) -> list[dict[str, Any]]:
-    """Rows with and without prior preservation and caches; their exports are sampled by one foreign process."""
+def measured(name: str, folder: Path) -> list[dict[str, Any]]:
+    """All rows of a family; their exports are sampled by one foreign process."""
     spec = importlib.util.spec_from_file_location("fixtures", FIXTURES)
     assert spec is not None
     assert spec.loader is not None
@@ -84,9 +83,9 @@ def measured(name: str, method: str, bayes: bool, folder: Path) -> list[dict[str
     rows, jobs, ours = [], [], []
     family = load_family(str(model))
     before = _drawn(family)
-    for prior, cached in product((False, True), (True, False)):
+    for method, bayes, prior, cached in product(METHODS, (False, True), (False, True), (True, False)):
         begun = time.process_time()
-        place = folder / f"{prior}-{cached}"
+        place = folder / f"{method}-{bayes}-{prior}-{cached}"
         settings, format = METHODS[method]
         config = settings | (BAYES if bayes else {}) | {"cache_latents": cached}
         if prior:
@@ -102,6 +101,7 @@ def measured(name: str, method: str, bayes: bool, folder: Path) -> list[dict[str
         jobs.append(foreign_job(exported, ours[-1][1], model, PROMPT, SEEDS, HOW, out))
         rows.append({"family": name, "method": method, "bayes": bayes, "prior": prior, "cached": cached})
         rows[-1] |= {"resumed_bit_for_bit": agree, "format": format, "cpu_seconds": time.process_time() - begun}
+        print(rows[-1], flush=True)
     for row, (mine, record), theirs in zip(rows, ours, run_foreign(jobs), strict=True):
         if isinstance(theirs, str):
             row |= {"verified": False, "said": theirs}
