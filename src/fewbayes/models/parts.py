@@ -169,12 +169,13 @@ def _loaded(folder: Path, name: str, part: Part, precision: str) -> Any:
     how |= {"torch_dtype" if part.library == "diffusers" else "dtype": torch.bfloat16} if low else {}
     with quiet(), loading(folder / name):
         module = part_class(part).from_pretrained(folder / name, **how)
+        if not low:
+            module.to(getattr(torch, part.dtype))
     if low:
         from fewbayes.models.precision import read_vectors, reduced
 
         read_vectors(module, files)
         return reduced(module, precision)
-    module.to(getattr(torch, part.dtype))
     if name == "vae":
         check_finite(folder / name, module)
     return module
