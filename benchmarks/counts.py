@@ -1,17 +1,21 @@
-"""How many weights are trained, and how many of them random, on the true shapes of SD 1.5, SD 2.1 and SDXL.
+"""How many weights are trained, and how many of them random, on the true shapes of published models.
 
-Networks are built without memory from the config.json files in `shapes/`, so this takes seconds on any machine. Writes
-counts.json and, the same as a table, counts.md.
+Networks are built without memory from the config.json files in `shapes/`, and of flow models from the settings in
+memory_table.py, so this takes seconds on any machine. Presets that a model has not are left out. Writes counts.json and,
+the same as a table, counts.md.
 
     python benchmarks/counts.py --output benchmarks/results
 """
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from memory_table import MODELS as FLOW_MODELS
+from memory_table import write_shapes
 
 from fewbayes.methods import make_method
 from fewbayes.models import Family, ModelCard, meta_family, parameter_counts
@@ -56,11 +60,15 @@ def counted(family: Family, method: str, where: str = "linear", **settings: Any)
 
 def count_all() -> dict[str, Any]:
     families = [meta_family(card_of(shape)) for shape in MODELS]
+    with tempfile.TemporaryDirectory() as folder:
+        families += [meta_family(write_shapes(model, Path(folder) / model)) for model in FLOW_MODELS]
+        parameters = {family.card.model: parameter_counts(family.card) for family in families}
     rows = []
     for family in families:
-        rows += [counted(family, "full", where) for where in PRESETS]
+        has = [name for name, it in PRESETS.items() if not it.within or it.within[0] in family.layer_groups]
+        rows += [counted(family, "full", where) for where in has]
         rows += [counted(family, method, **settings) for method, settings in ADAPTERS.items()]
-    return {"parameters": {family.card.model: parameter_counts(family.card) for family in families}, "rows": rows}
+    return {"parameters": parameters, "rows": rows}
 
 
 def as_table(counts: dict[str, Any]) -> str:
