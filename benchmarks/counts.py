@@ -1,8 +1,8 @@
 """How many weights are trained, and how many of them random, on the true shapes of published models.
 
 Networks are built without memory from the config.json files in `shapes/`, and of flow models from the settings in
-memory_table.py, so this takes seconds on any machine. Presets that a model has not are left out. Writes counts.json and,
-the same as a table, counts.md.
+memory_table.py, so this takes a minute on any machine. Presets that a model has not are left out. Writes counts.json
+and, the same as a table, counts.md.
 
     python benchmarks/counts.py --output benchmarks/results
 """
