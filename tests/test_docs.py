@@ -37,7 +37,12 @@ _LEVELS = {
     "last Dino": "last Dino",
     "last quality": "last quality",
 }
+_SIZES = ("SD 1.5", "SDXL", "SD 3.5 medium", "SD 3.5 large", "FLUX.2 klein 4B", "FLUX.2 klein 9B", "Z-Image")
+_PEAKS = ("model", "side", "denoiser", "text encoders", "fp32", "bf16", "nf4", "nf4, 512")
+_CARDS = ("model", "8 GB", "12 GB", "16 GB", "24 GB", "48 GB")
 CUTS: dict[str, list[Cut]] = {
+    "memory peaks": [Cut("memory.md", "Peaks", _SIZES, {name: name for name in _PEAKS})],
+    "memory that fits": [Cut("memory.md", "What fits", _SIZES, {name: name for name in _CARDS})],
     "noise levels": [
         Cut(
             "remedies_noise.md",
