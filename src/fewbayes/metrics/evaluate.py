@@ -61,6 +61,7 @@ def evaluate_folder(
     source: str | Path,
     *,
     reference_dir: str | Path | None = None,
+    held_out_dir: str | Path | None = None,
     prompt: str | None = None,
     mode: Modes = "sound",
     encoders: str | Mapping[str, Any] | None = None,
@@ -79,7 +80,8 @@ def evaluate_folder(
     """Scores the pictures of a run or a folder, and writes the result where `output_dir` says.
 
     encoders: "embedded", "paper", a folder of them, or what `load_encoders` gave; None is "embedded" for pictures of
-    the model `tiny` and "paper" otherwise. base_dir: the base model's pictures of the same prompts and seeds.
+    the model `tiny` and "paper" otherwise. held_out_dir: images that training did not see. base_dir: the base model's
+    pictures of the same prompts and seeds.
     subject, arm, seed: written into every row. cache: a file that remembers features; None remembers nothing.
     """
     began = time.monotonic()
@@ -96,7 +98,8 @@ def evaluate_folder(
     base = read_samples(Path(base_dir), **words) if base_dir else NO_PICTURES
     folder = Path(reference_dir) if reference_dir else place.reference
     references = read_references(folder, pictures.subjects) if folder else {}
-    apart = read_references(place.held_out, pictures.subjects) if place.held_out else {}
+    held_out = Path(held_out_dir) if held_out_dir else place.held_out
+    apart = read_references(held_out, pictures.subjects) if held_out else {}
     unseen = next(iter(apart.values()), NO_PICTURES)
     with doing("Loading the networks that score pictures"):
         loaded, which = _encoders(encoders, place, offline)

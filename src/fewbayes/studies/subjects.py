@@ -53,6 +53,13 @@ class StudySubject:
         folder = self.photographs.with_name(f"{self.photographs.name}-{count}")
         return replace(self, photographs=_kept(folder, [file.read_bytes() for file in self.files[:count]]))
 
+    def rest(self, count: int | None) -> Path | None:
+        """A folder with the images that are not among the first `count`; None where there are none."""
+        if count is None or count >= len(self.files):
+            return None
+        folder = self.photographs.with_name(f"{self.photographs.name}-but-{count}")
+        return _kept(folder, [file.read_bytes() for file in self.files[count:]])
+
 
 def named_subjects(
     drawn: Sequence[str],

@@ -18,6 +18,7 @@ from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_folder, atomic_write, file_sha256
 from fewbayes.files.decode import plain_json, read_json, read_json_lines
 from fewbayes.models import inspect_model
+from fewbayes.runs.layout import HELD_OUT, REFERENCE
 from fewbayes.settings.agreement import USUAL_RARE_TOKEN
 from fewbayes.settings.config import TrainConfig, resolved
 from fewbayes.studies.grid import train
@@ -53,7 +54,8 @@ class Cell:
     """One model to be trained, sampled and scored. config, seed: of its training, None for the base model.
 
     root: the folder of all that comes of one base model. arm: its name in the table; kept: its name in `root`, which
-    says how its settings differ from its recipe's, so that sweeps share what they both ask for.
+    says how its settings differ from its recipe's, so that sweeps share what they both ask for. unseen: images of the
+    subject that it is not trained on, beside one that the run itself may hold out.
     """
 
     root: Path
@@ -66,6 +68,7 @@ class Cell:
     protocol: Protocol
     encoders: str
     mode: Mode
+    unseen: Path | None = None
 
     @property
     def name(self) -> str:
@@ -92,6 +95,17 @@ class Cell:
     def base(self) -> Path | None:
         """The pictures of the base model, beside which these are scored; its own have none."""
         return self.pictures.parent / BASE if self.config else None
+
+    @property
+    def apart(self) -> Path | None:
+        """Images that training did not see."""
+        held_out = self.folder / HELD_OUT
+        return self.unseen or (held_out if self.config and held_out.is_dir() else None)
+
+    @property
+    def references(self) -> Path:
+        """Images that training saw."""
+        return self.folder / REFERENCE if self.apart and not self.unseen else self.subject.photographs
 
     @property
     def token(self) -> str:
@@ -215,7 +229,8 @@ def score_cell(cell: Cell) -> Path:
     with atomic_folder(cell.scores) as staging:
         evaluate_folder(
             cell.pictures,
-            reference_dir=cell.subject.photographs,
+            reference_dir=cell.references,
+            held_out_dir=cell.apart,
             mode=cell.mode,
             encoders=encoders_of(cell.encoders),
             base_dir=cell.base,
@@ -238,7 +253,8 @@ def made_from(cell: Cell) -> dict[str, Any]:
         "encoders": {key: _identity(encoder) for key, encoder in sorted(encoders_of(cell.encoders).items())},
         "metrics": _metrics_code(),
         "pictures": content(cell.pictures),
-        "references": content(cell.subject.photographs),
+        "references": content(cell.references),
+        "apart": content(cell.apart) if cell.apart else None,
         "base": content(cell.base) if cell.base else None,
     }
 
@@ -289,6 +305,8 @@ def _metric_rows(cell: Cell) -> Iterable[dict[str, Any]]:
     for row in _rows(cell.scores / METRICS):
         if row["row"] == "samples":
             yield {**row, **_place_in(cell)}
+        elif row["row"] == "unseen":
+            yield {**row, "row": "samples", "arm": f"{cell.arm}, to images held out"}
         elif cell.config is None and row["row"] != BASE:
             yield {**row, "arm": None}
 

@@ -209,9 +209,7 @@ def run_sweep(name: str, arguments: Sequence[str], called: str = "") -> Path:
     several = len(subjects) > 1
     bases = [_base(arm, subject, flags, several) for arm in _one_each(arms) for subject in subjects[arm.model]]
     tuned = [
-        _tuned(arm, subject.first(arm.images), seed, flags)
-        for seed in range(flags.seeds)
-        for arm, subject in _in_turn(arms, subjects)
+        _tuned(arm, subject, seed, flags) for seed in range(flags.seeds) for arm, subject in _in_turn(arms, subjects)
     ]
     for cell in (*bases, *tuned):
         check_pictures(cell)
@@ -279,11 +277,11 @@ def _base(arm: Arm, subject: StudySubject, flags: SweepFlags, several: bool) -> 
 
 
 def _tuned(arm: Arm, subject: StudySubject, seed: int, flags: SweepFlags) -> Cell:
-    root, protocol = _root(arm.model, flags), _protocol(arm.model, flags)
+    root, protocol, taught = _root(arm.model, flags), _protocol(arm.model, flags), subject.first(arm.images)
     drawn = {"sampler": protocol.sampler, "num_inference_steps": protocol.steps, "guidance_scale": protocol.guidance}
     common = {
         "model": arm.model,
-        "instance_data_dir": str(subject.photographs),
+        "instance_data_dir": str(taught.photographs),
         "instance_prompt": f"a photo of a {RARE_TOKEN_MARK} {subject.class_word}",
         "output_dir": str(root / subject.name / "runs" / f"{arm.kept}-seed{seed}"),
         "center_crop": True,
@@ -291,7 +289,8 @@ def _tuned(arm: Arm, subject: StudySubject, seed: int, flags: SweepFlags) -> Cel
         "seed": seed,
     }
     config = TrainConfig(**(common | dict(arm.settings) | drawn))
-    return Cell(root, subject, arm.name, arm.kept, seed, config, arm.model, protocol, flags.evaluators, flags.mode)
+    rest = arm.model, protocol, flags.evaluators, flags.mode
+    return Cell(root, taught, arm.name, arm.kept, seed, config, *rest, unseen=subject.rest(arm.images))
 
 
 def _described(
