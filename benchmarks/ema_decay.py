@@ -33,7 +33,7 @@ from fewbayes.studies.trajectory import open_pictures
 from fewbayes.training import train as training
 from fewbayes.training.ema import WeightAverage
 
-SUBJECTS, RATES, SEEDS = ("flame_car", "ringed_lamp", "patchwork_bird"), (1e-4, 1e-3), 3
+SUBJECTS, RATES = ("flame_car", "ringed_lamp", "patchwork_bird"), (1e-4, 1e-3)
 STEPS, LOOKS, PICTURES, SAMPLER_STEPS = 200, (100, 200), 4, 16
 DECAYS = {"0.99": 0.99, "0.98": 0.98}
 GAMMA = 6.94
@@ -129,9 +129,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "ema_decay.json")
+    parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     cells = []
-    for seed in range(SEEDS):
+    for seed in range(asked.seeds):
         for name in SUBJECTS:
             for rate in RATES:
                 file, args = asked.runs / f"{name}-{rate:g}-seed{seed}.json", (asked.runs, name, rate, seed)

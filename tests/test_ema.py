@@ -34,6 +34,18 @@ def test_the_decay_warms_up_from_a_tenth_to_its_limit(weights):
     assert decays[-1] == 0.5
 
 
+def test_until_it_is_warm_the_decay_plays_no_part_and_the_mean_age_is_a_tenth_of_the_run(weights):
+    short, long = (WeightAverage(weights, decay=decay) for decay in (0.98, 0.99))
+    shares: list[float] = []
+    for _ in range(440):
+        assert short.decay_now() == long.decay_now()
+        shares = [share * short.decay_now() for share in shares] + [1 - short.decay_now()]
+        short.updates, long.updates = short.updates + 1, long.updates + 1
+    long.updates += 1
+    assert short.decay_now() == 0.98 < long.decay_now()
+    assert sum(share * age for age, share in enumerate(reversed(shares))) == pytest.approx(44, abs=0.5)
+
+
 def test_one_update_is_the_formula(weights):
     average = WeightAverage(weights)
     before = weights["a"].detach().clone()

@@ -187,7 +187,8 @@ class TrainConfig(_MethodsOwn):
     use_ema: bool = False
     """Keep an exponential moving average of the weights beside them."""
     ema_decay: float = setting(0.99, at_least=0, below=1, needs="use_ema")
-    """Decay of that average after its warm-up: min(ema_decay, (1 + n) / (10 + n)) at step n."""
+    """Decay of that average after its warm-up: min(ema_decay, (1 + n) / (10 + n)) at step n. Below 440 steps 0.98
+    and 0.99 are the same."""
     export_weights: Literal["raw", "ema"] = setting("raw", needs="use_ema", free_on_resume=True)
     """Which weights become the final result."""
 
