@@ -3,8 +3,8 @@
 The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that the average forgets the starting point
 within a few dozen steps; the constant 0.9999 of the public helpers would hardly move in such a run. While it warms up,
 for 440 updates at 0.98 and 890 at 0.99, this is the power average of Karras et al. (arXiv 2312.02696) with exponent 8:
-its mean age is a tenth of the run, and `decay` plays no part. The averages are kept in float32. Knows nothing of diffusion, of files, or of what the
-parameters belong to.
+its mean age is a tenth of the run, and `decay` plays no part. The averages are kept in float32. Knows nothing of
+diffusion, of files, or of what the parameters belong to.
 """
 
 from __future__ import annotations
