@@ -10,11 +10,8 @@ all fit into memory (`--one_at_a_time`) a turn is a whole process.
     python benchmarks/peers.py --scripts ... --model sd15 --one_at_a_time --turns 2 --steps 2
     python benchmarks/peers.py --table        # peers.md of all results that there are
 
-Two arms put Bayesian weights into the script of diffusers, with the same random weights as ours:
-    textbook   Blundell et al. 2015 as libraries of Bayesian layers do it: mu + softplus(rho) * eps at each forward, the
-               closed-form KL in the loss
-    authors    the paper's own code as it is described: mu + sigma * eps, sigma clamped by writing it anew at each
-               forward, with full fine-tuning a frozen copy of the U-Net and the KL in the graph whatever its weight
+Two arms put Bayesian weights into the script of diffusers (`drawn_layers.py`): as textbooks have them, and as the
+paper's authors do.
 """
 
 from __future__ import annotations
@@ -29,14 +26,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from drawn_layers import WEIGHT_STD, Arm, put_in
 from machine import environment, installed, resident_bytes, spread, written_bytes
-from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,25 +40,11 @@ PROMPT = "a photo of a <v> fish"
 SCRIPT_OF = {  # of a model that is not like Stable Diffusion 1.x
     "sdxl": "train_dreambooth_lora_sdxl.py",
     "sd35m": "train_dreambooth_lora_sd3.py",
-    "tiny-flow": "train_dreambooth_lora_sd3.py",
 }
+WITHOUT_SCRIPT = ("tiny-flow",)  # the script of SD 3 wants a T5
 USUAL_SCRIPT = {"full": "train_dreambooth.py", "lora": "train_dreambooth_lora.py"}
 RANDOM = ("sd15", "sdxl", "sd35m")
-WEIGHT_STD = 0.01
 PICTURES, SAMPLE_STEPS = 4, 10
-
-
-@dataclass(frozen=True)
-class Arm:
-    """program: "fewbayes" or "diffusers"; variant: of its Bayesian weights, "" for none."""
-
-    program: str
-    method: str
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.program}, {self.variant}" if self.variant else f"{self.program}, plain"
 
 
 ARMS = [
@@ -77,116 +59,10 @@ ARMS = [
         ("diffusers", "textbook"),
     )
 ]
+ARMS += [Arm("fewbayes", "oft"), Arm("fewbayes", "oft", "learned")]  # diffusers has no script of it
 
 
 # ---- in the process of an arm
-
-
-class Drawn(nn.Linear):
-    """A linear layer whose weights are drawn at every forward; `convert` makes one of a plain layer."""
-
-    variant: str
-    kl_always: bool
-
-    def forward(self, input: Tensor) -> Tensor:
-        draw = self._textbook if self.variant == "textbook" else self._authors
-        bias = None if self.bias is None else draw(self.bias, self.spread_bias)
-        return F.linear(input, draw(self.weight, self.spread_weight), bias)
-
-    @staticmethod
-    def _textbook(mu: Tensor, rho: Tensor) -> Tensor:
-        return mu + F.softplus(rho) * torch.randn_like(mu)
-
-    @staticmethod
-    def _authors(mu: Tensor, sigma: Tensor) -> Tensor:
-        sigma.data = torch.maximum(sigma.data, torch.ones_like(sigma) * 1e-7)
-        return mu + sigma * torch.randn_like(mu)
-
-    def kl(self) -> Tensor:
-        pairs = [("weight", self.weight, self.spread_weight)]
-        pairs += [] if self.bias is None else [("bias", self.bias, self.spread_bias)]
-        return torch.stack([self._divergence(*pair) for pair in pairs]).sum()
-
-    def _divergence(self, name: str, mu: Tensor, spread: Tensor) -> Tensor:
-        prior = getattr(self, f"prior_{name}")
-        if self.variant == "textbook":
-            std = F.softplus(spread)
-            return (torch.log(WEIGHT_STD / std) + (std**2 + (mu - prior) ** 2) / (2 * WEIGHT_STD**2) - 0.5).sum()
-        found = torch.log(spread / WEIGHT_STD) - 0.5 + (WEIGHT_STD**2 + (prior - mu) ** 2) / (2 * spread**2)
-        if torch.isnan(found).any():
-            raise ArithmeticError("the KL is not a number")
-        low = found < -1e-7
-        if low.any():
-            found[low] *= 0.0
-        return found.sum()
-
-
-def convert(layer: nn.Linear, variant: str, prior: bool) -> None:
-    layer.__class__ = Drawn
-    layer.variant = variant  # pyright: ignore[reportAttributeAccessIssue]
-    start = float(torch.tensor(WEIGHT_STD).expm1().log()) if variant == "textbook" else WEIGHT_STD
-    for name, mu in [*layer.named_parameters(recurse=False)]:
-        layer.register_parameter(f"spread_{name}", nn.Parameter(torch.full_like(mu, start)))
-        if prior:
-            layer.register_buffer(f"prior_{name}", mu.detach().clone(), persistent=False)
-
-
-def random_layers(denoiser: nn.Module, method: str) -> list[nn.Linear]:
-    """Those whose weights are random in our arms."""
-    from fewbayes.models.sd3 import StableDiffusion3
-    from fewbayes.models.unet_clip import StableDiffusion
-    from fewbayes.posterior.where import Rule, select
-
-    if method == "lora":
-        return [m for name, m in denoiser.named_modules() if ".lora_B." in name and isinstance(m, nn.Linear)]
-    groups = (StableDiffusion if type(denoiser).__name__.startswith("UNet") else StableDiffusion3).layer_groups
-    paths = {chosen.name.rpartition(".")[0] for chosen in select(denoiser, Rule("linear", groups))}
-    return [m for name, m in denoiser.named_modules() if name in paths and isinstance(m, nn.Linear)]
-
-
-def put_in(arm: Arm) -> dict[str, Any]:
-    """Patches diffusers and accelerate so that the script trains an arm's Bayesian weights; what it trains is in
-    "denoiser" as soon as it is loaded."""
-    import diffusers
-    from accelerate import Accelerator
-
-    found: dict[str, Any] = {}
-    kl_weight = 1e-8 if arm.variant == "textbook" else 0.0
-    keeps_kl = arm.variant == "textbook" or (arm.variant == "authors" and arm.method == "full")
-
-    def converted(denoiser: nn.Module) -> None:
-        found["denoiser"] = denoiser
-        if arm.variant == "authors" and arm.method == "full":
-            import copy
-
-            found["frozen copy"] = copy.deepcopy(denoiser).requires_grad_(False)
-        found["layers"] = random_layers(denoiser, arm.method) if arm.variant else []
-        for layer in found["layers"]:
-            convert(layer, arm.variant, keeps_kl)
-
-    for kind in (diffusers.UNet2DConditionModel, diffusers.SD3Transformer2DModel):
-        if arm.method == "full":
-            kind.from_pretrained = _then(kind.from_pretrained, converted)
-        else:
-            kind.add_adapter = _then(kind.add_adapter, converted, of_self=True)
-    backward = Accelerator.backward
-
-    def with_kl(self: Accelerator, loss: Tensor, **more: Any) -> None:
-        if keeps_kl:
-            loss = loss + kl_weight * torch.stack([layer.kl() for layer in found["layers"]]).sum()
-        backward(self, loss, **more)
-
-    Accelerator.backward = with_kl
-    return found
-
-
-def _then(function: Callable[..., Any], last: Callable[[Any], None], of_self: bool = False) -> Callable[..., Any]:
-    def wrapped(*arguments: Any, **more: Any) -> Any:
-        answer = function(*arguments, **more)
-        last(arguments[0] if of_self else answer)
-        return answer
-
-    return wrapped
 
 
 class Gate:
@@ -360,9 +236,9 @@ def script_of(arm: Arm, args: argparse.Namespace) -> Path | None:
 
 
 def chosen_arms(args: argparse.Namespace) -> list[Arm]:
-    methods = ("lora",) if args.model in SCRIPT_OF else ("full", "lora")
-    arms = [arm for arm in ARMS if arm.method in methods and arm.method in args.methods]
-    return [arm for arm in arms if args.scripts or arm.program == "fewbayes"]
+    arms = [arm for arm in ARMS if arm.method in args.methods]
+    scripts = args.scripts and args.model not in WITHOUT_SCRIPT
+    return [arm for arm in arms if scripts or arm.program == "fewbayes"]
 
 
 def together(arms: Sequence[Arm], args: argparse.Namespace, folder: Path) -> dict[Arm, list[dict[str, float]]]:
@@ -470,7 +346,7 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
         settings, versions = result["settings"], result["versions"]
         each = "each turn a process" if settings["one_at_a_time"] else "alternating"
         lines += [
-            f"`{settings['model']}`: {settings['resolution']} px, batch 1, {result['hardware']}, "
+            f"`{settings['model']}`, {settings['method']}: {settings['resolution']} px, batch 1, {result['hardware']}, "
             f"{settings['threads']} thread(s) of {result['cores']} cores, load {result['load']}; {settings['turns']} "
             f"turns of {settings['steps']} steps, {each}; "
             f"torch {versions['torch']}, diffusers {versions['diffusers']}.",
@@ -492,7 +368,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scripts", type=Path, help="examples/dreambooth of diffusers; without it only ours is timed")
     parser.add_argument("--model", default="tiny", help=f"an embedded one, or of random weights: {', '.join(RANDOM)}")
-    parser.add_argument("--methods", nargs="+", default=["full", "lora"], choices=["full", "lora"])
+    parser.add_argument("--methods", nargs="+", default=["full", "lora", "oft"], choices=["full", "lora", "oft"])
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps a turn")
     parser.add_argument("--pictures", type=int, default=3)
@@ -502,6 +378,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write peers.md anew")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.model in SCRIPT_OF:
+        args.methods = ["lora"]
     if args.work:
         work(json.loads(args.work))
         return
@@ -523,18 +401,16 @@ def measure(args: argparse.Namespace, scratch: Path) -> None:
     else:
         args.folder = PIPELINES[args.model]
     photographs(scratch / "pictures", args.resolution)
-    answers: dict[Arm, list[dict[str, float]]] = {}
-    arms = chosen_arms(args)
-    for method in args.methods:
-        group = [arm for arm in arms if arm.method == method]
-        answers |= (one_at_a_time if args.one_at_a_time else together)(group, args, scratch)
     settings = {
         key: getattr(args, key) for key in ("model", "resolution", "turns", "steps", "threads", "one_at_a_time")
     }
-    result = {"settings": settings, **environment(), "threads": args.threads}
-    result["versions"] = {**environment()["versions"], "torchvision": installed("torchvision")}  # pyright: ignore
-    result["results"] = [read(arm, answers, args) for arm in arms]
-    (RESULTS / f"peers_{args.model}.json").write_text(json.dumps(result, indent=2) + "\n")
+    for method in args.methods:
+        arms = [arm for arm in chosen_arms(args) if arm.method == method]
+        answers = (one_at_a_time if args.one_at_a_time else together)(arms, args, scratch)
+        result = {"settings": settings | {"method": method}, **environment(), "threads": args.threads}
+        result["torchvision"] = installed("torchvision")
+        result["results"] = [read(arm, answers, args) for arm in arms]
+        (RESULTS / f"peers_{args.model}_{method}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

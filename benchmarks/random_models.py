@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory_table import CLIP_G, CLIP_L, SD35_MEDIUM, T5, VAE
 
 from fewbayes.world.pipelines import PIPELINES
 
@@ -40,43 +41,18 @@ CLASSES: Mapping[str, Mapping[str, tuple[str, str]]] = {
 }
 PIPELINE = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "sd35m": "StableDiffusion3Pipeline"}
 SCHEDULER = {"sd15": "PNDMScheduler", "sdxl": "EulerDiscreteScheduler", "sd35m": "FlowMatchEulerDiscreteScheduler"}
-# Stable Diffusion 3.5 medium, by its published config.json files; of T5 one block, since it runs once a prompt.
+# Of T5 one block, since it runs once a prompt.
 SD35M: dict[str, dict[str, Any]] = {
-    "transformer": {
-        "sample_size": 128,
-        "patch_size": 2,
-        "in_channels": 16,
-        "out_channels": 16,
-        "num_layers": 24,
-        "attention_head_dim": 64,
-        "num_attention_heads": 24,
-        "joint_attention_dim": 4096,
-        "caption_projection_dim": 1536,
-        "pooled_projection_dim": 2048,
-        "pos_embed_max_size": 384,
-        "dual_attention_layers": tuple(range(13)),
-        "qk_norm": "rms_norm",
-    },
-    "vae": {
-        "latent_channels": 16,
-        "scaling_factor": 1.5305,
-        "shift_factor": 0.0609,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-    },
-    "text_encoder_3": {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 1, "num_heads": 64, "vocab_size": 32},
+    "transformer": SD35_MEDIUM,
+    "vae": VAE,
+    "text_encoder": CLIP_L,
+    "text_encoder_2": CLIP_G,
+    "text_encoder_3": T5 | {"num_layers": 1, "vocab_size": 32},
 }
 
 
 def config_of(name: str, part: str) -> dict[str, Any]:
-    """A part's config.json: SD 3.5 shares autoencoder blocks and CLIP encoders with SDXL."""
-    kept = SHAPES / ("sdxl" if name == "sd35m" else name) / part / "config.json"
-    known = json.loads(kept.read_text()) if kept.exists() else {}
-    if name == "sd35m":
-        known |= SD35M.get(part, {})
-        if part == "text_encoder":
-            known |= {"projection_dim": 768}
-    return known
+    return SD35M[part] if name == "sd35m" else json.loads((SHAPES / name / part / "config.json").read_text())
 
 
 def make(name: str, folder: Path) -> Path:

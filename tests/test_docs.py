@@ -108,8 +108,38 @@ def demo_table() -> str:
     return markdown(rows)
 
 
+def cost_table() -> str:
+    """README's costs: time and peak memory of whole trainings, as multiples of our plain one by the same method."""
+    files = (ROOT / "benchmarks/results").glob("peers_tiny_*.json")
+    by_arm = {(row["arm"], row["method"]): row for file in files for row in json.loads(file.read_text())["results"]}
+    methods = {"full": "full", "lora": "LoRA, rank 4", "oft": "OFT, 4 blocks"}
+
+    def cell(arm: str, method: str) -> str:
+        row, plain = by_arm.get((arm, method)), by_arm.get(("fewbayes, plain", method))
+        if row is None or plain is None:
+            return ""
+        if row is plain:
+            return f"{plain['cpu_ms']['median']:.0f} ms, {plain['peak_bytes'] / 1e6:.0f} MB"
+        return f"{row['ratio_to_fewbayes_plain']['median']:.2f}, {row['peak_bytes'] / plain['peak_bytes']:.2f}"
+
+    names = {
+        "fewbayes, plain": "fewbayes, plain",
+        "fewbayes, learned": "Bayesian, learned deviations",
+        "fewbayes, fixed": "Bayesian, fixed deviations",
+        "diffusers, plain": "diffusers' script, plain",
+        "diffusers, authors": "Bayesian as the authors have it, in that script",
+        "diffusers, textbook": "Bayesian as textbooks have it, in that script",
+    }
+    return markdown(
+        [{"time, memory": words} | {h: cell(arm, m) for m, h in methods.items()} for arm, words in names.items()]
+    )
+
+
+MADE = {"demo": demo_table, "costs": cost_table}
+
+
 def written(name: str) -> str:
-    return demo_table() if name == "demo" else markdown([row for part in CUTS[name] for row in cut(part)])
+    return MADE[name]() if name in MADE else markdown([row for part in CUTS[name] for row in cut(part)])
 
 
 MARKED = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)\n?<!-- end -->", re.DOTALL)
@@ -121,7 +151,7 @@ def test_every_table_of_a_page_is_cut_from_the_kept_result():
         for _, name, table in MARKED.findall(page.read_text()):
             seen.add(name)
             assert table == written(name), f"{page.name}: run python tests/test_docs.py"
-    assert seen == {*CUTS, "demo"}
+    assert seen == {*CUTS, *MADE}
 
 
 @pytest.mark.parametrize("name", ["remedies_noise", "remedies_rate"])

@@ -84,7 +84,7 @@ def is_evaluation(folder: Path) -> bool:
     """Whether a folder holds rows of an evaluation rather than those of a training, which have steps."""
     if (folder / STUDY).is_file():
         return True
-    return any("mode" in row and "step" not in row for row in _objects(folder / METRICS)[0][:5])
+    return any("mode" in row and "step" not in row for row in _objects(folder / METRICS, most=5)[0])
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -128,14 +128,16 @@ def read_evaluation(folder: Path) -> Evaluation:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _objects(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Lines that are objects with a metric, and how many are not."""
+def _objects(path: Path, most: int | None = None) -> tuple[list[dict[str, Any]], int]:
+    """Lines that are objects with a metric, the first `most` of them, and how many are not."""
     found, torn = [], 0
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             row = parse_json(line, path.name)
         except UserError:
             row = None
+        if len(found) == most:
+            break
         if isinstance(row, dict) and isinstance(row.get("metric"), str):
             found.append(row)
         else:
