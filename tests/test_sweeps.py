@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fewbayes.page.evaluation import make_scores, read_evaluation
+from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.settings.config import TrainConfig
 from fewbayes.settings.recipes import RECIPES
 from fewbayes.studies.subjects import StudySubject, dataset_subjects, drawn_subject, photographed_subject
@@ -17,6 +19,7 @@ from fewbayes.studies.sweeps.catalogue import SWEEPS, VIEWS, Sweep, titles
 from fewbayes.studies.sweeps.cells import BASE, Cell, Protocol, gather, listing, sample_cell, score_cell
 from fewbayes.studies.sweeps.make import SweepFlags, arms_of, make, run_sweep
 from fewbayes.studies.sweeps.reading import judged, spread_table
+from fewbayes.training.bayes import kl_weight
 from fewbayes.world.scenes import SUBJECTS
 
 FEW = Protocol(images_per_prompt=2, most_prompts=2, steps=2)
@@ -51,6 +54,23 @@ def test_a_setting_of_bayesian_weights_leaves_one_plain_arm_which_all_sweeps_sha
     against = {arm.value: arm.against for arm in arms("fig9b") if arm.bayes}
     assert against[0.0] is None
     assert {against[1.0], against[100.0]} == {"paper-dreambooth-bayes-kl_reduction-mean"}
+
+
+def test_models_have_what_the_paper_gives_them_alone():
+    found = {(a.model.rpartition("/")[2], a.bayes): a for a in arms("table2", "x/stable-diffusion-v1-4", "tiny")}
+    assert found["stable-diffusion-v1-4", True].settings["kl_weight"] == 0.1
+    assert found["tiny", True].settings["kl_weight"] == 0.0
+    assert found["tiny", True].kept == found["stable-diffusion-v1-4", True].kept  # in folders of their models
+    assert SWEEPS["table2"].expected("x/stable-diffusion-v1-4")["dino"] == 0.026
+
+
+def test_the_mean_of_the_divergence_is_its_sum_by_the_number_of_random_weights():
+    posterior = GaussianPosterior(torch.nn.Linear(3, 2), where="all", weight_std=0.01, seed=0)
+    told = {"model": "tiny", "instance_data_dir": "x", "instance_prompt": "a <v> dog", "output_dir": "run"}
+    whole, mean = (
+        TrainConfig(**told, bayes=True, kl_weight=4.0, kl_reduction=reduction) for reduction in ("sum", "mean")
+    )
+    assert (kl_weight(whole, posterior), kl_weight(mean, posterior)) == (4.0, 4.0 / 8)
 
 
 def test_every_claim_of_the_paper_is_about_a_value_of_its_sweep():
