@@ -98,8 +98,12 @@ def test_what_takes_long_says_so_again_and_the_count_has_an_honest_end(monkeypat
     assert (first, last) == ("picture 1 of 3 ... 0 s", "picture 3 of 3, loss 0.5000")
 
 
-def test_what_waits_for_people_says_nothing(monkeypatch, caplog):
+def test_what_waits_for_people_and_all_processes_but_the_first_say_nothing(monkeypatch, caplog):
     monkeypatch.setattr(progress, "GAP", 0.02)
-    with caplog.at_level("INFO", "fewbayes"), progress.doing("Working", quietly=True), progress.waiting():
-        time.sleep(0.1)
+    with caplog.at_level("INFO", "fewbayes"):
+        with progress.doing("Working", quietly=True), progress.waiting():
+            time.sleep(0.1)
+        monkeypatch.setenv("RANK", "1")
+        with progress.doing("Working"):
+            time.sleep(0.1)
     assert not caplog.records

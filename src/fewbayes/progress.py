@@ -6,6 +6,7 @@ Messages of the logger go above a bar that is shown (`Messages`). Knows nothing 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -83,9 +84,11 @@ _BEAT = _Beat()
 def doing(what: str, *, quietly: bool = False) -> Iterator[None]:
     """Says what is under way, with a spinner on a terminal and again and again elsewhere.
 
-    quietly: not at once, and nothing on a terminal. Nothing is said where nobody listens to the logger.
+    quietly: not at once, and nothing on a terminal. Nothing is said where nobody listens to the logger, nor by any but
+    the first of several processes.
     """
-    if not log.isEnabledFor(logging.INFO) or (quietly and sys.stderr.isatty()):
+    others = os.environ.get("RANK", "0") != "0"
+    if others or not log.isEnabledFor(logging.INFO) or (quietly and sys.stderr.isatty()):
         yield
     elif sys.stderr.isatty() and not type(sys.stderr).__module__.startswith("rich"):  # that stands there under a bar
         from rich.console import Console
