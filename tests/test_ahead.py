@@ -6,11 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fewbayes import progress
 from fewbayes.cli import COMMANDS, main
 from fewbayes.settings.completion import completion, flags_in
 from fewbayes.settings.config import train_help, train_settings
+from fewbayes.training.prepare import with_samples
 
 
 def test_info_names_versions_devices_and_caches(capsys):
@@ -81,6 +83,13 @@ def test_a_dry_run_says_memory_disk_and_time_and_leaves_nothing(settings, tmp_pa
     assert ", 10 pictures of " in said
     assert not Path(config.output_dir).exists()
     assert "max_train_steps: 400" in said
+
+
+def test_samples_are_drawn_by_default_on_a_gpu_alone(settings):
+    open_ = settings(max_train_steps=100)
+    assert with_samples(open_, torch.device("cuda")).validation_steps == 13  # eight looks
+    assert with_samples(open_, torch.device("cpu")).validation_steps == 0
+    assert with_samples(settings(validation_steps=7), torch.device("cuda")).validation_steps == 7
 
 
 def test_what_takes_long_says_so_again_and_the_count_has_an_honest_end(monkeypatch, capsys, caplog):
