@@ -41,8 +41,7 @@ def write_model(model: str, folder: Path) -> ModelCard:
     card = write_shapes(model, folder)
     family = meta_family(card)
     for name, module in family.modules.items():
-        tensors = {key: _random(key, weight) for key, weight in module.state_dict().items()}
-        save_file(tensors, folder / name / f"{family.parts[name].stem}.safetensors", metadata={"format": "pt"})
+        _write(module, folder / name, family.parts[name].stem)
     sys.path.insert(0, str(FIXTURES))
     import conftest
 
@@ -53,6 +52,22 @@ def write_model(model: str, folder: Path) -> ModelCard:
             else:
                 conftest._chat_tokenizer(folder / name)
     return card
+
+
+def _write(module: torch.nn.Module, folder: Path, stem: str) -> None:
+    """In files of about a gigabyte, as published models lie."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    for key, weight in module.state_dict().items():
+        if sum(it.numel() for it in shards[-1].values()) > 5e8:
+            shards.append({})
+        shards[-1][key] = weight
+    where = {}
+    for i, shard in enumerate(shards, start=1):
+        file = f"{stem}-{i:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else f"{stem}.safetensors"
+        save_file({key: _random(key, it) for key, it in shard.items()}, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
 def _random(name: str, weight: torch.Tensor) -> torch.Tensor:

@@ -77,6 +77,16 @@ def test_a_part_that_was_dropped_comes_back_as_it_was(eps_model):
     assert family.vae.dtype == torch.float32
 
 
+def test_text_encoders_may_read_beside_another_device(z_image_model, tmp_path):
+    family = load_family(str(z_image_model), whole=False)
+    family.keep_prompts(tmp_path, on="cpu")
+    family.to("meta")
+    assert family.encode_prompts(["a photo"])["tokens"].is_meta
+    assert family.modules["text_encoder"].device.type == "cpu"
+    family.fetch("transformer")
+    assert family.device.type == "meta"
+
+
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
 @pytest.mark.parametrize("method", [{"method": "lora", "rank": 2}, {"method": "oft", "oft_blocks": 2}])
 def test_a_quantised_base_trains_nearly_the_same(precision, method, sd3_model, settings):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,3 +156,18 @@ def test_its_exports_give_the_runs_pictures_elsewhere(format, more, family, sett
     run = train(settings(**usual | more), family=family, progress=False).folder
     found = verify(write_export(run, format, tmp_path / "export"), num_images=1, steps=2)
     assert found.agrees, found
+
+
+@slow
+@pytest.mark.parametrize("name", ["sd3", "flux2", "z_image"])
+def test_every_method_prior_and_cache_resumes_bit_for_bit_and_is_verified(name, tmp_path):
+    """As benchmarks/families.py measures it."""
+    file = Path(__file__).parents[1] / "benchmarks/families.py"
+    spec = importlib.util.spec_from_file_location("families", file)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    rows = benchmark.measured(name, tmp_path)
+    assert len(rows) == 24
+    assert [row for row in rows if not (row["resumed_bit_for_bit"] and row["verified"])] == []

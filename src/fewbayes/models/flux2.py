@@ -104,8 +104,7 @@ class Flux2Klein(PipelineFamily):
         return (_patched(latents) - shift) / scale
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        ids = chat_ids(self.tokenizers["tokenizer"], prompts, TOKENS, thinking=False)
-        return self._told([each.to(self.device) for each in ids])
+        return self._told(chat_ids(self.tokenizers["tokenizer"], prompts, TOKENS, thinking=False))
 
     def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
         import torch

@@ -183,7 +183,7 @@ class PipelineFamily(HeldParts):
         return max(counts) if all(counts) else 0
 
     def _token_ids(self, tokenizer: str, prompts: Sequence[str]) -> Tensor:
-        """(batch, tokens) on the device; a prompt that is too long is said once."""
+        """(batch, tokens); a prompt that is too long is said once."""
         mine = self.tokenizers[tokenizer]
         for prompt in set(prompts) - self._measured:
             if (length := prompt_length(mine, prompt)) > mine.model_max_length:
@@ -191,7 +191,7 @@ class PipelineFamily(HeldParts):
                     "the prompt %r has %d tokens; what is beyond %d is ignored", prompt, length, mine.model_max_length
                 )
         self._measured.update(prompts)
-        return token_ids(mine, prompts).to(self.device)
+        return token_ids(mine, prompts)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         return self._told([self._token_ids(tokenizer, prompts) for tokenizer in self.tokenizers])
@@ -210,19 +210,25 @@ class PipelineFamily(HeldParts):
 
         from fewbayes.models.prompts import key_of
 
-        kind = torch.device(self._apart.get(text_parts(self)[0], self.device)).type
+        kind = self._reading.type
         half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
         key = key_of(ids, self.name, kind, self.precision, half, torch.__version__)
         if (found := self._kept.find(key)) is None:
-            found = self._read([its.to(kind) for its in ids])
+            found = self._read(ids)
             self._kept.keep(key, found)
         return found.to(self.device)
 
+    @property
+    def _reading(self) -> torch.device:
+        import torch
+
+        return torch.device(self._apart.get(text_parts(self)[0], self.device))
+
     def _read(self, ids: Sequence[Tensor]) -> Conditioning:
-        """Through the text encoders."""
+        """Through the text encoders, where these are."""
         self.fetch(*text_parts(self))
-        with self._computing(ids[0].device.type):
-            cond = self._encoded(ids)
+        with self._computing(self._reading.type):
+            cond = self._encoded([its.to(self._reading) for its in ids])
         return cond if self.precision == "fp32" else cond.float32()
 
     @abstractmethod

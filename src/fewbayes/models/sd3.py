@@ -95,7 +95,7 @@ class StableDiffusion3(PipelineFamily):
     def _token_ids(self, tokenizer: str, prompts: Sequence[str]) -> Tensor:
         if tokenizer != "tokenizer_3":
             return super()._token_ids(tokenizer, prompts)
-        return token_ids(self.tokenizers[tokenizer], prompts, T5_TOKENS).to(self.device)
+        return token_ids(self.tokenizers[tokenizer], prompts, T5_TOKENS)
 
     # Hidden states before the last layer of both CLIP encoders side by side, widened with zeros to T5's, then T5's.
     def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:

@@ -82,8 +82,7 @@ class ZImage(PipelineFamily):
         return 2
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        ids = chat_ids(self.tokenizers["tokenizer"], prompts, TOKENS, thinking=True)
-        return self._told([each.to(self.device) for each in ids])
+        return self._told(chat_ids(self.tokenizers["tokenizer"], prompts, TOKENS, thinking=True))
 
     def _encoded(self, ids: Sequence[Tensor]) -> Conditioning:
         words, mask = ids[0], ids[1].bool()
