@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fewbayes.models import inspect_model, load_family, parts, pipelines
+from fewbayes.runs.opening import open_model
 from fewbayes.training import memory
 from fewbayes.training.train import train
 
@@ -117,3 +118,22 @@ def test_the_estimate_knows_what_a_reduced_base_holds(precision, z_image_model, 
 
     assert told.parts["model"] == pytest.approx(held("transformer", "vae"), rel=0.01)
     assert told.before == pytest.approx(held("text_encoder"), rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_a_run_and_a_lora_of_anybody_open_on_a_reduced_base(precision, z_image_model, settings):
+    if precision == "nf4":
+        pytest.importorskip("bitsandbytes")
+    usual = {"model": str(z_image_model), "method": "lora", "rank": 2, "max_train_steps": 1, "learning_rate": 0.03}
+    run = train(settings(base_precision=precision, **usual), progress=False).folder
+    file = str(run / "pytorch_lora_weights.safetensors")
+    answers = {}
+    for how in ("fp32", precision):
+        for source, base in ((run, None), (file, str(z_image_model))):
+            family, _ = open_model(source, base=base, lora_alpha=2.0 if base else None, precision=how)
+            xt, t = torch.ones(1, 16, 8, 8), torch.tensor([0.5])
+            with torch.no_grad():
+                answers[how, base] = family.predict(xt, t, family.encode_prompts(["a photo of <v> dog"]))
+        torch.testing.assert_close(answers[how, None], answers[how, str(z_image_model)], rtol=0.05, atol=0.02)
+    assert not torch.equal(answers["fp32", None], answers[precision, None])
+    torch.testing.assert_close(answers["fp32", None], answers[precision, None], rtol=0.2, atol=0.2)

@@ -131,6 +131,8 @@ class Sample:
     """The model under a LoRA file or a PEFT folder of any trainer."""
     lora_alpha: float | None = setting(None, above=0)
     """Of a LoRA file that does not say its own. None: the rank, strength 1."""
+    base_precision: Literal["fp32", "bf16", "int8", "nf4"] = "fp32"
+    """Of denoiser and text encoders, where memory is short; int8 and nf4 need the package bitsandbytes."""
 
 
 def _sample(arguments: list[str]) -> int:
@@ -158,6 +160,7 @@ def _sample(arguments: list[str]) -> int:
         weights=asked.weights,
         base=asked.base,
         lora_alpha=asked.lora_alpha,
+        precision=asked.base_precision,
     )
     print(f"done: {write_report(folder)}")
     return 0

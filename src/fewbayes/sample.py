@@ -48,10 +48,11 @@ def write_samples(
     weights: str | None = None,
     base: str | None = None,
     lora_alpha: float | None = None,
+    precision: str = "fp32",
 ) -> Path:
     """`num_images` pictures of each prompt, image i from seed + i; returns the folder, which must be new or empty.
 
-    source, weights, base, lora_alpha: as in `open_model`; sampler: None for the usual one of the model's family.
+    source, weights, base, lora_alpha, precision: as in `open_model`; sampler: None for the usual one of the family.
     guidance: one or several; guidance_interval: as in `sample_images`. strengths: of a LoRA, as multiples of its own;
     none is that. checkpoints: of the run `source`, see `parts_of`; none is the source itself. The folder holds 00.png,
     01.png, ... (with as many digits as the last one has) and samples.json, which says how each was made.
@@ -75,12 +76,13 @@ def write_samples(
     count = len(sources) * (len(strengths) or 1) * len(guidances) * len(prompts) * num_images
     log.info("%d pictures of %d steps each", count, steps)
     made_of = ({"base": base} if base else {}) | ({} if lora_alpha is None else {"lora_alpha": lora_alpha})
+    made_of |= {"base_precision": precision} if precision != "fp32" else {}
     listening = log.isEnabledFor(logging.INFO)
     with atomic_folder(output, new=True) as folder, progress(count, 0, listening, "picture") as advance:
         rows: list[dict[str, Any]] = []
         for each in sources:
             with doing(f"Loading {each}"):
-                family, rare_token = open_model(each, weights, base=base, lora_alpha=lora_alpha)
+                family, rare_token = open_model(each, weights, base=base, lora_alpha=lora_alpha, precision=precision)
                 family.to("cuda" if torch.cuda.is_available() else "cpu")
             words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts]
             usual = sampler or card_of(each, base).usual_sampler

@@ -157,6 +157,8 @@ class PeftMethod(Method):
         for name, part in parts.items():
             with seeded(self.config.seed, f"adapter {name}"):
                 self.tuner()(part, configs[name], ADAPTER)
+        for weight in PeftMethod.trainable(self, family).values():  # whatever the precision of the base
+            weight.data = weight.data.float()
         self.training(family, False)
 
     def trainable(self, family: Family) -> dict[str, nn.Parameter]:

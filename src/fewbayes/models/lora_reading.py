@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fewbayes.errors import UserError
 from fewbayes.files.decode import parse_json, typed
@@ -150,9 +150,10 @@ def read_lora(
     for (part, layer), told in found.items():
         said = _alpha(layer, told, settings.get(part, settings.get("", _Settings())))
         unsaid = unsaid or (said is None and alpha is None)
-        weight = modules[part].get_submodule(layer).weight
+        inner: Any = modules[part].get_submodule(layer)  # a quantised weight has another shape than its layer
+        shape = (inner.out_features, inner.in_features) if hasattr(inner, "in_features") else inner.weight.shape
         strength = alpha if said is None else said
-        layers.setdefault(part, {})[layer] = _completed(file, f"{part}.{layer}", told, cast("Tensor", weight), strength)
+        layers.setdefault(part, {})[layer] = _completed(file, f"{part}.{layer}", told, shape, strength)
     return Lora(layers, tuple(left_out), unsaid)
 
 
@@ -271,14 +272,14 @@ def _alpha(layer: str, found: Found, settings: _Settings) -> float | None:
     return said
 
 
-def _completed(file: Path, name: str, found: Found, weight: Tensor, alpha: float | None) -> Factors:
-    """One layer's factors, checked against the model's weight, at full strength."""
+def _completed(file: Path, name: str, found: Found, shape: Sequence[int], alpha: float | None) -> Factors:
+    """One layer's factors, checked against the shape of the model's weight, at full strength."""
     if found.down is None or found.up is None:
         missing = "down (lora_A)" if found.down is None else "up (lora_B)"
         raise UserError(f"{file} is incomplete: {name} has no {missing} matrix; fetch or save the file again")
-    outputs, inputs = weight.shape[:2]
+    outputs, inputs = shape[:2]
     theirs = (found.up.shape[0], found.down.shape[1])
-    fits = found.up.shape[1] == found.down.shape[0] and found.down.shape[2:] == weight.shape[2:]
+    fits = found.up.shape[1] == found.down.shape[0] and found.down.shape[2:] == tuple(shape[2:])
     if theirs != (outputs, inputs) or not fits:
         raise UserError(
             f"{file} is for another base model: {name} takes {inputs} numbers to {outputs} here, and {theirs[1]} to "

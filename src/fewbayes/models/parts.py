@@ -103,8 +103,9 @@ class HeldParts(ABC):
             self._dropped.add(name)
 
     def reduce(self, precision: str) -> None:
-        from fewbayes.models.precision import reduced
+        from fewbayes.models.precision import check_precision, reduced
 
+        check_precision(precision)
         self.precision = precision
         for name, module in self.modules.items():
             if name not in self._dropped and self._precision_of(name) != "fp32":

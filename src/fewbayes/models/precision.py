@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fewbayes.errors import UserError
+
 BLOCKS = re.compile(r"(block|layer|refiner)s?\.\d+\.")
 BYTES: Mapping[str, float] = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 """Of a quantised weight: four bits share a float32 among 64, eight bits one in a row of the matrix."""
+
+
+def check_precision(precision: str) -> None:
+    """UserError where the package that it needs is missing."""
+    if precision in BYTES and find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"base_precision {precision} needs the package bitsandbytes, which is not installed: "
+            "pip install bitsandbytes, or give base_precision bf16"
+        )
 
 
 def reduced(module: nn.Module, precision: str) -> nn.Module:

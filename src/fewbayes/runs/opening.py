@@ -118,6 +118,7 @@ def open_model(
     base: str | None = None,
     lora_alpha: float | None = None,
     spoilt: bool = False,
+    precision: str = "fp32",
 ) -> tuple[Family, str | None]:
     """The model that `source` names, on the CPU, and the word that stands for its rare token, None without one.
 
@@ -125,30 +126,38 @@ def open_model(
     exported is taken from its last checkpoint.
     base: the model under `source`, where that is a LoRA file or a PEFT folder of any trainer; a run knows its own.
     lora_alpha: of a LoRA file that does not say it. spoilt: open it with numbers that are not finite too, to examine
-    it.
+    it. precision: "bf16", "int8" or "nf4" keeps what is no adapter so, see `Family.reduce`.
     Raises UserError for what is damaged, not there, or not what it claims to be.
     """
     found = find(source)
     if found is None:
-        return _open_foreign(str(source), weights, base, lora_alpha, spoilt)
+        return _open_foreign(str(source), weights, base, lora_alpha, spoilt, precision)
     if base is not None or lora_alpha is not None:
         raise UserError(
             f"{source} belongs to a run, which knows the model under it and its alpha; leave base out, and lora_alpha"
         )
     if found.kind == "checkpoint":
-        return _load_checkpoint(found, verify_checkpoint(found.path), weights or "raw")
+        return _load_checkpoint(found, verify_checkpoint(found.path), weights or "raw", precision)
     if found.kind == "run":
-        return _load_run(found, weights)
+        return _load_run(found, weights, precision)
     if weights:
         raise UserError(
             f"{source} holds one kind of weights, as exported; raw and averaged ones are in the run's checkpoints"
         )
     cure = f"it is not written from a checkpoint: sample from {found.run} itself or one of its checkpoint-N folders"
-    return _load_result(found, cure)
+    return _load_result(found, cure, precision)
+
+
+def _loaded(model: str | ModelCard, precision: str) -> Family:
+    family = load_family(model, whole=precision == "fp32")
+    if precision != "fp32":
+        family.reduce(precision)
+        family.fetch()
+    return family
 
 
 def _open_foreign(
-    source: str, weights: str | None, base: str | None, lora_alpha: float | None, spoilt: bool
+    source: str, weights: str | None, base: str | None, lora_alpha: float | None, spoilt: bool, precision: str
 ) -> tuple[Family, str | None]:
     if weights:
         raise UserError(f"{source} is no run and no checkpoint of one, which alone hold raw and averaged weights")
@@ -160,7 +169,7 @@ def _open_foreign(
         )
     card = _foreign_card(source, base)
     if base is None:
-        return load_family(card), card.rare_token
+        return _loaded(card, precision), card.rare_token
     if not is_adapter(path):
         if path.is_symlink() and not path.exists():
             raise UserError(f"{source} is a link to {path.resolve()}, which is missing; mend or remove it")
@@ -176,7 +185,7 @@ def _open_foreign(
             f"{source} is no adapter for {base}: give a LoRA in a .safetensors file, or a folder that holds "
             "pytorch_lora_weights.safetensors or a PEFT adapter_config.json"
         )
-    family = load_family(card)
+    family = _loaded(card, precision)
     load_adapter(family, path, alpha=lora_alpha, spoilt=spoilt)
     return family, card.rare_token
 
@@ -187,34 +196,33 @@ def _foreign_card(source: str, base: str | None) -> ModelCard:
     return inspect_model(base or source)
 
 
-def _load_run(found: Found, weights: str | None) -> tuple[Family, str | None]:
+def _load_run(found: Found, weights: str | None, precision: str) -> tuple[Family, str | None]:
     run, result = found.run, found.result
     there = (run / result).is_file()
     if weights and not (there and weights == found.exported):
-        return _load_checkpoint(found, _last_checkpoint(found, weights), weights)
+        return _load_checkpoint(found, _last_checkpoint(found, weights), weights, precision)
     if not there:
         raise UserError(
             f"{run} is a run without its result, {result}: give its training command again to finish it, or "
             "sample from one of its checkpoint-N folders"
         )
     _warn_if_older(found)
-    return _load_result(
-        found, f"remove {result} and give the training command again, which writes it from the last checkpoint"
-    )
+    cure = f"remove {result} and give the training command again, which writes it from the last checkpoint"
+    return _load_result(found, cure, precision)
 
 
-def _load_result(found: Found, cure: str) -> tuple[Family, str | None]:
+def _load_result(found: Found, cure: str, precision: str) -> tuple[Family, str | None]:
     """What the method of a run has exported; cure: what helps where that is damaged."""
     from safetensors import SafetensorError
 
     method = make_method(found.config)
     whole = registered()[found.config.method].kind == "full"
-    family = None if whole else load_family(found.base_card())
+    family = None if whole else _loaded(found.base_card(), precision)
     if family is not None:
         method.attach(family)
     try:
         if family is None:
-            return load_family(str(found.path)), found.config.rare_token
+            return _loaded(str(found.path), precision), found.config.rare_token
         method.load(family, found.path)
     except (SafetensorError, OSError, UserError) as error:
         damaged = found.path if whole else found.path / found.result
@@ -247,7 +255,7 @@ def _last_checkpoint(found: Found, weights: str) -> Checkpoint:
     return checkpoint
 
 
-def _load_checkpoint(found: Found, checkpoint: Checkpoint, which: str) -> tuple[Family, str | None]:
+def _load_checkpoint(found: Found, checkpoint: Checkpoint, which: str, precision: str) -> tuple[Family, str | None]:
     """The base model of the run, with the weights of a checkpoint in it."""
     import torch
     from safetensors.torch import load_file
@@ -255,7 +263,9 @@ def _load_checkpoint(found: Found, checkpoint: Checkpoint, which: str) -> tuple[
     file = checkpoint.path / ("ema.safetensors" if which == "ema" else "weights.safetensors")
     if not file.is_file():
         raise UserError(f"{checkpoint.path} holds no averaged weights; its run was made without use_ema")
-    family, method = load_family(found.base_card()), make_method(found.config)
+    if precision != "fp32" and registered()[found.config.method].kind == "full":
+        raise UserError(f"{checkpoint.path} is of method {found.config.method}, whose weights are float32; take fp32")
+    family, method = _loaded(found.base_card(), precision), make_method(found.config)
     method.attach(family)
     saved = load_file(file)
     with torch.no_grad():

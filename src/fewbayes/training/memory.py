@@ -115,13 +115,6 @@ def check(card: ModelCard, config: TrainConfig, device: torch.device, *, loaded:
     )
 
 
-def attach(method: Method, family: Family) -> None:
-    """With trained weights in float32 whatever the precision of the base that they are put into."""
-    method.attach(family)
-    for weight in method.trainable(family).values():
-        weight.data = weight.data.float()
-
-
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device now, None where the system does not say."""
     if device.type == "cuda":
@@ -254,7 +247,7 @@ def _counts(model: _Model, config: TrainConfig) -> _Counts:
     unpacked = max((2 * it.weight.numel() for it in quantisable(family.denoiser).values()), default=0)
     texts = sum(_bytes(family.modules[name]) - saved[name] for name in text_parts(family))
     with torch.device("meta"):
-        attach(method, family)
+        method.attach(family)
     chosen = select(*method.random(family)) if config.bayes else []
     return _Counts(
         model=size - sum(saved.values()),
@@ -339,7 +332,7 @@ def _passing(model: _Model, config: TrainConfig) -> int:
 
     family = _in_half(meta_family(model.card()), config)
     with torch.device("meta"):
-        attach(_method(config), family)
+        _method(config).attach(family)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in _modules(family):

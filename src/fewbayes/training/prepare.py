@@ -26,6 +26,7 @@ from fewbayes.errors import UserError
 from fewbayes.methods import Method
 from fewbayes.models import Family, ModelCard
 from fewbayes.models.family import text_parts
+from fewbayes.models.precision import check_precision
 from fewbayes.models.registry import family_named
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training import memory
@@ -46,11 +47,7 @@ def check_packages(config: TrainConfig) -> None:
             "use_8bit_adam needs the package bitsandbytes, which is not installed: pip install bitsandbytes, or leave "
             "it out and save memory by gradient_checkpointing"
         )
-    if config.base_precision in ("int8", "nf4") and find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"base_precision {config.base_precision} needs the package bitsandbytes, which is not installed: "
-            "pip install bitsandbytes, or give base_precision bf16"
-        )
+    check_precision(config.base_precision)
 
 
 def with_samples(config: TrainConfig, device: torch.device) -> TrainConfig:
@@ -105,10 +102,7 @@ def training_process(family: Family, config: TrainConfig) -> Process:
 @contextmanager
 def attached(method: Method, family: Family, config: TrainConfig, *, restore: bool) -> Iterator[None]:
     """The method attached inside; outside all is frozen again and, with `restore`, has its old values bit for bit."""
-    if config.base_precision == "fp32":
-        method.attach(family)
-    else:
-        memory.attach(method, family)
+    method.attach(family)
     weights = method.trainable(family)
     before = {name: weight.detach().clone() for name, weight in weights.items()} if restore else {}
     try:
