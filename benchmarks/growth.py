@@ -141,6 +141,7 @@ def _run(folder: Path, steps: int) -> Path:
 
 
 def evaluate(pictures: int) -> dict[str, Any]:
+    """Four pictures a prompt, as the paper's."""
     from machine import resident_bytes
     from PIL import Image
 
@@ -148,14 +149,14 @@ def evaluate(pictures: int) -> dict[str, Any]:
     from fewbayes.metrics.features import FeatureStore  # noqa: F401  imports everything that an evaluation needs
     from fewbayes.world.scenes import draw_scene, render
 
-    drawn = [(render(scene, i), caption) for i in range(25) for scene, caption in [draw_scene(i)]]
+    drawn = [render(draw_scene(i)[0], i) for i in range(25)]
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as temporary:
         root, rows = Path(temporary), []
         for name, count in (("samples", pictures), ("reference", 5)):
             (root / name).mkdir()
             for i in range(count):
-                pixels, caption = drawn[i % 25]
+                pixels, caption = drawn[i % 25], draw_scene(i // 4)[1]
                 shades = np.rint(np.clip(255 * pixels + rng.normal(0, 4, pixels.shape), 0, 255)).astype(np.uint8)
                 Image.fromarray(shades).save(root / name / f"{i:05d}.png")
                 rows.append({"file": f"{i:05d}.png", "prompt": caption, "seed": i})
@@ -214,15 +215,15 @@ def draw(results: dict[str, list[dict[str, Any]]], file: Path) -> None:
         axis.plot([x for x, _ in points], values, "o-", color=colour, label=label)
     axis.set(title="The same, by work in a step", xlabel="pixels, x one picture of 64", ylabel="x plain", xscale="log")
     axis.legend(frameon=False)
-    for name, key, scale, label, title in (
-        ("start", "encode_s", 1, "CPU s", "Encoding images at the start"),
-        ("page", "cpu_s", 1, "CPU s", "Page of a run, by steps"),
-        ("report", "cpu_s", 1, "CPU s", "Page of an experiment, by runs"),
-        ("evaluate", "cpu_s", 1, "CPU s", "Evaluation, by pictures"),
+    for name, key, title in (
+        ("start", "encode_s", "Encoding images at the start"),
+        ("page", "cpu_s", "Page of a run, by steps"),
+        ("report", "cpu_s", "Page of an experiment, by runs"),
+        ("evaluate", "cpu_s", "Evaluation, by pictures"),
     ):
         axis, points = flat[name], results.get(name, [])
-        axis.plot([p["at"] for p in points], [p[key] / scale for p in points], "o-", color=first)
-        axis.set(title=title, ylabel=label, xscale="log", ylim=(0, None))
+        axis.plot([p["at"] for p in points], [p[key] for p in points], "o-", color=first)
+        axis.set(title=title, ylabel="CPU s", xscale="log", yscale="log")
         twin = axis.twinx()
         twin.plot([p["at"] for p in points], [p["bytes"] / 1e6 for p in points], "s--", color=second)
         twin.set(ylabel="peak memory, MB", ylim=(0, None))

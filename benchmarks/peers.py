@@ -107,8 +107,19 @@ def work(job: Mapping[str, Any]) -> None:
     import accelerate  # noqa: F401
     import diffusers
     import peft  # noqa: F401
-    import transformers  # noqa: F401
+    import transformers
 
+    # both programs' classes, which are imported when they are asked for, belong to the baseline
+    for name in (
+        "AutoencoderKL",
+        "UNet2DConditionModel",
+        "SD3Transformer2DModel",
+        "DiffusionPipeline",
+        "DDPMScheduler",
+    ):
+        getattr(diffusers, name)
+    for name in ("CLIPTextModel", "CLIPTokenizer", "CLIPTextModelWithProjection"):
+        getattr(transformers, name)
     if arm.program == "fewbayes":
         import fewbayes.training.train  # noqa: F401
 

@@ -2,7 +2,7 @@
 
 Processor time on the embedded model, full fine-tuning and LoRA: plain, and with learned and fixed deviations, whose
 noise is drawn in the step itself here (a spare core draws it ahead in training). Then the same plain step in another
-memory layout, in bfloat16, and on two threads, in turns with the usual one; none of these has the same bits.
+memory layout and in bfloat16, in turns with the usual one; neither has the same bits.
 
     python benchmarks/step_parts.py
 """
@@ -121,14 +121,8 @@ def otherwise(bench: Bench, turns: int) -> dict[str, Any]:
         yield
         bench.autocast = None
 
-    @contextmanager
-    def two_threads() -> Iterator[None]:
-        torch.set_num_threads(2)
-        yield
-        torch.set_num_threads(1)
-
     found = {}
-    for way in (channels_last, bfloat16, two_threads):
+    for way in (channels_last, bfloat16):
         ratios = []
         for turn in range(turns):
             usual = bench.seconds(False, turn)
@@ -141,7 +135,7 @@ def otherwise(bench: Bench, turns: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"settings": vars(args), **environment()}
@@ -151,11 +145,12 @@ def main() -> None:
         for learn in (None, "elementwise", "fixed"):
             bench.become(learn)
             result[method][learn or "plain"] = parts_of(bench, args.steps)
+            print(method, learn, result[method][learn or "plain"], flush=True)
         if method == "full":
             bench.become(None)
             result["otherwise"] = otherwise(bench, args.turns)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    print(result["otherwise"])
 
 
 if __name__ == "__main__":

@@ -135,7 +135,20 @@ def cost_table() -> str:
     )
 
 
-MADE = {"demo": demo_table, "costs": cost_table}
+def parts_table() -> str:
+    """Where a step goes, in milliseconds of processor time, by benchmarks/step_parts.py."""
+    found = json.loads((ROOT / "benchmarks/results/step_parts.json").read_text())
+    columns = {
+        f"{heading}{kind}": found[method][arm]
+        for method, heading in (("full", ""), ("lora", "LoRA, "))
+        for arm, kind in (("plain", "plain"), ("elementwise", "learned"), ("fixed", "fixed"))
+    }
+    names = dict.fromkeys(name for column in columns.values() for name in column if name != "all")
+    rows = [{"ms": name} | {h: f"{c[name]:.1f}" if name in c else "" for h, c in columns.items()} for name in names]
+    return markdown([*rows, {"ms": "all"} | {h: f"{c['all']:.1f}" for h, c in columns.items()}])
+
+
+MADE = {"demo": demo_table, "costs": cost_table, "step parts": parts_table}
 
 
 def written(name: str) -> str:

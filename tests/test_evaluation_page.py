@@ -13,6 +13,7 @@ from PIL import Image
 from fewbayes.metrics.registry import registered
 from fewbayes.metrics.statistics import Comparison, Estimate, compare, coverage
 from fewbayes.page import write_report
+from fewbayes.page.evaluation import reading
 from fewbayes.page.evaluation.gallery import choose, kept, make_gallery
 from fewbayes.page.evaluation.page import dot_plots, evaluation_page
 from fewbayes.page.evaluation.reading import Arm, Picture, is_evaluation, read_evaluation
@@ -236,6 +237,15 @@ def test_whatever_an_evaluation_says_of_itself_is_read(key, junk, tmp_path):
     evaluation = read_evaluation(folder)
     assert evaluation.units["sound"]["dino"]["samples"] == {("cat", 0): 0.5}
     assert "0.500" in render(evaluation_page(evaluation))
+
+
+def test_a_long_run_is_told_from_an_evaluation_by_its_first_rows(tmp_path, monkeypatch):
+    row = json.dumps({"step": 1, "metric": "loss", "value": 0.1}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(row * 1000)
+    read = []
+    monkeypatch.setattr(reading, "parse_json", lambda line, _: read.append(line) or json.loads(line))
+    assert not is_evaluation(tmp_path)
+    assert len(read) < 10
 
 
 def test_hostile_prompts_are_escaped(page):
