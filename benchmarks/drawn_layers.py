@@ -37,7 +37,6 @@ class Drawn(nn.Linear):
     """A linear layer whose weights are drawn at every forward; `convert` makes one of a plain layer."""
 
     variant: str
-    kl_always: bool
 
     def forward(self, input: Tensor) -> Tensor:
         draw = self._textbook if self.variant == "textbook" else self._authors

@@ -43,6 +43,7 @@ SCRIPT_OF = {  # of a model that is not like Stable Diffusion 1.x
 }
 WITHOUT_SCRIPT = ("tiny-flow",)  # the script of SD 3 wants a T5
 USUAL_SCRIPT = {"full": "train_dreambooth.py", "lora": "train_dreambooth_lora.py"}
+VARIANTS = ("plain", "learned", "fixed", "authors", "textbook")
 RANDOM = ("sd15", "sdxl", "sd35m")
 PICTURES, SAMPLE_STEPS = 4, 10
 
@@ -247,7 +248,7 @@ def script_of(arm: Arm, args: argparse.Namespace) -> Path | None:
 
 
 def chosen_arms(args: argparse.Namespace) -> list[Arm]:
-    arms = [arm for arm in ARMS if arm.method in args.methods]
+    arms = [arm for arm in ARMS if arm.method in args.methods and (arm.variant or "plain") in args.arms]
     scripts = args.scripts and args.model not in WITHOUT_SCRIPT
     return [arm for arm in arms if scripts or arm.program == "fewbayes"]
 
@@ -380,6 +381,7 @@ def main() -> None:
     parser.add_argument("--scripts", type=Path, help="examples/dreambooth of diffusers; without it only ours is timed")
     parser.add_argument("--model", default="tiny", help=f"an embedded one, or of random weights: {', '.join(RANDOM)}")
     parser.add_argument("--methods", nargs="+", default=["full", "lora", "oft"], choices=["full", "lora", "oft"])
+    parser.add_argument("--arms", nargs="+", default=VARIANTS, choices=VARIANTS)
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps a turn")
     parser.add_argument("--pictures", type=int, default=3)

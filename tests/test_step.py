@@ -2,16 +2,20 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 
 from fewbayes.models import load_family
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training import mode
 from fewbayes.training.optimize import clip_gradients
 from fewbayes.training.train import train
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.parametrize("largest", [1e-3, 1.0, 1e3])
@@ -38,6 +42,28 @@ def test_asking_for_the_device_walks_no_modules(eps_model, monkeypatch):
     family = load_family(str(eps_model))
     monkeypatch.setattr(type(family.denoiser), "device", property(lambda _: pytest.fail("this walks all modules")))
     assert family.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("variant", ["textbook", "authors"])
+def test_the_layers_that_we_are_timed_against_draw_and_diverge_as_they_should(variant, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from drawn_layers import WEIGHT_STD, convert
+
+    torch.manual_seed(0)
+    layer = nn.Linear(400, 300)
+    prior = Normal(layer.weight.detach().clone(), WEIGHT_STD)
+    convert(layer, variant, prior=True)
+    with torch.no_grad():
+        noise = layer(torch.eye(400)).T - layer.bias[:, None] - layer.weight  # the bias is drawn as well
+        assert noise.std().item() == pytest.approx(WEIGHT_STD * 2**0.5, rel=0.2)
+        layer.weight.add_(0.003)
+        layer.spread_weight.mul_(0.9)
+    std = layer.spread_weight.detach() if variant == "authors" else nn.functional.softplus(layer.spread_weight.detach())
+    here = Normal(layer.weight.detach(), std)
+    expected = kl_divergence(here, prior) if variant == "textbook" else kl_divergence(prior, here)
+    assert layer.kl().item() == pytest.approx(expected.sum().item(), rel=1e-3)
+    layer.kl().backward()
+    assert layer.spread_weight.grad.abs().min() > 0
 
 
 @pytest.mark.skipif("FEWBAYES_SLOW" not in os.environ, reason="half a minute; set FEWBAYES_SLOW=1")
