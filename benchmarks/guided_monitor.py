@@ -21,7 +21,6 @@ import numpy as np
 from monitor_quality import auroc
 from PIL import Image
 
-from fewbayes.metrics.encoders import load_encoders
 from fewbayes.metrics.scores import fidelity
 from fewbayes.stage.definition import CORRUPTED
 from fewbayes.stage.watch import GUIDED_STEPS
@@ -73,6 +72,8 @@ def training(cell: dict[str, Any], ratings: dict[str, int], runs: Path | None) -
 
 
 def _worth(folder: Path, broken: dict[int, bool]) -> dict[int, float]:
+    from fewbayes.metrics.encoders import load_encoders
+
     dino: Any = load_encoders("embedded")["dino"]
     real = dino.images([Image.open(file).convert("RGB") for file in sorted((folder / "reference").glob("*.png"))])
     found: dict[int, float] = {}

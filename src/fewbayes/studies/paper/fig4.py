@@ -107,14 +107,15 @@ def draw(told: Told, folder: Path) -> Figure:
     for axes in third:
         axes.set_ylabel(f"the same at {at_guidance(told)}")
     for axes in (first, second, *third):
-        _halved(axes, told["runs"][0]["steps"])
-        axes.legend()
+        _halved(axes, told["runs"][0]["steps"], 4 if third else 2)
+    first.legend(loc="lower left")
+    second.legend()
     return figure
 
 
-def _halved(axes: Axes, steps: Sequence[int]) -> None:
+def _halved(axes: Axes, steps: Sequence[int], apart: int) -> None:
     """An axis of iterations from 0 that gives the early ones as much room as the late ones."""
-    ticks = [0, *(step for step in (steps[-1] // 2**i for i in range(8)) if step >= steps[1])]
+    ticks = [0, *(step for step in (steps[-1] // apart**i for i in range(8)) if step >= steps[1])]
     axes.set_xscale("symlog", linthresh=steps[1], linscale=0.5)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlim(-steps[1] / 5, steps[-1] * 1.1)
