@@ -10,8 +10,8 @@ CARD = """# The embedded pipeline `{name}`
 
 ![Samples at guidance 5, {sampler}, 50 steps](samples.png)
 
-A {kind} pipeline in the layout of diffusers, 64 pixels wide, made by `{recipe}` from pictures that
-the package draws; no photograph and no foreign weight went into it. Apache-2.0, as the rest.
+A {kind} pipeline in the layout of diffusers, 64 pixels wide, made by `{recipe}`
+from pictures that the package draws; no photograph and no foreign weight went into it. Apache-2.0, as the rest.
 
 | part | class | parameters |
 |---|---|---|
@@ -39,8 +39,7 @@ Hours are wall time of a machine that did other work beside it.
 | what | measured |
 |---|---|
 {recogniser}| autoencoder, 500 held-out scenes | {psnr_scenes:.1f} dB PSNR |
-| autoencoder, DreamBooth photographs at 64 px | {psnr_photographs} |
-{prompts}
+{photographs}{prompts}
 
 A prompt counts as followed where the recogniser, trained on rendered scenes only, finds in the sample what the prompt
 names: 200 prompts, one sample each, {sampler}, 25 steps.
@@ -118,7 +117,7 @@ def write_card(report: dict, folder: Path, name: str = "tiny") -> None:
     rows = [f"| {n} | {s['step']} | {s['seconds'] / 3600:.2f} | {world.what[n]} |" for n, s in stages.items()]
     found = report.get("recogniser_held_out")
     followed = [f"| prompts followed at guidance {g} | {percent(shares)} |" for g, shares in report["prompts"].items()]
-    photographs = report.get("autoencoder_psnr_photographs")
+    held = report.get("autoencoder_psnr_photographs")
     text = CARD.format(
         parts="\n".join(f"| {n} | {p['class']} | {p['parameters']:,} |" for n, p in report["parts"].items()),
         scenes=report["scenes"],
@@ -135,7 +134,7 @@ def write_card(report: dict, folder: Path, name: str = "tiny") -> None:
         process=world.process,
         recogniser=f"| recogniser, 4,000 held-out scenes | {percent(found)} |\n" if found else "",
         psnr_scenes=report["autoencoder_psnr_scenes"],
-        psnr_photographs="not measured" if photographs is None else f"{photographs:.1f} dB PSNR",
+        photographs=f"| autoencoder, DreamBooth photographs at 64 px | {held:.1f} dB PSNR |\n" if held else "",
         prompts="\n".join(followed),
     )
     (folder / "README.md").write_text(text)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -27,6 +26,7 @@ from clip import Scenes, described, pretrain_clip, quality_curves, retrieval, wi
 from degraded import decoded_pictures, degraded_series, heap_pictures
 from dino import held_out_looks, pretrain_dino, same_subject_auc, subjects_auc
 from evaluator_cards import write_card
+from fewbayes.models import Family, load_family
 from fewbayes.models.tokens import write_slow_tokenizer
 from fewbayes.world.evaluators import CLIP_NAME, DINO_NAME
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
@@ -88,15 +88,15 @@ def save_dino(model: ViTModel, folder: Path) -> None:
 def judge_clip(
     model: CLIPModel,
     tokenizer: CLIPTokenizer,
-    pipeline: StableDiffusionPipeline,
+    family: Family,
     held_out: Scenes,
     photographs: Path | None,
 ) -> dict:
     """Retrieval on drawn, softened and generated pictures and on subjects; the quality score at rising noise."""
     pictures, captions = np.asarray(held_out.pictures), held_out.captions
     prompts = [prompt for _, prompt in ask(200, seed=5)]
-    made = np.round(np.stack(sample(pipeline, prompts, 5.0)) * 255).astype(np.uint8)
-    soft = degraded_series(pipeline.vae, to_unit(pictures[:400]))["white"][0]
+    made = np.round(np.stack(sample(family, prompts, 5.0)) * 255).astype(np.uint8)
+    soft = degraded_series(family.modules["vae"], to_unit(pictures[:400]))["white"][0]
     soft = soft.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
     scored = {"scenes": pictures[:300]} | ({"photographs": photographs_in(photographs)} if photographs else {})
     return {
@@ -106,7 +106,7 @@ def judge_clip(
             "generated": retrieval(model, tokenizer, made, prompts),
             "subjects": retrieval(model, tokenizer, *subject_photographs(), among=PHOTOGRAPHS),
         },
-        "quality": {name: quality_curves(model, tokenizer, pipeline.vae, x) for name, x in scored.items()},
+        "quality": {name: quality_curves(model, tokenizer, family.modules["vae"], x) for name, x in scored.items()},
     }
 
 
@@ -181,8 +181,8 @@ def main() -> None:
     save_dino(dino, out / "dino")
 
     clip, dino = CLIPModel.from_pretrained(out / "clip"), ViTModel.from_pretrained(out / "dino")
-    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline")
-    judged = judge_clip(clip, tokenizer, pipeline, held_out, options.photographs)
+    family = load_family("tiny")
+    judged = judge_clip(clip, tokenizer, family, held_out, options.photographs)
     write_card(CLIP_NAME, about(clip, work / "clip", work / "clip-quality") | judged, out / "clip")
     write_card(DINO_NAME, about(dino, work / "dino") | judge_dino(dino), out / "dino")
     for name in ("clip", "dino"):

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL
 from PIL import Image, ImageOps
 
 from autoencoder import psnr
+from fewbayes.models import Family
+from fewbayes.models.sampling import sample_images
 from fewbayes.world.recogniser import VOCABULARY, Recogniser
 from fewbayes.world.scenes import COLOURS, SUBJECTS, article, subject_photograph
 from fewbayes.world.settings import SETTINGS
@@ -24,27 +26,18 @@ def ask(count: int, seed: int = 0) -> list[tuple[dict[str, str], str]]:
     return asked
 
 
-@torch.no_grad()
-def sample(pipeline: DiffusionPipeline, prompts: list[str], guidance: float, steps: int = 25) -> list[np.ndarray]:
-    if isinstance(pipeline, StableDiffusionPipeline):
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    pictures: list[np.ndarray] = []
-    for start in range(0, len(prompts), 20):
-        chunk = prompts[start : start + 20]
-        generators = [torch.Generator().manual_seed(start + i) for i in range(len(chunk))]
-        made = pipeline(
-            chunk, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
-        )
-        pictures.extend(made.images)
-    return pictures
+def sample(family: Family, prompts: list[str], guidance: float, steps: int = 25) -> list[np.ndarray]:
+    """Float RGB in [0, 1], by the model's usual sampler."""
+    seeds = list(range(len(prompts)))
+    made = sample_images(family, prompts, seeds, steps=steps, guidance=guidance, batch_size=20)
+    return [np.asarray(picture, np.float32) / 255 for picture in made]
 
 
-def judge_pipeline(pipeline: DiffusionPipeline, recogniser: Recogniser, count: int = 200) -> dict:
+def judge_pipeline(family: Family, recogniser: Recogniser, count: int = 200) -> dict:
     """Share of pictures in which the recogniser finds what the prompt named, at three guidance scales."""
     asked, result = ask(count), {}
     for guidance in (3.0, 5.0, 7.5):
-        pictures = sample(pipeline, [prompt for _, prompt in asked], guidance)
+        pictures = sample(family, [prompt for _, prompt in asked], guidance)
         seen = recogniser.cpu().recognise(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() * 2 - 1)
         result[str(guidance)] = {
             key: float(np.mean([getattr(s, key) == truth[key] for s, (truth, _) in zip(seen, asked, strict=True)]))
@@ -72,13 +65,13 @@ def tile(pictures: list[np.ndarray], columns: int, zoom: int) -> Image.Image:
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
-def write_sample_grid(pipeline: DiffusionPipeline, path: Path, zoom: int = 2) -> None:
+def write_sample_grid(family: Family, path: Path, zoom: int = 2) -> None:
     """Eight by four samples at guidance 5: object by object, colour and setting going round."""
     objects, colours, settings = VOCABULARY["object"], list(COLOURS), list(SETTINGS)
     things = [article(f"{colours[i % 10]} {objects[i % 16]}") for i in range(32)]
     places = [SETTINGS[settings[(5 * i + i // 16) % 16]].phrase for i in range(32)]
     prompts = [f"a photo of {thing} {place}" for thing, place in zip(things, places, strict=True)]
-    tile(sample(pipeline, prompts, 5.0, 50), 8, zoom).save(path)
+    tile(sample(family, prompts, 5.0, 50), 8, zoom).save(path)
 
 
 def write_subject_grid(path: Path, zoom: int = 2) -> None:

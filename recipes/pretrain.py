@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 import fewbayes.world
 from autoencoder import fix_deviations, pretrain_autoencoder, psnr, standardise
 from card import write_card
+from fewbayes.models import Family, load_family
 from fewbayes.models.tokens import write_slow_tokenizer
 from fewbayes.world.scenes import RARE_TOKEN
 from judge import judge_pipeline, photograph_psnr, write_sample_grid
@@ -62,20 +63,20 @@ def size_of(module: torch.nn.Module) -> dict:
     return {"class": type(module).__name__, "parameters": sum(p.numel() for p in module.parameters())}
 
 
-def made_here(pipeline: DiffusionPipeline) -> dict:
+def made_here(family: Family) -> dict:
     """Of what size a pipeline is, and where and when it was made."""
     return {
         "made": time.strftime("%Y-%m-%d"),
         "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "parts": {name: size_of(it) for name, it in pipeline.components.items() if isinstance(it, torch.nn.Module)},
+        "parts": {name: size_of(it) for name, it in family.modules.items()},
     }
 
 
-def publish(report: dict, pipeline: DiffusionPipeline, folder: Path, name: str, package: Path | None) -> None:
+def publish(report: dict, family: Family, folder: Path, name: str, package: Path | None) -> None:
     """The report, samples and card beside the weights in `folder`; all of it into the package's folder, if given."""
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    write_sample_grid(pipeline, folder / "samples.png")
+    write_sample_grid(family, folder / "samples.png")
     write_card(report, folder, name)
     print(json.dumps({k: v for k, v in report.items() if k != "stages"}, indent=1))
     if package:
@@ -114,18 +115,18 @@ def main() -> None:
         work / "export" / "recogniser.safetensors",
     )
 
-    pipeline = StableDiffusionPipeline.from_pretrained(work / "export" / "pipeline")
+    family = load_family(str(work / "export" / "pipeline"))
     held_out = scene_pictures(work / "data", 4000, HELD_OUT)
-    report = made_here(pipeline) | {
+    report = made_here(family) | {
         "scenes": options.scenes,
         "stages": {name: curve_of(work / name) for name in ("autoencoder", "recogniser", "pipeline")},
         "recogniser_held_out": held_out_accuracy(recogniser, work / "data"),
         "autoencoder_psnr_scenes": float(np.mean(psnr(vae.float(), held_out[:500]))),
-        "prompts": judge_pipeline(pipeline, recogniser),
+        "prompts": judge_pipeline(family, recogniser),
     }
     if options.photographs:
         report["autoencoder_psnr_photographs"] = photograph_psnr(vae, options.photographs)
-    publish(report, pipeline, work / "export", "tiny", WEIGHTS if options.export else None)
+    publish(report, family, work / "export", "tiny", WEIGHTS if options.export else None)
 
 
 if __name__ == "__main__":

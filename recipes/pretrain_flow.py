@@ -17,14 +17,13 @@ from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from autoencoder import psnr
 from fewbayes.diffusion.objective import Batch, diffusion_loss
-from fewbayes.models import ModelCard
+from fewbayes.models import ModelCard, load_family
 from fewbayes.models.sd3 import StableDiffusion3
 from fewbayes.world.pipelines import PIPELINES
 from fewbayes.world.recogniser import load_recogniser
@@ -130,15 +129,15 @@ def main() -> None:
     pretrain_flow(work / "transformer", family, latents, scene_captions(len(latents)), options.steps)
     halve(family.pipeline(), work / "export", RECOMMENDED)
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(work / "export", text_encoder_3=None, tokenizer_3=None)
+    family = load_family(str(work / "export"))
     held_out = scene_pictures(work / "data", 4000, HELD_OUT)
-    report = made_here(pipeline) | {
+    report = made_here(family) | {
         "scenes": len(latents),
         "stages": {"transformer": curve_of(work / "transformer")},
         "autoencoder_psnr_scenes": float(np.mean(psnr(vae.cpu().float(), held_out[:500]))),
-        "prompts": judge_pipeline(pipeline, load_recogniser()),
+        "prompts": judge_pipeline(family, load_recogniser()),
     }
-    publish(report, pipeline, work / "export", "tiny-flow", PIPELINES["tiny-flow"] if options.export else None)
+    publish(report, family, work / "export", "tiny-flow", PIPELINES["tiny-flow"] if options.export else None)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from autoencoder import fix_deviations, psnr, standardise
+from fewbayes.models import load_family
 from fewbayes.world.pipelines import PIPELINES
 from fewbayes.world.recogniser import load_recogniser
 from judge import judge_pipeline, photograph_psnr
@@ -66,18 +67,18 @@ def main() -> None:
     )
     halve(pipeline, work / "export")
 
-    pipeline = StableDiffusionPipeline.from_pretrained(work / "export")
-    report = made_here(pipeline) | {
+    family = load_family(str(work / "export"))
+    report = made_here(family) | {
         "scenes": options.scenes,
         "stages": _autoencoder_curves(work) | {name: curve_of(work / name) for name in ("pipeline", "pipeline/muon")},
         "autoencoder_psnr_scenes": float(
             np.mean(psnr(vae.float(), scene_pictures(work / "data", 4000, HELD_OUT)[:500]))
         ),
-        "prompts": judge_pipeline(pipeline, load_recogniser()),
+        "prompts": judge_pipeline(family, load_recogniser()),
     }
     if options.photographs:
         report["autoencoder_psnr_photographs"] = photograph_psnr(vae, options.photographs)
-    publish(report, pipeline, work / "export", "tiny-sharp", PIPELINES["tiny-sharp"] if options.export else None)
+    publish(report, family, work / "export", "tiny-sharp", PIPELINES["tiny-sharp"] if options.export else None)
 
 
 if __name__ == "__main__":

@@ -91,21 +91,24 @@ def test_subjects_are_twelve_or_more_and_some_are_alive():
         subject_photograph("swirl_mug", 9)
 
 
-def test_plain_diffusers_loads_and_samples_the_shipped_pipeline():
-    """In a process that never imports fewbayes; no pickles, under 30 MB together."""
+def test_plain_diffusers_loads_and_samples_the_shipped_pipelines():
+    """In a process that never imports fewbayes; no pickles, under 75 MB together."""
     program = f"""
-import sys
-from diffusers import StableDiffusionPipeline
-pipe = StableDiffusionPipeline.from_pretrained({str(WEIGHTS / "pipeline")!r}, local_files_only=True)
-pipe.set_progress_bar_config(disable=True)
-image = pipe("a photo of a red mug on the beach", num_inference_steps=2, output_type="np").images[0]
-assert image.shape == (64, 64, 3), image.shape
-assert image.std() > 0.02
+import json, pathlib, sys
+from diffusers import DiffusionPipeline
+for folder in {[str(pipelines.PIPELINES[name]) for name in pipelines.shipped()]!r}:
+    index = json.loads((pathlib.Path(folder) / "model_index.json").read_text())
+    absent = {{part: None for part, where in index.items() if where == [None, None]}}  # a T5, say
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **absent)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a photo of a red mug on the beach", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (64, 64, 3), image.shape
+    assert image.std() > 0.02
 assert not any(name.startswith("fewbayes") for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
     files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 30e6
+    assert sum(path.stat().st_size for path in files) < 75e6
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".png", ".md"}
 
 
@@ -128,15 +131,14 @@ def test_the_recogniser_is_right_on_scenes_it_never_saw():
         assert right >= 0.97, (key, right)
 
 
-def test_the_pipeline_follows_prompts():
-    """A small look, with room for chance; recipes/judge.py asks two hundred for the model card (99 % and more)."""
-    at_least = {"object": 0.9, "colour": 0.9, "setting": 0.95}
+@pytest.mark.parametrize("model", pipelines.shipped())
+def test_a_pipeline_follows_prompts(model):
+    """A small look, with room for chance; recipes/judge.py asks two hundred for the model's card."""
+    at_least = {"object": 0.6 if model == "tiny-flow" else 0.9, "colour": 0.9, "setting": 0.95}
     rng = np.random.default_rng(5)
     asked = [{key: str(rng.choice(known)) for key, known in VOCABULARY.items()} for _ in range(24)]
     prompts = [f"a photo of {article(a['colour'] + ' ' + a['object'])} {SETTINGS[a['setting']].phrase}" for a in asked]
-    pictures = sample_images(
-        load_family("tiny"), prompts, list(range(24)), sampler="ddim", steps=20, guidance=5.0, batch_size=24
-    )
+    pictures = sample_images(load_family(model), prompts, list(range(24)), steps=20, guidance=5.0, batch_size=24)
     array = np.stack([np.asarray(picture) for picture in pictures])
     seen = load_recogniser().recognise(torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1)
     for key in VOCABULARY:
@@ -144,9 +146,10 @@ def test_the_pipeline_follows_prompts():
         assert np.mean(right) >= at_least[key], (key, right)
 
 
-def test_training_sees_the_latents_that_the_model_was_pretrained_on():
+@pytest.mark.parametrize("model", pipelines.shipped())
+def test_training_sees_the_latents_that_the_model_was_pretrained_on(model):
     """The U-Net knows the encoder's means; trainers draw from its Gaussian, which must therefore be narrow."""
-    family = load_family("tiny")
+    family = load_family(model)
     pictures = np.stack([np.round(subject_photograph("swirl_fish", i)[0] * 255).astype(np.uint8) for i in range(2)])
     mean, deviation = family.encode_images(pictures)
     assert float(deviation.max()) < 0.01 * float(mean.std((0, 2, 3)).min())
