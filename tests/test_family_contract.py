@@ -242,7 +242,8 @@ def test_memory_is_estimated_from_shapes_alone(family, settings, changes):
     parts = memory.estimate(family.card, config).parts
     gone = [] if changes.get("train_text_encoder") else text_parts(family)
     held = [it for name, it in family.modules.items() if name not in gone]
-    assert parts["model"] == sum(w.numel() * w.element_size() for module in held for w in module.parameters())
+    tensors = [it for module in held for it in (*module.parameters(), *module.buffers())]
+    assert parts["model"] == sum(it.numel() * it.element_size() for it in tensors)
     assert parts["activations"] > 0
     assert parts["adapters"] > 0
 

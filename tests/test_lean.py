@@ -112,7 +112,8 @@ def test_the_estimate_knows_what_a_reduced_base_holds(precision, z_image_model, 
     family.fetch()
 
     def held(*names):
-        weights = [w for name in names for w in family.modules[name].parameters()]
+        modules = [family.modules[name] for name in names]
+        weights = [it for module in modules for it in (*module.parameters(), *module.buffers())]
         shared = [getattr(w, "quant_state", None) for w in weights]
         return sum(w.numel() * w.element_size() for w in weights) + sum(4 * q.absmax.numel() for q in shared if q)
 

@@ -39,6 +39,10 @@ def reduced(module: nn.Module, precision: str) -> nn.Module:
     for weight in module.parameters():
         if weight.dim() > 1 and weight.is_floating_point():
             weight.data = weight.data.to(torch.bfloat16)
+    for owner in module.modules():
+        for name, table in owner.named_buffers(recurse=False):
+            if table.dim() > 1 and table.is_floating_point():
+                setattr(owner, name, table.to(torch.bfloat16))
     if layers:  # PEFT asks for these
         setattr(module, "is_loaded_in_4bit" if precision == "nf4" else "is_loaded_in_8bit", True)
     return module

@@ -287,7 +287,7 @@ def _size(family: Family) -> int:
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in module.parameters())
+    return sum(it.numel() * it.element_size() for it in (*module.parameters(), *module.buffers()))
 
 
 class _Live(TorchDispatchMode):
@@ -338,7 +338,7 @@ def _passing(model: _Model, config: TrainConfig) -> int:
         for module in _modules(family):
             module.to_empty(device="cpu")
         family.checkpoint_gradients(config.gradient_checkpointing)
-        there = [weight for module in _modules(family) for weight in module.parameters()]
+        there = [it for module in _modules(family) for it in (*module.parameters(), *module.buffers())]
         live = _Live(there)
         with live:
             for _ in range(min(2, config.gradient_accumulation_steps)):
