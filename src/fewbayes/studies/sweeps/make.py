@@ -5,7 +5,7 @@ as the base model, so that what differs is what the arm says. What is done is no
 it: runs resume, whole folders of samples are kept, and so are scores as long as what they were made from is the same.
 
     OUT/<sweep>/study.json, metrics.jsonl, images.jsonl  what is compared; all scores; scores of single pictures
-    OUT/<sweep>/<sweep>.md, .png, report.html, table.*   what is read off them
+    OUT/<sweep>/<sweep>.md, .png, _pictures.png          what is read off them, and report.html, table.*
     OUT/<model>/<subject>/photographs/                   the training images, as the model sees them
     OUT/<model>/<subject>/runs/<arm>-seed<k>/            the trainings, and in cost.json what each cost
     OUT/<model>/<subject>/pictures/, scores/             the samples, and their scores with what they were made from

@@ -15,7 +15,7 @@ from fewbayes.page.evaluation.gallery import choose
 from fewbayes.page.evaluation.reading import Evaluation
 from fewbayes.page.evaluation.scores import Scores
 from fewbayes.page.look import INK, colour, marker, save, style
-from fewbayes.studies.paper.drawing import INCHES, LETTERS, SOFT, Shown, pictures
+from fewbayes.studies.paper.drawing import INCHES, LETTERS, Shown, pictures
 from fewbayes.studies.sweeps.catalogue import Sweep, View
 
 SIDES = ("Plain", "Bayesian")
@@ -48,10 +48,8 @@ def _head(figure: Figure, evaluation: Evaluation) -> None:
     models = ", ".join(dict.fromkeys(arm["model"] for arm in facts["arms"]))
     subjects, seeds = len(evaluation.subjects), len(facts["seeds"])
     extent = f"model {models}, {subjects} subject{'s' * (subjects > 1)}, {seeds} seed{'s' * (seeds > 1)}{tried}"
-    figure.suptitle("\n".join([evaluation.title, extent]), x=0.01, ha="left", fontsize=10)
-    if evaluation.question:
-        said = textwrap.fill(f"Paper: {evaluation.question}", LETTERS)
-        figure.supxlabel(said, x=0.01, ha="left", fontsize=8, color=SOFT)
+    says = [textwrap.fill(f"Paper: {evaluation.question}", LETTERS)] if evaluation.question else []
+    figure.suptitle("\n".join([evaluation.title, extent, *says]), x=0.01, ha="left", fontsize=10)
 
 
 def _over_values(
@@ -70,9 +68,9 @@ def _over_values(
         for place, (_, cell) in zip(where, mine, strict=True):
             if cell.low is not None and cell.high is not None:
                 axes.plot([place, place], [cell.low, cell.high], color=colour(side), linewidth=1, alpha=0.5)
-    for name, words in (("base", "Base model"), ("real", "Real against real")):
+    for name, words, line in (("base", "Base model", ":"), ("real", "Real against real", "-.")):
         if name in cells and cells[name].mean is not None and (name == "base" or metric.ceiling):
-            axes.axhline(_number(cells[name].mean), color=INK, linewidth=0.6, linestyle=":", label=words)
+            axes.axhline(_number(cells[name].mean), color=INK, linewidth=0.6, linestyle=line, label=words)
     axes.set_xticks(range(len(values)), [_short(value) for value in values])
     axes.set_title(f"{metric.title} {metric.arrow}")
     if _line(sweep) == "-":
@@ -127,7 +125,7 @@ def panels(evaluation: Evaluation, view: View, file: Path) -> Path:
     with style():
         width = max(len(shown) for _, shown in rows)
         figure = Figure(figsize=(max(INCHES / 2, 1.15 * width + 1), 1.25 * len(rows) + 0.8), layout="constrained")
-        title = f"{file.stem.replace('fig', 'Fig. ')}: {view.title}"
+        title = f"{file.stem.replace('fig', 'Fig. ').removesuffix('_pictures')}: {view.title}"
         says = [f"Paper: {view.says}"] if view.says else []
         figure.suptitle("\n".join([title, *says]), x=0.01, ha="left", fontsize=10)
         pictures(figure, rows)

@@ -22,7 +22,7 @@ GIGA = 1e9
 
 
 def write_sweep(folder: Path, name: str, sweep: Sweep) -> list[Path]:
-    """`<name>.md` with all tables, and `<name>.png`."""
+    """`<name>.md` with all tables, `<name>.png`, and in `<name>_pictures.png` samples chosen before any score."""
     evaluation = read_evaluation(folder)
     costs = cost_table(evaluation)
     claims = judged(evaluation, sweep)
@@ -33,7 +33,8 @@ def write_sweep(folder: Path, name: str, sweep: Sweep) -> list[Path]:
     ]
     parts += ["What a training costs.", markdown(costs)] if costs.rows else []
     atomic_write(folder / f"{name}.md", "\n\n".join([*parts, *evaluation.notes]) + "\n")
-    return [folder / f"{name}.md", curves(evaluation, sweep, folder / f"{name}.png")]
+    samples = panels(evaluation, View(name, sweep.title, ("random",)), folder / f"{name}_pictures.png")
+    return [folder / f"{name}.md", curves(evaluation, sweep, folder / f"{name}.png"), samples]
 
 
 def write_view(folder: Path, name: str, view: View) -> Path:
