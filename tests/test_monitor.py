@@ -24,7 +24,7 @@ from fewbayes.stage.monitor import (
 )
 from fewbayes.stage.readings import Blank, Losses, Reading
 from fewbayes.stage.samples import SampleStats, describe
-from fewbayes.stage.scores import CLEAN, DISSOLVED, SOFTNESS, STRANGE, VISIBLE
+from fewbayes.stage.scores import CLEAN, OUTLINES, SOFTNESS, STRANGE, VISIBLE
 from fewbayes.stage.words import fitted
 from fewbayes.world.scenes import SUBJECTS, subject_photograph
 from test_sample_stats import noised, scene
@@ -411,23 +411,26 @@ def test_pictures_like_nothing_that_is_known_are_unclear_and_never_the_best():
 FOUR = st.lists(st.floats(0, 1), min_size=4, max_size=4)
 
 
-@given(FOUR, FOUR)
-def test_good_is_earned_by_likeness_to_what_is_known_and_by_outlines(kept, contours):
-    pictures = replace(stats(BASE), kept=tuple(kept), likeness=tuple(-1.0 for _ in kept), contours=tuple(contours))
+@settings(deadline=None)
+@given(FOUR, FOUR, FOUR)
+def test_good_is_earned_by_likeness_to_what_is_known_and_by_outlines(kept, contours, relief):
+    drawn = {"kept": tuple(kept), "contours": tuple(contours), "relief": tuple(relief)}
+    pictures = replace(UNDERFIT.samples, likeness=tuple(-1.0 for _ in kept), **drawn)
     judged = alone(Look(1, LEARNED, pictures))
     scores = judged.scores
-    assert judged.seen != "good" or (scores["strangeness"] < STRANGE and scores["contours"] >= DISSOLVED)
+    clear = all(scores[name] >= limit for name, limit in OUTLINES.items())
+    assert judged.seen != "good" or (scores["strangeness"] < STRANGE and clear)
 
 
 def test_pictures_of_weaker_outlines_are_unclear_though_they_are_not_noisy():
     clear = stats(BASE)
-    judged = alone(Look(1, LEARNED, replace(clear, contours=tuple(share - 0.02 for share in clear.contours))))
+    judged = alone(Look(1, LEARNED, replace(clear, relief=tuple(steep - 0.02 for steep in clear.relief))))
     assert (judged.seen, judged.scores["corruption"] < CORRUPTED) == ("unclear", True)
     assert "outlines stand out less" in judged.line
 
 
 def test_what_was_kept_before_outlines_were_read_is_judged_without_them():
-    old = Look(0, reading(0.5), replace(stats(BASE), contours=()))
+    old = Look(0, reading(0.5), replace(stats(BASE), contours=(), relief=()))
     judged = Monitor(old, TRAINING, patience=1).judge(Look(1, LEARNED, stats(BASE)))
     assert (judged.seen, "contours" in judged.scores) == ("good", False)
 

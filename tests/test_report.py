@@ -205,7 +205,7 @@ def test_without_best_a_good_step_is_recommended_only_if_its_weights_are_kept(tm
     assert found in (None, (200, "checkpoint-200"))
 
 
-JUDGED = "ratings_held_out"
+JUDGED = "ratings_siblings"
 
 
 def json_rows(path: Path) -> list[dict]:

@@ -21,6 +21,7 @@ from fewbayes.stage.samples import (
     contrast,
     describe,
     detail,
+    relief,
     saturation,
     unrest,
 )
@@ -115,6 +116,7 @@ def test_blotches_take_the_change_from_the_outlines_and_contrast_does_not():
     found = [contours(noised(scene(3), strength)) for strength in (0, 5, 10, 20, 40)]
     assert found == sorted(found, reverse=True)
     assert found[0] > 2 * found[-1]
+    assert relief(scene(3)) > relief(noised(scene(3), 10)) > relief(noised(scene(3), 40))
     assert contours(scene(3) // 2) == pytest.approx(found[0], rel=0.05)  # whole grey levels
     assert contours(np.zeros((SIDE, SIDE, 3), np.uint8)) == 0
 

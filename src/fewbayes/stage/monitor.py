@@ -20,7 +20,7 @@ from fewbayes.stage import words
 from fewbayes.stage.definition import CORRUPTED, IN_A_ROW
 from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats
-from fewbayes.stage.scores import CLEAN, COPY, DISSOLVED, STRANGE, Standards
+from fewbayes.stage.scores import CLEAN, COPY, OUTLINES, STRANGE, Standards
 
 Stage = Literal["underfit", "good", "unclear", "corrupted", "memorised"]
 ALARMS = ("corrupted", "memorised")
@@ -57,8 +57,8 @@ class Judgement:
     """stage: after hysteresis; seen: by this look alone, or, where it drew no samples, by the last one that did.
 
     scores: `corruption` in [0, 1]; `averaged_corruption`, of the averaged weights; `memorisation` in [0, 1], 1 for
-    copies; `strangeness`, at most 1, from STRANGE on like nothing that is known; `contours`, in [-1, 1], below
-    DISSOLVED for weaker outlines than the base model draws; `diversity` over the base model's; `learning`, at most 1,
+    copies; `strangeness`, at most 1, from STRANGE on like nothing that is known; `contours` and `relief`, below
+    OUTLINES for weaker outlines than the base model draws; `diversity` over the base model's; `learning`, at most 1,
     below LEARNED for underfit; `likeness` and `unseen_likeness`, mean correlations in [-1, 1] with the training images
     and with one held out, where there is one. Those that the look had no means for are not there. cause:
     "jitter" where averaging the weights cures the pictures; "diverged" where the model knows the training images worse
@@ -236,7 +236,8 @@ def seen(scores: Mapping[str, float], several: bool) -> Stage:
         return "unclear"
     if scores.get("learning", 0.0) < LEARNED:
         return "underfit"
-    return "good" if scores.get("contours", 0.0) >= DISSOLVED else "unclear"
+    clear = all(scores.get(name, limit) >= limit for name, limit in OUTLINES.items())
+    return "good" if clear else "unclear"
 
 
 def _drawn(samples: SampleStats | None) -> SampleStats | None:

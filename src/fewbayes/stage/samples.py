@@ -47,8 +47,8 @@ class SampleStats:
     see `_likeness`; 0 without any to compare with. diversity: mean distance of two pictures of the set, in [0, 1], see
     `_diversity`; 0 for a single one. contrast, unrest: grey levels of 255, see there. distinct: pictures of the set of
     which none is like another by SAME or more. kept: correlation with the twin, the base model's picture of the same
-    prompt and seed, in [-1, 1]; empty where there was none to compare with. contours: in [1 / STEEPEST, 1], see there;
-    empty in what was kept before it was read. unseen: likeness with an image that was held out; empty without one.
+    prompt and seed, in [-1, 1]; empty where there was none to compare with. contours, relief: see
+    there; empty in what was kept before they were read. unseen: likeness with an image held out, where one was.
     """
 
     count: int
@@ -61,6 +61,7 @@ class SampleStats:
     distinct: int
     kept: tuple[float, ...] = ()
     contours: tuple[float, ...] = ()
+    relief: tuple[float, ...] = ()
     unseen: tuple[float, ...] = ()
 
 
@@ -95,6 +96,7 @@ def describe(
         distinct=_distinct(small),
         kept=tuple(1.0 if (picture == twin).all() else _correlation(picture, twin) for picture, twin in pairs),
         contours=tuple(contours(picture) for picture in pictures),
+        relief=tuple(relief(picture) for picture in pictures),
         unseen=tuple(max(_likeness(picture, image) for image in apart) for picture in small) if apart else (),
     )
 
@@ -151,9 +153,23 @@ def contours(picture: Picture) -> float:
     is taken off.
     """
     pixels = _reduced(picture)
-    right, lower = pixels[:-1, 1:] - pixels[:-1, :-1], pixels[1:, :-1] - pixels[:-1, :-1]
-    change = np.sort(np.maximum((right**2 + lower**2).sum(2) - 12 * ROUNDING**2, 0), axis=None)[::-1]
+    change = np.sort(np.maximum(_steps(pixels) - 12 * ROUNDING**2, 0), axis=None)[::-1]
     return float(change[: max(1, len(change) // STEEPEST)].sum() / max(change.sum(), 1e-9))
+
+
+def relief(picture: Picture) -> float:
+    """Log of how much steeper steep places (the 95th percentile) are than usual ones, between blocks of the largest of
+    SCALES; half a grey level is added to each. At the size of latent cells, as `contours` is at that of pixels."""
+    pixels = _reduced(picture)
+    side = max(scale for scale in SCALES if min(pixels.shape[:2]) >= 2 * scale)
+    steep, usual = np.quantile(np.sqrt(_steps(_block_means(pixels, side))) + 0.5, (0.95, 0.5))
+    return float(np.log(steep / usual))
+
+
+def _steps(pixels: Floats) -> Floats:
+    """Squared differences of each place to its right and lower neighbours, over the channels."""
+    right, lower = pixels[:-1, 1:] - pixels[:-1, :-1], pixels[1:, :-1] - pixels[:-1, :-1]
+    return (right**2 + lower**2).sum(2)
 
 
 def saturation(picture: Picture) -> float:

@@ -26,9 +26,9 @@ model's pictures are unlike the training images. Chosen on rated pictures of the
 yet tried on others. From STRANGE on a typical picture is like nothing that is known, and not judged at all."""
 VISIBLE = 2.0
 """Unrest, in grey levels, that is added in squares to any: pictures calmer than this look alike."""
-DISSOLVED = -0.005
-"""Contours of the typical picture less those of its base twin, below which no number here can call it good. By
-definition 0, and as much as rounding to grey levels changes. How often it errs: docs/diagnose.md."""
+OUTLINES = {"contours": -0.005, "relief": 0.0}
+"""What is read of outlines, of the typical picture less that of its base twin, and below what no number here can call
+it good. By definition 0; -0.005 is what rounding to grey levels changes. How often it errs: docs/diagnose.md."""
 UNKNOWN = 0.4
 """The most strangeness, that of clean pictures, where the base model's own are not there to compare with."""
 CHANCE = 1.5
@@ -76,8 +76,7 @@ class Standards:
             scores["strangeness"] = median(self.strangeness(pictures))
             if pictures.unseen:
                 scores["likeness"], scores["unseen_likeness"] = fmean(pictures.likeness), fmean(pictures.unseen)
-            if differences := self.contours(pictures):
-                scores["contours"] = median(differences)
+            scores |= self.outlines(pictures)
             if (diversity := self.diversity(pictures)) is not None:
                 scores["diversity"] = diversity
         if averaged:
@@ -127,11 +126,14 @@ class Standards:
         related = [max(pair) for pair in zip(samples.likeness, kept, strict=True)]
         return [min(most, (1 - like) / max(1 - unrelated, 1e-6)) for like in related]
 
-    def contours(self, samples: SampleStats) -> list[float]:
-        """Those of each picture less those of its base twin; none where either was not read."""
-        if self.base is None or len(samples.contours) != len(self.base.contours):
-            return []
-        return [mine - twin for mine, twin in zip(samples.contours, self.base.contours, strict=True)]
+    def outlines(self, samples: SampleStats) -> dict[str, float]:
+        """Of each of OUTLINES the typical picture's less its base twin's; none of what was not read of both."""
+        both = {name: (getattr(samples, name), getattr(self.base, name, ())) for name in OUTLINES}
+        return {
+            name: median(a - b for a, b in zip(mine, twins, strict=True))
+            for name, (mine, twins) in both.items()
+            if mine and len(mine) == len(twins)
+        }
 
     def closeness(self, samples: SampleStats) -> list[float]:
         """Of each picture to a copy: 0 at the likeness of the base model's pictures and of training images, 1 at 1."""

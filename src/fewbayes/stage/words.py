@@ -12,7 +12,7 @@ from statistics import fmean, median
 from fewbayes.stage.definition import CORRUPTED
 from fewbayes.stage.readings import Reading
 from fewbayes.stage.samples import SampleStats
-from fewbayes.stage.scores import COPY, DISSOLVED, NOISIER, RESTLESS, STRANGE, Standards
+from fewbayes.stage.scores import COPY, NOISIER, OUTLINES, RESTLESS, STRANGE, Standards
 
 LOOKS = {
     "underfit": "not learned yet",
@@ -74,7 +74,8 @@ def _unclear(scores: Mapping[str, float]) -> str:
     if scores["strangeness"] >= STRANGE:
         beyond = f"strangeness {scores['strangeness']:.2f}, unclear from {STRANGE:g}"
         return f"pictures like neither the base model's nor the training images ({beyond})"
-    return f"outlines stand out less than the base model's: {scores['contours']:+.3f}, unclear below {DISSOLVED:g}"
+    weaker = [f"{name} {scores[name]:+.3f}" for name, limit in OUTLINES.items() if scores.get(name, limit) < limit]
+    return f"outlines stand out less than the base model's ({', '.join(weaker)})"
 
 
 def _noise(standards: Standards, pictures: SampleStats) -> list[str]:
