@@ -181,8 +181,10 @@ def row_of(card: ModelCard) -> dict[str, Any]:
     texts = sum(count for name, count in counts.items() if name.startswith("text_encoder"))
     peaks = {f"{precision}, {side}" if side else precision: peak(card, precision, side) for precision, side in LADDER}
     fits = {
-        card_: next((how for how, size in peaks.items() if size <= SHARE_OF_FREE * card_ * 1e9), None)
-        for card_ in CARDS
+        str(size_of_card): next(
+            (how for how, size in peaks.items() if size <= SHARE_OF_FREE * size_of_card * 1e9), None
+        )
+        for size_of_card in CARDS
     }
     row = {"model": card.model, "denoiser": counts["denoiser"], "texts": texts, "side": card.resolution}
     return row | {"peaks": peaks, "fits": fits}
@@ -200,7 +202,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
     )
     fits = Table(
         [Column("model"), *(Column(f"{card} GB") for card in CARDS)],
-        [[row["model"], *(row["fits"][card] or "none" for card in CARDS)] for row in rows],
+        [[row["model"], *(row["fits"][str(card)] or "none" for card in CARDS)] for row in rows],
     )
     return (
         "# Memory of one step\n\n`python benchmarks/memory_table.py --output docs/results`\n\n"
