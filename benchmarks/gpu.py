@@ -61,7 +61,7 @@ class Bench:
         self.before = self.held()
         self.family: Family = random_family(self.card, self.device)
         self.method = make_method(self.config)
-        memory.attach(self.method, self.family)
+        self.method.attach(self.family)
         for weight in self.method.trainable(self.family).values():
             weight.data = weight.data.to(self.device)
         self.method.training(self.family, True)

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-STEPS = [{"where": where} for where in ("norm", "linear-up", "linear", "linear-cross", "all")]
-STEPS += [{"batch_size": size} for size in (2, 4, 8)] + [{"resolution": side} for side in (128, 256)]
+STEPS: list[dict[str, Any]] = [{"where": where} for where in ("norm", "linear-up", "linear", "all")]
+STEPS += [{"batch_size": 4}, {"resolution": 128}, {"batch_size": 2}, {"batch_size": 8}, {"resolution": 256}]
 POINTS: dict[str, list[Any]] = {
     "step": STEPS,
     "start": [1, 10, 100, 1000],
@@ -215,6 +215,9 @@ def draw(results: dict[str, list[dict[str, Any]]], file: Path) -> None:
         axis.plot([x for x, _ in points], values, "o-", color=colour, label=label)
     axis.set(title="The same, by work in a step", xlabel="pixels, x one picture of 64", ylabel="x plain", xscale="log")
     axis.legend(frameon=False)
+    if not any("where" not in point["at"] for point in steps):
+        axis.clear()
+        axis.set_axis_off()
     for name, key, title in (
         ("start", "encode_s", "Encoding images at the start"),
         ("page", "cpu_s", "Page of a run, by steps"),
@@ -222,6 +225,9 @@ def draw(results: dict[str, list[dict[str, Any]]], file: Path) -> None:
         ("evaluate", "cpu_s", "Evaluation, by pictures"),
     ):
         axis, points = flat[name], results.get(name, [])
+        if not points:
+            axis.set_axis_off()
+            continue
         axis.plot([p["at"] for p in points], [p[key] for p in points], "o-", color=first)
         axis.set(title=title, ylabel="CPU s", xscale="log", yscale="log")
         twin = axis.twinx()
@@ -236,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--small", action="store_true", help="the first two points of each part")
-    parser.add_argument("--output", type=Path, default=RESULTS / "growth.json", help="parts that are there stay")
+    parser.add_argument("--output", type=Path, default=RESULTS / "growth.json", help="points that are there stay")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.point:
@@ -247,12 +253,13 @@ def main() -> None:
 
     kept = json.loads(args.output.read_text())["results"] if args.output.exists() else {}
     for part in args.parts:
-        kept[part] = []
         for at in POINTS[part][: 2 if args.small else None]:
-            kept[part].append({"at": at, **measured(part, at)})
-            print(part, kept[part][-1], flush=True)
-        result = {"settings": {"small": args.small}, **environment(), "results": kept}
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
+            rows = kept.setdefault(part, [])
+            if any(row["at"] == at for row in rows):
+                continue
+            rows.append({"at": at, **measured(part, at)})
+            print(part, rows[-1], flush=True)
+            args.output.write_text(json.dumps({**environment(), "results": kept}, indent=2) + "\n")
     draw(kept, args.output.with_suffix(".png"))
 
 

@@ -148,7 +148,40 @@ def parts_table() -> str:
     return markdown([*rows, {"ms": "all"} | {h: f"{c['all']:.1f}" for h, c in columns.items()}])
 
 
-MADE = {"demo": demo_table, "costs": cost_table, "step parts": parts_table}
+def growth_tables() -> tuple[str, str]:
+    """How a Bayesian step's multiple and everything else grow, by benchmarks/growth.py."""
+    found = json.loads((ROOT / "benchmarks/results/growth.json").read_text())["results"]
+    steps = [
+        {
+            "random": f"{row['random'] / 1e6:.2f} million",
+            "batch": str(row["at"].get("batch_size", 1)),
+            "side": f"{row['at'].get('resolution', 64)} px",
+            "plain": f"{row['plain_ms']['median']:.0f} ms",
+            "learned": f"{row['ratio']['median']:.2f} x",
+        }
+        for row in found["step"]
+    ]
+    words = {
+        "start": ("encoding images", "encode_s"),
+        "page": ("the page of a run, by its steps", "cpu_s"),
+        "report": ("the page of an experiment, by its runs", "cpu_s"),
+        "evaluate": ("an evaluation, by its pictures", "cpu_s"),
+    }
+    rest = [
+        {"": said, "number": f"{row['at']:,}", "CPU s": f"{row[key]:.2g}", "memory, MB": f"{row['bytes'] / 1e6:.0f}"}
+        for part, (said, key) in words.items()
+        for row in found.get(part, [])
+    ]
+    return markdown(steps), markdown(rest)
+
+
+MADE = {
+    "demo": demo_table,
+    "costs": cost_table,
+    "step parts": parts_table,
+    "growth of a step": lambda: growth_tables()[0],
+    "growth": lambda: growth_tables()[1],
+}
 
 
 def written(name: str) -> str:
