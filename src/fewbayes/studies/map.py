@@ -252,7 +252,7 @@ def _strips(told: Mapping[str, Any]) -> Figure:
     panels[0].set_yticks(range(len(rows)), [words for _, words, _ in rows], fontsize=9)
     assert image is not None
     bar = figure.colorbar(image, ax=list(panels), shrink=0.6, pad=0.02)
-    bar.set_label("corruption score; from 0.5 on it counts as corrupted", fontsize=9)
+    bar.set_label("corruption score\n(0.5: corrupted)", fontsize=9)
     return figure
 
 
