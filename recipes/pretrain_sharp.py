@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and results")
     parser.add_argument("--scenes", type=int, default=80_000)
     parser.add_argument("--pipeline_steps", type=int, default=1600, help="of Adam")
-    parser.add_argument("--finer_steps", type=int, default=1600, help="of Muon, after them")
+    parser.add_argument("--finer_steps", type=int, default=3000, help="of Muon, after them")
     parser.add_argument("--photographs", type=Path, help="folder of photographs to judge the autoencoder on")
     parser.add_argument("--export", action="store_true", help="place the weights in the package")
     options = parser.parse_args()
