@@ -359,8 +359,9 @@ def test_a_run_continued_from_a_checkpoint_ends_with_the_stages_and_the_best_of_
 
 
 def test_best_is_what_the_true_monitor_last_saw_as_good_and_stays_so_when_nothing_good_follows(
-    settings, family, caplog
+    settings, family, caplog, monkeypatch
 ):
+    monkeypatch.setattr("fewbayes.stage.monitor.OUTLINES", {})  # random weights draw none
     arm = {"monitor_steps": 2, "validation_steps": 2, "checkpointing_steps": 4, "learning_rate": 1e-2}
     folder = train(settings("run", **arm, max_train_steps=4), family=family, progress=False).folder
     good = [judgement for judgement in judgements(folder) if judgement.seen == "good"]

@@ -190,8 +190,8 @@ def _family(model: str) -> Family:
 @contextmanager
 def _watching(configs: Sequence[TrainConfig]) -> Iterator[None]:
     """A bar, or lines in a log, over checkpoints sampled and runs done so far, read from their folders by a thread."""
-    sampled = [c for c in configs if c.validation_steps]
-    total = len(configs) + sum(len(range(0, (c.max_train_steps or 0) + 1, c.validation_steps)) for c in sampled)
+    looks = [(c.max_train_steps or 0) // c.validation_steps + 1 for c in configs if c.validation_steps]
+    total = len(configs) + sum(looks)
     folders = [Path(config.output_dir) for config in configs]
 
     def reached() -> int:
