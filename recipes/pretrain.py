@@ -48,7 +48,7 @@ def halve(pipeline: DiffusionPipeline, folder: Path, recommended: dict = RECOMME
     shutil.rmtree(scratch, ignore_errors=True)
     parts = {name: it for name, it in pipeline.components.items() if it is not None}
     for name in parts.keys() & {"unet", "transformer", "vae"}:
-        parts[name].half()
+        parts[name].half().register_to_config(_name_or_path=name)  # not the folder that it was read from
     pipeline.save_pretrained(scratch, safe_serialization=True)
     for name in parts:
         if name.startswith("tokenizer"):
