@@ -220,6 +220,18 @@ def test_answers_are_written_and_read_back(tmp_path):
 # --- ratings ----------------------------------------------------------------------------------------------------------
 
 
+def test_sets_of_folders_with_equal_names_are_rated_apart(tmp_path):
+    for folder in (first := tmp_path / "a" / "run", second := tmp_path / "b" / "run"):
+        folder.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(folder / "0.png")
+    run_study(["rate", str(first), str(second), "--output_dir", str(tmp_path / "study")])
+    study, _ = read_study(tmp_path / "study")
+    named = {origin.subject for origin in read_key(tmp_path / "study", study).items.values()}
+    assert named == {"a/run/0.png", "b/run/0.png"}
+    with pytest.raises(UserError, match="given twice"):
+        run_study(["rate", str(first), f"{first}/.", "--output_dir", str(tmp_path / "twice")])
+
+
 def test_people_and_models_rate_in_one_format(tmp_path):
     (tmp_path / "pictures").mkdir()
     for i in range(12):

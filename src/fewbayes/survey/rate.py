@@ -71,7 +71,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Shown:
-    """One set of pictures. training: the run, or the file where there is none; step: of the run."""
+    """One set of pictures. training: the run, or folder and file where there is none; step: of the run."""
 
     training: str
     step: int | None
@@ -82,21 +82,31 @@ class Shown:
 
 def run_rate(asked: Rate) -> Path:
     """Write the study and its sheets; returns its folder."""
-    shown = [each for given in asked.runs for each in sets_of(Path(given).expanduser())]
+    folders = [Path(given).expanduser() for given in asked.runs]
+    shown = [each for folder, name in zip(folders, told_apart(folders), strict=True) for each in sets_of(folder, name)]
     order = np.random.default_rng(asked.seed).permutation(len(shown))[: asked.number]
     return write_rating(Path(asked.output_dir), [shown[i] for i in order], asked.title, asked.per_participant)
 
 
-def sets_of(folder: Path) -> list[Shown]:
+def told_apart(folders: Sequence[Path]) -> list[str]:
+    """The end of each path, as short as it can be where no two are the same. UserError where one is given twice."""
+    parts = [folder.resolve().parts for folder in folders]
+    if twice := [str(folder) for i, folder in enumerate(folders) if parts[i] in parts[:i]]:
+        raise UserError(f"{twice[0]} is given twice; a rater would see its pictures twice, so give it once")
+    ends = [tuple(part[-n:] for part in parts) for n in range(1, max(map(len, parts), default=1) + 1)]
+    return ["/".join(end) for end in next(end for end in ends if len(set(end)) == len(parts))]
+
+
+def sets_of(folder: Path, name: str) -> list[Shown]:
     """The sets of a run: the samples of each step but the first; of any other folder: each picture."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give runs or folders of pictures")
     if not (folder / CONFIG).is_file():
-        return [Shown(sample.file, None, [sample.path]) for sample in read_samples(folder).samples]
+        return [Shown(f"{name}/{sample.file}", None, [sample.path]) for sample in read_samples(folder).samples]
     steps = [(int(path.name.removeprefix("step-")), path) for path in sorted((folder / "samples").glob("step-*"))]
     drawn = {step: [sample.path for sample in read_samples(path).samples] for step, path in steps}
     references = sorted((folder / "reference").glob("*.png"))[:REFERENCES]
-    return [Shown(folder.name, step, drawn[step], drawn.get(0, []), references) for step in drawn if step]
+    return [Shown(name, step, drawn[step], drawn.get(0, []), references) for step in drawn if step]
 
 
 def write_rating(
@@ -112,9 +122,7 @@ def write_rating(
             Item(pictures.name(), [part], before=before, references=references) for before, part, references in groups
         ]
         pictures.write()
-        origins = [
-            Origin([], subject=each.training, step=each.step, files=[list(map(str, each.pictures))]) for each in shown
-        ]
+        origins = [_origin(each) for each in shown]
         key = written(Key({}, {item.id: origin for item, origin in zip(items, origins, strict=True)}, {}))
         atomic_write(staging / layout.KEY, key)
         plan = Plan(1, 0, [], "Agreement of raters, by Krippendorff's alpha.", now())
