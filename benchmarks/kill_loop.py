@@ -2,8 +2,9 @@
 
 Six arms: full, LoRA and OFT, plain and Bayesian with averages, on the embedded model with class images, samples, the
 monitor and checkpoints. Each kill picks a moment (drawing class images, samples, a look, best/, writing a checkpoint,
-export, or a plain step), waits for it to begin and strikes at a random share of the time it takes: SIGKILL, or SIGINT
-once, which is Ctrl-C. The same command goes on, is killed again, and in the end is let through. Counted:
+export, a plain step, or any change of a file), waits for it to begin and strikes at a random share of the time it
+takes: SIGKILL, or SIGINT once, which is Ctrl-C. The same command goes on, is killed again, and in the end is let through.
+Counted:
 
 - bytes lost: of files of the uninterrupted run, those that differ or are missing in the end (weights, deviations,
   averages, optimizer, result, samples, stages, best/, rows of metrics.jsonl by content), and of every checkpoint that
@@ -11,30 +12,33 @@ once, which is Ctrl-C. The same command goes on, is killed again, and in the end
 - leftovers: staging names, and best-N/ that nobody needs;
 - after Ctrl-C: steps that were done and have to be done again.
 
-So that best/ is written, every look of these short trainings is taken for good. Trials are children of one process that
-has torch imported already. The result is written after every training; the same command goes on. About an hour of one
-core for all of it:
+Tries are children of one process that has imported all that a training imports, so that a start costs no more than
+its work; each runs the whole command on a folder of its own and dies by a true signal. So that best/ is written, every
+look of these short trainings is taken for good. `--true` adds trainings in processes of their own, `python -m fewbayes
+train` with nothing changed, struck at a random time or as soon as a temporary file is seen. The result is written after
+every training; the same command goes on:
 
-    OMP_NUM_THREADS=1 python benchmarks/kill_loop.py
+    OMP_NUM_THREADS=1 python benchmarks/kill_loop.py --true 3
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch  # noqa: F401  imported once, before any child is made
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -42,7 +46,7 @@ from fewbayes.cli import main as fewbayes
 from fewbayes.runs.checkpoints import step_of, verify_checkpoint
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.provenance import environment
-from fewbayes.stage.monitor import Monitor
+from fewbayes.stage import monitor
 from fewbayes.training import train as training
 from fewbayes.training.stages import RunStages
 from fewbayes.world.scenes import subject_photograph
@@ -80,7 +84,10 @@ MOMENTS = {
     "export": (RunFolder, "write_pipeline"),
     "step": (training, "preserved_loss"),
 }
+FILES = "change of a file"
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 KILLS_A_RUN = 8
+TRUE = ("time", "temporary file")
 
 
 # --- one start of a training ------------------------------------------------------------------------------------------
@@ -92,35 +99,50 @@ def child(arguments: list[str], marks: int, log: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def mark(moment: str, what: str) -> None:
+        os.write(marks, f"{moment}|{what}|{time.monotonic()}\n".encode())
+
     def told(owner: Any, name: str, moment: str) -> None:
         whole = getattr(owner, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            os.write(marks, f"{moment}|begin|{time.monotonic()}\n".encode())
+            mark(moment, "begin")
             made = whole(*args, **kwargs)
-            os.write(marks, f"{moment}|end|{time.monotonic()}\n".encode())
+            mark(moment, "end")
             return made
 
         setattr(owner, name, call)
 
+    place = str(log.parent)
+
+    def changed(event: str, args: tuple[Any, ...]) -> None:
+        opened = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if (opened or event in CHANGES) and str(args[0]).startswith(place):
+            mark(FILES, "begin")
+            mark(FILES, "end")
+
     for moment, (owner, name) in MOMENTS.items():
         told(owner, name, moment)
-    Monitor._see = lambda self, scores: "good"
+    monitor.seen = lambda scores, several: "good"
+    sys.addaudithook(changed)
     code = 70
     try:
         code = fewbayes(arguments)
     finally:
         sys.stderr.flush()
+        os.write(marks, f"{' '.join(sys.modules)}|modules|0\n".encode())
         os._exit(code)
 
 
 @dataclass
 class Start:
-    """One start: its exit code, the moments that ended, whether it was struck, and how long each moment took."""
+    """One start: its exit code, whether it was struck, and before its moment ended; how long each moment took."""
 
     code: int
-    struck: bool
+    struck: bool = False
+    inside: bool = False
     took: dict[str, list[float]] = field(default_factory=dict)
+    modules: list[str] = field(default_factory=list)
 
 
 def start(arguments: list[str], log: Path, strike: tuple[str, int, float, int] | None) -> Start:
@@ -132,23 +154,53 @@ def start(arguments: list[str], log: Path, strike: tuple[str, int, float, int] |
         child(arguments, theirs, log)
     os.close(theirs)
     begun: dict[str, float] = {}
-    took: dict[str, list[float]] = {}
-    seen, struck = 0, False
+    found, seen, hit = Start(0), 0, 0.0
     with os.fdopen(ours) as lines:
         for line in lines:
-            moment, what, at = line.strip().split("|")
-            if what == "begin":
+            moment, what, at = line.rstrip("\n").split("|")
+            if what == "modules":
+                found.modules = moment.split()
+            elif what == "begin":
                 begun[moment] = float(at)
-                if strike and moment == strike[0]:
-                    seen += 1
-                    if seen == strike[1] and not struck:
-                        time.sleep(max(0.0, float(at) + strike[2] - time.monotonic()))
-                        os.kill(pid, strike[3])
-                        struck = True
+                seen += bool(strike) and moment == strike[0]
+                if strike and seen == strike[1] and not found.struck:
+                    time.sleep(max(0.0, float(at) + strike[2] - time.monotonic()))
+                    hit = time.monotonic()
+                    os.kill(pid, strike[3])
+                    found.struck = found.inside = True
             else:
-                took.setdefault(moment, []).append(float(at) - begun[moment])
+                found.took.setdefault(moment, []).append(float(at) - begun[moment])
+                late = strike and moment == strike[0] and begun[moment] < float(at) < hit
+                found.inside = found.inside and (moment == FILES or not late)
     _, status = os.waitpid(pid, 0)
-    return Start(os.waitstatus_to_exitcode(status), struck, took)
+    found.code = os.waitstatus_to_exitcode(status)
+    return found
+
+
+def true_start(arguments: list[str], log: Path, strike: tuple[str, int, float, int] | None) -> Start:
+    """The same in a process that nobody prepared. strike: (one of TRUE, which file, seconds, signal)."""
+    with log.open("ab") as words:
+        command = [sys.executable, "-m", "fewbayes", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=words)
+    begin, known, found = time.monotonic(), set[Path](), Start(0)
+    while process.poll() is None:
+        if strike and not found.struck:
+            known.update(log.parent.rglob(".tmp-*"))
+            of_time = strike[0] == "time" and time.monotonic() - begin >= strike[2]
+            if of_time or (strike[0] == "temporary file" and len(known) >= strike[1]):
+                process.send_signal(strike[3])
+                found.struck = found.inside = True
+        time.sleep(0.002 if strike else 0.1)
+    found.code, found.took = process.returncode, {"time": [time.monotonic() - begin], "temporary file": [0.0]}
+    return found
+
+
+@dataclass
+class Whole:
+    """A training that nothing interrupted: its folder, and how long each moment took each time."""
+
+    place: Path
+    took: dict[str, list[float]]
 
 
 # --- what is held against what ----------------------------------------------------------------------------------------
@@ -157,7 +209,7 @@ def start(arguments: list[str], log: Path, strike: tuple[str, int, float, int] |
 def contents(run: Path) -> dict[str, bytes]:
     """What a run leaves, by name: tensors, pictures, rows and words."""
     kept = {str(p.relative_to(run)): p.read_bytes() for p in [*run.glob("samples/*/*/*.png"), run / "stages.jsonl"]}
-    kept["best.json"] = (run / "best/best.json").read_bytes()
+    kept |= {str(p.relative_to(run)): p.read_bytes() for p in run.glob("best/best.json")}
     last = f"checkpoint-{SHORT['max_train_steps']}"
     parts = (last, "best", "best/unet", "unet", "oft", ".")
     for file in {file for part in parts for file in (run / part).glob("*.safetensors")}:
@@ -193,52 +245,74 @@ def settings(arm: str, place: Path, photographs: Path) -> list[str]:
     return ["train", str(place / "run.yaml")]
 
 
+def possible(run: Path) -> list[str]:
+    """The moments that are still to come."""
+    if (run / f"checkpoint-{SHORT['max_train_steps']}").is_dir():
+        return ["export", FILES]
+    drawn = len(list((run.parent / "class").rglob("0*.png")))
+    return [*(name for name in MOMENTS if name != "class images" or drawn < SHORT["num_class_images"]), FILES]
+
+
 def interrupted_run(
-    arm: str, number: int, kind: int, reference: Path, took: dict[str, list[float]], photographs: Path, work: Path
+    arm: str,
+    number: int,
+    kind: int,
+    whole: Whole,
+    photographs: Path,
+    work: Path,
+    often: Counter[str],
+    true: bool,
 ) -> dict[str, Any]:
-    """One training, struck KILLS_A_RUN times at most, then let through; a row of the result."""
-    draw = random.Random(f"{arm} {number} {kind}")
+    """One training, struck KILLS_A_RUN times at most, then let through; a row of the result. often: strikes so far."""
+    draw = random.Random(f"{arm} {number} {kind} {true}")
+    begin = sum(os.times()[:4])
     place = work / "killed"
     shutil.rmtree(place, ignore_errors=True)
     arguments = settings(arm, place, photographs)
     run, log = place / "run", place / "log"
     struck: list[str] = []
-    lost, done_again, problems = 0, 0, []
+    inside, lost, done_again, problems = 0, 0, 0, []
+    code = None
     for _ in range(KILLS_A_RUN):
-        moment = draw.choice(list(MOMENTS))
-        often = len(took[moment])
-        strike = (moment, draw.randint(1, max(1, often // 2)), draw.random() * max(took[moment]), kind)
+        moments = list(TRUE) if true else possible(run)
+        moment = min(moments, key=lambda name: (often[name], draw.random()))
+        which = draw.randint(1, max(1, len(whole.took[moment]) // 4)) if moment == FILES else draw.choice((1, 1, 2))
+        strike = (moment, which, draw.random() * max(whole.took[moment]), kind)
         before = whole_checkpoints(run)
-        ended = start(arguments, log, strike)
+        ended = (true_start if true else start)(arguments, log, strike)
+        code = ended.code
         if ended.struck:
             struck.append(moment)
+            often[moment] += 1
+            inside += ended.inside
         after = whole_checkpoints(run)
         gone = before - after
         lost += sum(f.stat().st_size for path in gone for f in path.glob("*"))
-        if kind == signal.SIGINT and ended.struck and ended.code == 130:
+        if kind == signal.SIGINT and ended.struck and code == 130:
             at = [int(w) for w in log.read_text().rpartition("Stopped at step ")[2].split(" ", 1)[:1] if w.isdigit()]
             newest = max((step_of(path) or 0 for path in after), default=0)
             done_again += max(0, at[0] - newest) if at and "Stopped at step" in log.read_text() else 0
-        if ended.code == 0:
+        if code not in (-signal.SIGKILL, 130):
             break
-        if ended.code not in (-signal.SIGKILL, 130):
-            problems.append(f"exit code {ended.code}: {log.read_text()[-500:]}")
-            break
-    last = start(arguments, log, None)
-    if last.code != 0:
-        problems.append(f"exit code {last.code}: {log.read_text()[-500:]}")
-    different = differing(contents(reference / "run"), contents(run)) if last.code == 0 else {"all": -1}
+    if code in (-signal.SIGKILL, 130):
+        code = (true_start if true else start)(arguments, log, None).code
+    if code != 0:
+        problems.append(f"exit code {code}: {log.read_text()[-500:]}")
+    different = differing(contents(whole.place / "run"), contents(run)) if code == 0 else {"all": -1}
     litter = [p.name for p in run.iterdir() if p.name.startswith((".tmp-", "best-"))]
     return {
         "arm": arm,
         "number": number,
         "signal": signal.Signals(kind).name,
+        "process": "own" if true else "child",
         "struck": struck,
+        "before_the_moment_ended": inside,
         "bytes_lost": lost + sum(different.values()),
         "different": sorted(different)[:10],
         "steps_done_again": done_again,
         "leftovers": litter,
         "problems": problems,
+        "cpu_seconds": round(sum(os.times()[:4]) - begin, 1),
     }
 
 
@@ -246,6 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sigkill", type=int, default=200, help="SIGKILLs [200]")
     parser.add_argument("--sigint", type=int, default=50, help="Ctrl-Cs [50]")
+    parser.add_argument("--true", type=int, default=0, help="trainings in processes of their own, beside these [0]")
     parser.add_argument("--minutes", type=float, default=25, help="of processor time, then it ends [25]")
     parser.add_argument("--work", type=Path, help="folder for the trainings [a temporary one]")
     parser.add_argument("--output", type=Path, default=RESULT, help=f"file [{RESULT.name}]")
@@ -261,28 +336,38 @@ def loop(args: argparse.Namespace, work: Path) -> None:
     for i in range(2):
         pixels = (255 * subject_photograph("swirl_fish", i)[0]).round().astype(np.uint8)
         Image.fromarray(pixels).save(photographs / f"{i}.png")
-    took: dict[str, dict[str, list[float]]] = {}
-    for number in count():
-        kind = signal.SIGINT if number % 5 == 4 else signal.SIGKILL
+    wholes: dict[str, Whole] = {}
+    for number, true in [*((i, True) for i in range(args.true)), *((i, False) for i in range(1000))]:
+        kind = signal.SIGINT if number % 5 == (2 if true else 4) else signal.SIGKILL
         arm = list(ARMS)[number % len(ARMS)]
-        struck = {name: sum(len(r["struck"]) for r in found if r["signal"] == name) for name in ("SIGKILL", "SIGINT")}
-        if struck["SIGKILL"] >= args.sigkill and struck["SIGINT"] >= args.sigint:
-            return
-        asked = args.sigint if kind == signal.SIGINT else args.sigkill
-        if struck[kind.name] >= asked or any(r["number"] == number for r in found):
+        rows = [r for r in found if r["signal"] == kind.name]
+        often = Counter(moment for r in rows for moment in r["struck"])
+        enough = sum(often.values()) >= (args.sigint if kind == signal.SIGINT else args.sigkill)
+        if enough or any(r["number"] == number and (r["process"] == "own") == true for r in found):
             continue
         if sum(os.times()[:4]) > 60 * args.minutes:
             return
-        reference = work / f"whole-{list(ARMS).index(arm)}"
-        if arm not in took:
-            shutil.rmtree(reference, ignore_errors=True)
-            whole = start(settings(arm, reference, photographs), work / "log", None)
-            assert whole.code == 0, (work / "log").read_text()
-            took[arm] = whole.took
-        found.append(interrupted_run(arm, number, kind, reference, took[arm], photographs, work))
+        key = f"{list(ARMS).index(arm)}-{'own' if true else 'child'}"
+        if key not in wholes:
+            wholes[key] = uninterrupted(arm, work / f"whole-{key}", photographs, true)
+        found.append(interrupted_run(arm, number, kind, wholes[key], photographs, work, often, true))
         write(args.output, found)
         row = found[-1]
-        print(f"{arm}, {kind.name}: {len(row['struck'])} struck, {row['bytes_lost']} bytes lost", flush=True)
+        print(
+            f"{arm}, {kind.name}: {len(row['struck'])} struck, {row['bytes_lost']} bytes lost, {row['cpu_seconds']} s",
+            flush=True,
+        )
+
+
+def uninterrupted(arm: str, place: Path, photographs: Path, true: bool) -> Whole:
+    """What the tries of an arm are held against; what it imported is there for every child from now on."""
+    shutil.rmtree(place, ignore_errors=True)
+    whole = (true_start if true else start)(settings(arm, place, photographs), place / "log", None)
+    assert whole.code == 0, (place / "log").read_text()
+    for name in whole.modules:
+        with suppress(Exception):
+            importlib.import_module(name)
+    return Whole(place, whole.took)
 
 
 def write(output: Path, runs: list[dict[str, Any]]) -> None:
@@ -293,7 +378,9 @@ def write(output: Path, runs: list[dict[str, Any]]) -> None:
         struck = [moment for row in rows for moment in row["struck"]]
         counts[name] = {
             "signals": len(struck),
-            "by_moment": {moment: struck.count(moment) for moment in MOMENTS},
+            "before_the_moment_ended": sum(row["before_the_moment_ended"] for row in rows),
+            "in_processes_of_their_own": sum(len(row["struck"]) for row in rows if row["process"] == "own"),
+            "by_moment": {moment: struck.count(moment) for moment in [*MOMENTS, FILES, *TRUE]},
             "by_arm": {arm: sum(len(row["struck"]) for row in rows if row["arm"] == arm) for arm in ARMS},
             "trainings": len(rows),
             "trainings_not_bit_equal": sum(bool(row["different"]) for row in rows),
