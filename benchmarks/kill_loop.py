@@ -3,7 +3,8 @@
 Six arms: full, LoRA and OFT, plain and Bayesian with averages, on the embedded model with class images, samples, the
 monitor and checkpoints. Each kill picks a moment (drawing class images, samples, a look, best/, writing a checkpoint,
 export, a plain step, or any change of a file), waits for it to begin and strikes at a random share of the time it
-takes: SIGKILL, or SIGINT once, which is Ctrl-C. The same command goes on, is killed again, and in the end is let through.
+takes: SIGKILL, or SIGINT once, which is Ctrl-C. The same command goes on, is killed again, and in the end is let
+through.
 Counted:
 
 - bytes lost: of files of the uninterrupted run, those that differ or are missing in the end (weights, deviations,
