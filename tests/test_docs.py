@@ -206,6 +206,11 @@ def test_kept_tables_are_what_the_kept_numbers_give(name):
     assert kept.with_suffix(".md").read_text() == remedies_tables(json.loads(kept.with_suffix(".json").read_text()))
 
 
+def test_readme_says_how_long_the_demo_takes():
+    seconds = json.loads((ROOT / "docs/results/demo_one_seed.json").read_text())["seconds"]
+    assert f"{seconds // 60:.0f} min {seconds % 60:.0f} s" in (ROOT / "README.md").read_text()
+
+
 def test_a_number_that_differs_would_be_seen():
     text = (ROOT / "docs/corruption.md").read_text()
     (_, name, table), *_ = MARKED.findall(text)

@@ -157,12 +157,17 @@ class _Lines:
         self._done = done
         if now - self._said >= (GAP if now - self._began < PATIENT else LATER) or done == self._total:
             shown = "" if loss is None else f", loss {loss:.4f}"
-            left = (now - self._began) / (done - self._start) * (self._total - done)
-            self._print(f"{done} of {self._total}{shown}" + (f", {lasting(left)} left" if left else ""))
+            self._print(f"{done} of {self._total}{shown}{self._left(now)}")
 
     def again(self) -> None:
         if self._done < self._total:
-            self._print(f"{self._done + 1} of {self._total} ... {lasting(time.monotonic() - self._stepped)}")
+            now = time.monotonic()
+            self._print(f"{self._done + 1} of {self._total} ... {lasting(now - self._stepped)}{self._left(now)}")
+
+    def _left(self, now: float) -> str:
+        if self._done in (self._start, self._total):
+            return ""
+        return f", {lasting((now - self._began) / (self._done - self._start) * (self._total - self._done))} left"
 
     def _print(self, text: str) -> None:
         self._said = time.monotonic()

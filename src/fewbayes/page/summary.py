@@ -108,6 +108,7 @@ def summarise_experiment(experiment: Experiment) -> dict[str, Any]:
         "arms": [_arm_summary(arm) for arm in experiment.arms],
         "differences": _differences(experiment),
         "notes": experiment.notes,
+        **{key: experiment.provenance[key] for key in ("seconds",) if key in experiment.provenance},
     }
     said = verdict(experiment.runs[0]) if experiment.single else answer(summary)
     return {**summary, "verdict": [said.headline, *said.lines]}

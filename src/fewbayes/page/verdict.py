@@ -178,7 +178,8 @@ def answer(summary: dict[str, Any]) -> Verdict:
     lines = []
     if len(falls) > 1:
         (least, calm), (most, wild) = falls[0], falls[-1]
-        told = f"by {most:.2f} with {wild}, by {least:.2f} with {calm}" if most >= FALLS else f"by {most:.2f} at most"
+        worst, best = f"by {most:.2f} in the worst case ({wild})", f"by {least:.2f} in the best ({calm})"
+        told = f"{worst}, {best}" if most >= FALLS else f"by {most:.2f} at most"
         lines.append(f"After its peak, likeness to the training images falls {told}.")
     ends = [stage for arm in summary["arms"] for stage in arm["weights"].get("raw", {}).get("ends", ())]
     if copies := ends.count("memorised"):

@@ -12,6 +12,7 @@ import logging
 import shlex
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -133,11 +134,12 @@ def experiment(
 
     The same call continues after an interruption. The list is what the run page reads.
     """
+    began, fresh = time.perf_counter(), not any(training.folder.exists() for training in trainings)
     folder.mkdir(parents=True, exist_ok=True)
     if failed := [failure for failure in run(trainings, train, workers) if failure]:
         log.warning("%d of %d runs failed: %s", len(failed), len(trainings), "; ".join(failed))
     arms = {training.arm.name: training.arm for training in trainings}
-    described = {
+    described: dict[str, Any] = {
         "title": title,
         "subject": trainings[0].subject.class_word,
         "question": question,
@@ -152,6 +154,8 @@ def experiment(
         ],
         "provenance": {**facts, "command": command(), **environment(None)},
     }
+    if fresh:  # what was made in several goes has no length
+        described["provenance"]["seconds"] = round(time.perf_counter() - began, 1)
     atomic_write(folder / "experiment.json", json.dumps(described, indent=1, default=str) + "\n")
     return folder
 
@@ -198,7 +202,7 @@ def _watching(configs: Sequence[TrainConfig]) -> Iterator[None]:
         return sum(len(list(folder.glob("samples/step-*"))) + _looks_done(folder) for folder in folders)
 
     start, stop = reached(), threading.Event()
-    with progress(total, start, True, f"{len(configs)} runs, part") as advance:
+    with progress(total, start, True, f"{len(configs)} trainings, look") as advance:
 
         def watch() -> None:
             shown = start

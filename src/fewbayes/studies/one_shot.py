@@ -105,8 +105,8 @@ class DemoFlags:
     """What it shows, one of the objects of the embedded world."""
     subject: str = setting(SUBJECT, choices=tuple(SUBJECTS), value="NAME", more=f"There are {', '.join(SUBJECTS)}.")
     """The drawn subject."""
-    seeds: int = setting(3, at_least=1)
-    """Runs per arm."""
+    seeds: int = setting(1, at_least=1)
+    """Trainings of each arm. Three show how far seeds differ, in three times the time."""
     steps: int = setting(STEPS, at_least=1)
     """Steps per run."""
     learning_rate: float = setting(RATE, above=0)
@@ -117,7 +117,7 @@ class DemoFlags:
 
 def run_demo(arguments: Sequence[str]) -> Path:
     """`fewbayes demo`: the experiment folder, to be made into a page."""
-    about = "One photograph, plain and Bayesian fine-tuning and a lower rate, a few seeds, in minutes on two cores."
+    about = "One photograph, plain and Bayesian fine-tuning and a lower rate, in minutes on two cores."
     flags = parse_command(DemoFlags, arguments, "demo", about)
     if flags.image and not flags.class_word:
         raise UserError("--image needs --class_word, the word for what it shows, for instance --class_word backpack")
