@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import build_pipeline
 from fewbayes.models import ModelCard, inspect_model
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training import memory
@@ -102,6 +103,27 @@ def test_counting_leaves_no_memory_behind(eps_model):
     card = inspect_model(str(eps_model))
     assert need(card) == need(card)
     assert torch.ones(2).sum() == 2
+
+
+def test_a_model_of_known_shapes_is_counted_once_and_anew_where_they_have_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    looks, right = [], memory.meta_family
+    monkeypatch.setattr(memory, "meta_family", lambda card: (looks.append(card), right(card))[1])
+
+    def found(name, **shapes):
+        """In a folder of its own, as another process would find it."""
+        build_pipeline(tmp_path / name)
+        config = tmp_path / name / "unet/config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | shapes))
+        return need(ModelCard(name, tmp_path / name, "sd", "epsilon", 32))
+
+    first = found("first")
+    assert looks
+    looks.clear()
+    assert found("second") == first
+    assert not looks
+    assert found("third", layers_per_block=2) != first
+    assert looks
 
 
 def test_a_limit_is_refused_before_loading_with_the_ways_that_fit(settings, tmp_path):

@@ -8,7 +8,6 @@ it says that the others are partial. Statistics over subjects and seeds, tables 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Literal
 from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
+from fewbayes.files.cache import cache_folder
 from fewbayes.metrics.cases import Material, visible
 from fewbayes.metrics.encoders import Encoder, Encoders, Missing, encoder_keys, load_encoders
 from fewbayes.metrics.features import FeatureStore
@@ -35,7 +35,7 @@ from fewbayes.world.pipelines import is_embedded
 
 Modes = Literal["sound", "paper", "both"]
 RARE_TOKEN = "<v>"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewbayes" / "features.sqlite"
+CACHE = cache_folder() / "features.sqlite"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ Knows nothing of runs.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from pathlib import Path
 
 import torch
 
+from fewbayes.files.cache import cache_folder
 from fewbayes.runs.provenance import environment
 from fewbayes.training.memory import free_memory, shown
 from fewbayes.world.pipelines import shipped
@@ -59,8 +59,7 @@ def _free(device: torch.device) -> str:
 def _caches() -> dict[str, Path]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    ours = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewbayes"
-    return {"models from the hub": Path(HF_HUB_CACHE), "class images and features": ours}
+    return {"models from the hub": Path(HF_HUB_CACHE), "class images and features": cache_folder()}
 
 
 def _size(folder: Path) -> int:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewbayes.diffusion.conditioning import Conditioning
 from fewbayes.errors import UserError
+from fewbayes.files.atomic import file_sha256
+from fewbayes.files.cache import remembered
 from fewbayes.methods import Method, make_method, registered
 from fewbayes.models import Family, ModelCard, meta_family
 from fewbayes.models.family import text_parts
+from fewbayes.models.folders import present
 from fewbayes.models.precision import BYTES, quantisable
+from fewbayes.models.registry import family_named
 from fewbayes.posterior.where import select
 from fewbayes.settings.config import TrainConfig, memory_bytes, train_settings
 
@@ -242,6 +248,33 @@ def _what_matters(config: TrainConfig) -> TrainConfig:
 
 @lru_cache(maxsize=256)
 def _counts(model: _Model, config: TrainConfig) -> _Counts:
+    return remembered("memory", ["counts", *_about(model, config)], _Counts, lambda: _counted(model, config))
+
+
+@lru_cache(maxsize=256)
+def _passing(model: _Model, config: TrainConfig) -> int:
+    return remembered("memory", ["passing", *_about(model, config)], int, lambda: _passed(model, config))
+
+
+def _about(model: _Model, config: TrainConfig) -> list[object]:
+    """All that shapes follow from: settings of the model and of the run, and the code that makes networks of them."""
+    kinds = (family_named(model.family), registered()[config.method].make)
+    parts, _ = present(model.folder, kinds[0])
+    shapes = [(name, (model.folder / name / "config.json").read_text()) for name in parts]
+    return [model.family, model.resolution, shapes, config.to_dict(), _code(*(kind.__module__ for kind in kinds))]
+
+
+@cache
+def _code(*modules: str) -> list[str]:
+    """Digests of the files that a count passes through, and the versions of the libraries."""
+    ours = Path(__file__).parents[1]
+    files = [file for room in ("diffusion", "models", "methods", "posterior") for file in (ours / room).glob("*.py")]
+    others = {sys.modules[module].__file__ or __file__ for module in modules}
+    digests = map(file_sha256, sorted({*files, Path(__file__), *map(Path, others)}))
+    return [*digests, *map(version, ("torch", "diffusers", "transformers", "peft"))]
+
+
+def _counted(model: _Model, config: TrainConfig) -> _Counts:
     family, method = _in_half(meta_family(model.card()), config), _method(config)
     size, saved = _size(family), {name: _saved(module, config) for name, module in family.modules.items()}
     unpacked = max((2 * it.weight.numel() for it in quantisable(family.denoiser).values()), default=0)
@@ -321,8 +354,7 @@ class _Live(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-@lru_cache(maxsize=256)
-def _passing(model: _Model, config: TrainConfig) -> int:
+def _passed(model: _Model, config: TrainConfig) -> int:
     """The most that forward and backward pass of a step hold at once, in bytes: activations, gradients, copies.
 
     The tensors are torch's fake ones, of shapes alone, that believe to be on a CPU: kernels are chosen as for real,

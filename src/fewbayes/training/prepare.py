@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from fewbayes.data.captions import few
 from fewbayes.data.images import DataReport, TrainImage, crop, load_images
 from fewbayes.diffusion.process import Process
 from fewbayes.errors import UserError
+from fewbayes.files.cache import cache_folder
 from fewbayes.methods import Method
 from fewbayes.models import Family, ModelCard
 from fewbayes.models.family import text_parts
@@ -149,7 +149,7 @@ def encode_prompts(
     In the batches and the precisions in which it will be asked, as these change the last bits. What is asked beyond
     them loads the text encoders again.
     """
-    family.keep_prompts(_cache() / "prompts" / model_hash[:16], on="cpu" if need.before > need.training else None)
+    family.keep_prompts(cache_folder() / "prompts" / model_hash[:16], on="cpu" if need.before > need.training else None)
     mine, theirs = captions_of(config, images, INSTANCE), []
     if config.with_prior_preservation:
         theirs = [config.with_rare_token(config.class_prompt or "")]
@@ -270,7 +270,7 @@ def generated_class_images(
     with accelerator.autocast():
         folder = ensure_class_images(
             family,
-            Path(config.class_data_dir) if config.class_data_dir else _cache() / "class_images",
+            Path(config.class_data_dir) if config.class_data_dir else cache_folder() / "class_images",
             settings,
             config.num_class_images,
             batch_size=config.sample_batch_size,
@@ -287,10 +287,6 @@ def generated_class_images(
 def _class_image(path: Path) -> TrainImage:
     with Image.open(path) as picture:
         return TrainImage(path, path.stem, np.asarray(picture.convert("RGB")), None)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewbayes"
 
 
 def warn_of_open_channels(found: Mapping[int, float]) -> None:
