@@ -37,15 +37,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 RESULTS = Path(__file__).parent / "results"
 PROMPT = "a photo of a <v> fish"
-SCRIPT_OF = {  # of a model that is not like Stable Diffusion 1.x
-    "sdxl": "train_dreambooth_lora_sdxl.py",
-    "sd35m": "train_dreambooth_lora_sd3.py",
-}
-WITHOUT_SCRIPT = ("tiny-flow",)  # the script of SD 3 wants a T5
-USUAL_SCRIPT = {"full": "train_dreambooth.py", "lora": "train_dreambooth_lora.py"}
+KIND = {"sdxl": "_sdxl", "sd35m": "_sd3", "tiny-flow": "_sd3"}
+"""Of the script, by models that are not like Stable Diffusion 1.x."""
 VARIANTS = ("plain", "learned", "fixed", "authors", "textbook")
 RANDOM = ("sd15", "sdxl", "sd35m")
 PICTURES, SAMPLE_STEPS = 4, 10
+SHORT = 2
+"""Words of a T5 that a script wants and the model has not: as few as a tokenizer takes."""
 
 
 ARMS = [
@@ -152,7 +150,7 @@ def work(job: Mapping[str, Any]) -> None:
         part = "unet" if "UNet" in type(found["denoiser"]).__name__ else "transformer"
         pipeline = kind.from_pretrained(model, **{part: found["denoiser"].eval()})
     else:
-        pipeline = kind.from_pretrained(out if arm.method == "full" else model)
+        pipeline = kind.from_pretrained(out if arm.method == "full" else model, **job["absent"])
         if arm.method == "lora":
             pipeline.load_lora_weights(out)
     pipeline.set_progress_bar_config(disable=True)
@@ -174,6 +172,7 @@ class Process:
         job = {
             "arm": asdict(arm),
             "model": str(args.folder),
+            "absent": {"text_encoder_3": None, "tokenizer_3": None} if args.model == "tiny-flow" else {},
             "out": str(self.out),
             "arguments": arguments,
             "script": str(script_of(arm, args)),
@@ -219,7 +218,12 @@ def ours(arm: Arm, args: argparse.Namespace, pictures: Path, out: Path, total: i
 
 
 def theirs(arm: Arm, args: argparse.Namespace, pictures: Path, out: Path, total: int) -> list[str]:
-    words = _common(args, pictures, total) | {"pretrained_model_name_or_path": args.folder, "output_dir": out}
+    words = _common(args, pictures, total) | {"pretrained_model_name_or_path": args.whole_folder, "output_dir": out}
+    words |= (
+        {"max_sequence_length": SHORT if args.model == "tiny-flow" else 256}
+        if "sd3" in KIND.get(args.model, "")
+        else {}
+    )
     return _flags(words | {"lr_warmup_steps": 0})
 
 
@@ -243,14 +247,13 @@ def _flags(words: Mapping[str, Any]) -> list[str]:
 
 
 def script_of(arm: Arm, args: argparse.Namespace) -> Path | None:
-    name = SCRIPT_OF.get(args.model, USUAL_SCRIPT["lora"]) if arm.method == "lora" else USUAL_SCRIPT["full"]
+    name = f"train_dreambooth{'_lora' if arm.method == 'lora' else ''}{KIND.get(args.model, '')}.py"
     return args.scripts / name if args.scripts else None
 
 
 def chosen_arms(args: argparse.Namespace) -> list[Arm]:
     arms = [arm for arm in ARMS if arm.method in args.methods and (arm.variant or "plain") in args.arms]
-    scripts = args.scripts and args.model not in WITHOUT_SCRIPT
-    return [arm for arm in arms if scripts or arm.program == "fewbayes"]
+    return [arm for arm in arms if args.scripts or arm.program == "fewbayes"]
 
 
 def together(arms: Sequence[Arm], args: argparse.Namespace, folder: Path) -> dict[Arm, list[dict[str, float]]]:
@@ -391,7 +394,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write peers.md anew")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.model in SCRIPT_OF:
+    if args.model in ("sdxl", "sd35m"):
         args.methods = ["lora"]
     if args.work:
         work(json.loads(args.work))
@@ -413,6 +416,11 @@ def measure(args: argparse.Namespace, scratch: Path) -> None:
         args.folder = make(args.model, scratch / args.model)
     else:
         args.folder = PIPELINES[args.model]
+    args.whole_folder = args.folder
+    if args.model == "tiny-flow" and args.scripts:
+        from random_models import with_t5
+
+        args.whole_folder = with_t5(args.folder, scratch / "with T5")
     photographs(scratch / "pictures", args.resolution)
     settings = {
         key: getattr(args, key) for key in ("model", "resolution", "turns", "steps", "threads", "one_at_a_time")

@@ -85,6 +85,22 @@ def make(name: str, folder: Path) -> Path:
     return folder
 
 
+def with_t5(model: Path, folder: Path) -> Path:
+    """A copy of an SD 3 that has no T5, with one of random weights and one block: the scripts of diffusers want it."""
+    from transformers import T5Config, T5EncoderModel
+
+    if not folder.exists():
+        shutil.copytree(model, folder)
+        width = json.loads((folder / "transformer/config.json").read_text())["joint_attention_dim"]
+        config = T5 | {"num_layers": 1, "vocab_size": 32, "d_model": width, "d_kv": 8, "num_heads": 4, "d_ff": 64}
+        T5EncoderModel(T5Config(**config)).save_pretrained(folder / "text_encoder_3")
+        kind = _write_tokenizer(folder / "tokenizer_3", "T5EncoderModel")
+        index = json.loads((folder / "model_index.json").read_text())
+        index |= {"text_encoder_3": ["transformers", "T5EncoderModel"], "tokenizer_3": ["transformers", kind]}
+        (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
 def _write_tokenizer(folder: Path, kind: str) -> str:
     if kind == "T5EncoderModel":
         from transformers import T5TokenizerFast

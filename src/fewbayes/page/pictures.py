@@ -63,6 +63,8 @@ def _embed(path: Path, _time: int, _bytes: int, side: int, square: bool) -> Pict
     if square:
         image = ImageOps.fit(image, (min(image.size), min(image.size)))
     size, buffer = image.size, io.BytesIO()
+    if max(size) <= (below := next((it for it in SIDES if it < side), 0)):
+        return _embed(path, _time, _bytes, below, square)
     if max(size) > side:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
     kind = "png" if max(size) <= LOSSLESS else "jpeg"

@@ -15,7 +15,7 @@ from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.statistics import Estimate
 from fewbayes.page import curves
 from fewbayes.page.parts import Block, Column, Fold, Page, Panel, Row, Sheet, Shot, Tone, drawings, facts, table
-from fewbayes.page.pictures import BUDGET, FEWEST, SIDES, embed, fit, nearest, spread, weigh
+from fewbayes.page.pictures import BUDGET, FEWEST, SIDES, embed, nearest, spread, weigh
 from fewbayes.page.read import NOISE, SIMILARITY, Arm, Experiment, Run, read_experiment
 from fewbayes.page.render import ABSENT, flat, number, write_page
 from fewbayes.page.summary import DIGITS, QUANTITIES, WEIGHT_NAMES, summarise_experiment
@@ -168,18 +168,22 @@ def contact_sheet(experiment: Experiment, budget: int = BUDGET) -> Sheet:
     strips, choosers = _of_run(experiment.runs[0]) if experiment.single else _of_arms(experiment)
     found = chosen(experiment.runs[0]) if experiment.single else None
     use = found[0] if found else None
-    kept, shown, count = steps, strips, len(steps)
+    kept, count = steps, len(steps)
 
-    def weight(side: int) -> int:
-        return sum(weigh((line.file(step) for step in kept), side) for _, lines in shown for line in lines)
+    def fitting(side: int) -> int:
+        """How many panels, from the first on, fit with the steps that are kept; no picture after them is opened."""
+        left = budget
+        for number, (_, lines) in enumerate(strips):
+            left -= weigh((line.file(step) for line in lines for step in kept), side)
+            if left < 0:
+                return number
+        return len(strips)
 
-    side = fit(weight, budget)
-    while weight(side) > budget and (count > 2 or len(shown) > 1):
-        if count > FEWEST or len(shown) == 1:
-            count -= 1
-            kept = spread(steps, count, use)
-        else:
-            shown = shown[:-1]
+    side = next((side for side in SIDES if fitting(side) == len(strips)), SIDES[-1])
+    while (fits := fitting(side)) < len(strips) and count > (FEWEST if fits else 2):
+        count -= 1
+        kept = spread(steps, count, use)
+    shown = strips[: max(fits, 1)]
     training = experiment.references[:SHOWN_REFERENCES]
     panels = [_panel(at, lines, kept, use, training, side) for at, lines in shown]
     pictures = [shot.picture for panel in panels for row in panel.rows for shot in row.shots if shot]

@@ -366,11 +366,12 @@ def _passed(model: _Model, config: TrainConfig) -> int:
     with torch.device("meta"):
         _method(config).attach(family)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
+    passed = [family.denoiser, *(family.text_encoders.values() if _encodes(config) else ())]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in _modules(family):
+        for module in passed:
             module.to_empty(device="cpu")
         family.checkpoint_gradients(config.gradient_checkpointing)
-        there = [it for module in _modules(family) for it in (*module.parameters(), *module.buffers())]
+        there = [it for module in passed for it in (*module.parameters(), *module.buffers())]
         live = _Live(there)
         with live:
             for _ in range(min(2, config.gradient_accumulation_steps)):
@@ -387,5 +388,9 @@ def _inputs(family: Family, config: TrainConfig) -> tuple[Tensor, Tensor, Condit
     if config.train_rare_token:
         for encoder in family.text_encoders.values():
             encoder.get_input_embeddings().register_forward_hook(lambda *passed: passed[-1].detach().requires_grad_())
-    encode = config.train_text_encoder or config.train_rare_token
-    return family.example_batch(count, config.resolution or family.card.resolution, encode=encode)
+    return family.example_batch(count, config.resolution or family.card.resolution, encode=_encodes(config))
+
+
+def _encodes(config: TrainConfig) -> bool:
+    """Whether gradients pass text encoders."""
+    return config.train_text_encoder or config.train_rare_token
