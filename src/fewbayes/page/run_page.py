@@ -173,10 +173,10 @@ def contact_sheet(experiment: Experiment, budget: int = BUDGET) -> Sheet:
     def fitting(side: int) -> int:
         """How many panels, from the first on, fit with the steps that are kept; no picture after them is opened."""
         left = budget
-        for number, (_, lines) in enumerate(strips):
+        for fits, (_, lines) in enumerate(strips):
             left -= weigh((line.file(step) for line in lines for step in kept), side)
             if left < 0:
-                return number
+                return fits
         return len(strips)
 
     side = next((side for side in SIDES if fitting(side) == len(strips)), SIDES[-1])
