@@ -20,7 +20,7 @@ class Sweep:
 
     also: settings of all arms. gains: by value and metric, how much more the paper's Bayesian arm has; 1 or -1 where
     it says which way and not how far. signs: the same at values that `gains` has not. against: what a Bayesian arm is
-    compared with, the plain one of its value or the Bayesian one of the first value.
+    compared with, the plain one of its value or the Bayesian one of the first value. sides: plain, Bayesian.
     """
 
     title: str
@@ -31,6 +31,7 @@ class Sweep:
     signs: Gains = field(default_factory=dict)
     gains: Mapping[Any, Gains] = field(default_factory=dict)
     against: Literal["plain", "first"] = "plain"
+    sides: tuple[bool, ...] = (False, True)
 
     def expected(self, value: Any) -> Gains:
         """What the paper has at a value; a model goes by the last part of its name."""
@@ -128,6 +129,20 @@ SWEEPS: Mapping[str, Sweep] = {
         says="More of it raises diversity and lowers likeness.",
         signs={"lpips": 1, "dino": -1},
         against="first",
+    ),
+    "rate": Sweep("Learning rate, plain and Bayesian", "learning_rate", (3e-5, 1e-4, 3e-4, 1e-3)),
+    "noise_fast": Sweep(
+        "Standard deviation at three times the recommended rate",
+        "weight_std",
+        (0.003, 0.01, 0.03, 0.1),
+        also={"learning_rate": 3e-4},
+    ),
+    "pull_fast": Sweep(
+        "Pull to the initial weights at three times the recommended rate",
+        "l2_init_weight",
+        (1.0, 10.0, 30.0, 100.0),
+        also={"learning_rate": 3e-4},
+        sides=(False,),
     ),
     "batch_size": Sweep("Batch size, plain and Bayesian (a reviewer's question)", "train_batch_size", (1, 2, 4)),
     "caption_dropout": Sweep("Examples under the empty caption, plain and Bayesian", "caption_dropout", (0.0, 0.1)),

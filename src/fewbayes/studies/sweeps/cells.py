@@ -28,6 +28,8 @@ from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.trajectory import encoders_of
 
 BASE = "base"
+HELD_APART = ", to images held out"
+"""After the name of an arm: its row of likeness to images that training did not see."""
 Mode = Literal["sound", "paper", "both"]
 STUDY, METRICS, IMAGES, LISTING = "study.json", "metrics.jsonl", "images.jsonl", "samples.json"
 FACTS, MADE_FROM, FEATURES, COST = "evaluation.json", "scored_from.json", "features.sqlite", "cost.json"
@@ -306,7 +308,7 @@ def _metric_rows(cell: Cell) -> Iterable[dict[str, Any]]:
         if row["row"] == "samples":
             yield {**row, **_place_in(cell)}
         elif row["row"] == "unseen":
-            yield {**row, "row": "samples", "arm": f"{cell.arm}, to images held out"}
+            yield {**row, "row": "samples", "arm": cell.arm + HELD_APART}
         elif cell.config is None and row["row"] != BASE:
             yield {**row, "arm": None}
 

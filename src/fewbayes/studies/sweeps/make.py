@@ -118,7 +118,7 @@ def arms_of(sweep: Sweep, values: Sequence[Any], flags: SweepFlags) -> list[Arm]
     found: dict[str, Arm] = {}
     given, first = pairs(flags.settings), None
     for value in values:
-        for bayes in (False, True):
+        for bayes in sweep.sides:
             arm = _arm(sweep, value, bayes, given, flags)
             plain = _arm(sweep, value, False, given, flags).name
             first = first or (arm.name if bayes else None)
