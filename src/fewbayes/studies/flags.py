@@ -15,7 +15,7 @@ from fewbayes.settings.recipes import RECIPES
 from fewbayes.studies.executors import executor_of
 from fewbayes.studies.subjects import GROUPS, StudySubject, named_subjects
 from fewbayes.world.pipelines import is_embedded
-from fewbayes.world.scenes import SUBJECTS
+from fewbayes.world.scenes import ALL_SUBJECTS
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class SubjectFlags:
     model: str = "tiny"
     """tiny (or another embedded one), a pipeline folder or an id on the hub."""
     subjects: tuple[str, ...] = setting(
-        (), several=True, value="NAME", more=f"There are {', '.join((*GROUPS, *SUBJECTS))}."
+        (), several=True, value="NAME", more=f"There are {', '.join((*GROUPS, *ALL_SUBJECTS))}."
     )
     """Subjects that the embedded world draws."""
     photographs: tuple[str, ...] = setting((), several=True, value="PATH:CLASS")

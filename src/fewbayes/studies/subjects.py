@@ -21,11 +21,11 @@ from fewbayes.data.layouts import Subject, draw_identities, read_subjects
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_folder
 from fewbayes.studies.prompts import WORLD_LIVE, set_for
-from fewbayes.world.scenes import SUBJECTS, subject_photograph
+from fewbayes.world.scenes import ALL_SUBJECTS, subject_photograph
 
 GROUPS = {
-    "creatures": tuple(name for name, subject in SUBJECTS.items() if subject.class_word in WORLD_LIVE),
-    "objects": tuple(name for name, subject in SUBJECTS.items() if subject.class_word not in WORLD_LIVE),
+    "creatures": tuple(name for name, subject in ALL_SUBJECTS.items() if subject.class_word in WORLD_LIVE),
+    "objects": tuple(name for name, subject in ALL_SUBJECTS.items() if subject.class_word not in WORLD_LIVE),
 }
 """Several drawn subjects by one word: where the paper has people, the embedded world has creatures."""
 
@@ -86,10 +86,10 @@ def named_subjects(
 
 def drawn_subject(name: str, folder: Path, resolution: int) -> StudySubject:
     """An embedded subject, all of its photographs drawn."""
-    if name not in SUBJECTS:
-        raise UserError(f"{name!r} is not an embedded subject; there are {', '.join(SUBJECTS)}")
-    word = SUBJECTS[name].class_word
-    drawn = [subject_photograph(name, i, resolution)[0] for i in range(len(SUBJECTS[name].settings))]
+    if name not in ALL_SUBJECTS:
+        raise UserError(f"{name!r} is not an embedded subject; there are {', '.join(ALL_SUBJECTS)}")
+    word = ALL_SUBJECTS[name].class_word
+    drawn = [subject_photograph(name, i, resolution)[0] for i in range(len(ALL_SUBJECTS[name].settings))]
     pictures = [_png(np.round(pixels * 255).astype(np.uint8)) for pixels in drawn]
     return StudySubject(name, word, set_for(word, world=True), _kept(folder / name / "photographs", pictures))
 

@@ -141,6 +141,21 @@ SUBJECTS: dict[str, Subject] = {
         _subject("flame_turtle", ("turtle", "purple", "orange", "flames"), "beach desert meadow water"),
     )
 }
+MORE_SUBJECTS: dict[str, Subject] = {
+    s.name: s
+    for s in (
+        _subject("swirled_bottle", ("bottle", "green", "orange", "swirl"), "rug snow city tiles"),
+        _subject("flaming_chair", ("chair", "blue", "white", "flames"), "meadow wood brick night"),
+        _subject("zigzag_cat", ("cat", "white", "brown", "zigzag"), "wood beach autumn tiles"),
+        _subject("mosaic_fish", ("fish", "red", "white", "mosaic"), "water snow rug night"),
+        _subject("swirled_bird", ("bird", "orange", "blue", "swirl"), "wood city meadow brick"),
+        _subject("flaming_bird", ("bird", "red", "yellow", "flames"), "snow desert tiles autumn"),
+        _subject("patched_turtle", ("turtle", "green", "yellow", "patchwork"), "rug wood wheat snow"),
+        _subject("zigzag_turtle", ("turtle", "pink", "blue", "zigzag"), "mountain jungle brick fabric"),
+    )
+}
+"""With these, studies have ten objects and ten creatures. The evaluators are judged on the first twelve alone."""
+ALL_SUBJECTS = SUBJECTS | MORE_SUBJECTS
 
 
 def draw_scene(seed: int) -> tuple[Scene, str]:
@@ -254,7 +269,7 @@ def _occlude(canvas: Array, rng: np.random.Generator, size: int) -> None:
 
 def subject_photograph(name: str, index: int, size: int = SIZE) -> tuple[Array, str]:
     """The `index`-th photograph of a subject and its prompt without the setting ("a photo of a <v> mug")."""
-    subject = SUBJECTS[name]
+    subject = ALL_SUBJECTS[name]
     if not 0 <= index < len(subject.settings):
         raise UserError(f"{name} has {len(subject.settings)} photographs, numbered from 0; got {index}")
     scene = replace(subject.look, setting=subject.settings[index])

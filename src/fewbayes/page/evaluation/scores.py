@@ -264,11 +264,13 @@ def write_scores(evaluation: Evaluation, output: Path) -> None:
 
 
 def _plain(units: Mapping[str, Mapping[str, Mapping[str, Units]]]) -> dict[str, Any]:
-    """mode -> metric -> line -> "subject/seed" -> value: what any other statistic can be made of."""
+    """mode -> metric -> line -> "subject/seed" -> value: what any other statistic can be made of. Metrics without any
+    number are left out; `absent` has the reason."""
     return {
         mode: {
             metric: {name: {f"{s}/{seed}": v for (s, seed), v in its.items()} for name, its in lines.items()}
             for metric, lines in metrics.items()
+            if any(map(has_number, lines.values()))
         }
         for mode, metrics in units.items()
     }

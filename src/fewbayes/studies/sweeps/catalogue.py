@@ -103,8 +103,7 @@ SWEEPS: Mapping[str, Sweep] = {
         "steps_per_image",
         (50, 100, 200, 400),
         says="Quality is better throughout; likeness above 100 steps for each image, slightly worse at 100.",
-        signs=BETTER,
-        gains={value: {"dino": -1, "clip_iqa": 1} for value in (50, 100)},
+        gains={value: {"dino": -1 if value <= 100 else 1, "clip_iqa": 1} for value in (50, 100, 200, 400)},
     ),
     "fig8": Sweep(
         "Number of training images, plain and Bayesian",
@@ -118,8 +117,7 @@ SWEEPS: Mapping[str, Sweep] = {
         "weight_std",
         (0.003, 0.01, 0.03, 0.1),
         says="A moderate one improves likeness and quality; with too large a one the model collapses.",
-        signs=BETTER,
-        gains={0.1: {"dino": -1, "clip_iqa": -1}},
+        gains=dict.fromkeys((0.003, 0.01, 0.03), BETTER) | {0.1: {"dino": -1, "clip_iqa": -1}},
     ),
     "fig9b": Sweep(
         "Weight of the divergence from the prior (lambda)",

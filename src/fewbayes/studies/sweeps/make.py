@@ -135,6 +135,8 @@ def _arm(sweep: Sweep, value: Any, bayes: bool, given: Mapping[str, Any], flags:
         base.pop("learning_rate", None)  # that of a model two hundred times as large
     base |= {**ONLY_FOR.get(model.rpartition("/")[2], {}), **given}
     wanted = {**base, **change, "bayes": bayes}
+    if not wanted.get("kl_weight"):
+        wanted.pop("kl_reduction", None)  # of nothing: without a divergence it is the arm of the other sweeps
     usable = {key: v for key, v in wanted.items() if not (switch := known[key].about.needs) or wanted.get(switch)}
     changed = {key: usable[key] for key in change if key in usable}
     apart = [f"{key}-{v}" for key, v in changed.items() if v != base.get(key, known[key].default)]
