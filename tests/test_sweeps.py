@@ -40,6 +40,12 @@ def test_arms_have_the_recipes_settings_and_differ_in_what_they_say_alone():
     assert "learning_rate" not in arms("table1", model="tiny")[0].settings  # an embedded model has its own
 
 
+def test_a_share_of_the_steps_keeps_the_recipes_apart_and_goes_behind_what_is_given():
+    steps = {arm.value: arm.settings["steps_per_image"] for arm in arms("table1", share_of_steps=0.25)}
+    assert steps == {"paper-dreambooth": 50, "paper-lora": 100, "paper-oft": 50}
+    assert arms("fig7", 100, share_of_steps=0.25)[0].settings["steps_per_image"] == 100
+
+
 def test_dreambooth_is_what_has_prior_preservation_and_nothing_else_is():
     assert arms("fig7", 200)[0].label == "DreamBooth, steps_per_image 200"
     without = arms("fig7", 200, settings=("with_prior_preservation=false",))[0]
@@ -244,6 +250,7 @@ def test_gathered_rows_name_their_arm_and_the_ceiling_is_taken_once(cell):
         (["--model", "somewhere"], "somewhere"),
         (["--subjects", "swirl_dragon"], "not an embedded subject"),
         (["--values", "dora"], "'dora' is not a recipe"),
+        (["--sampler", "euler"], "'euler' is not known"),
         (["--settings", "steps"], "write it as"),
         (["--settings", "stepz=1"], "stepz is not a setting"),
     ],

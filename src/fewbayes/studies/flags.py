@@ -72,9 +72,9 @@ class StudyFlags(SubjectFlags):
         return named_subjects(self.subjects, self.photographs, self.output_dir, resolution, world=self.world)
 
 
-def paper_sampler(card: ModelCard) -> str:
-    """The sampler of the paper's recipes, where the model has it, else the model's usual one."""
-    theirs = RECIPES["paper-dreambooth"].settings(False)["sampler"]
+def paper_sampler(card: ModelCard, asked: str | None = None) -> str:
+    """The sampler that is asked for, else that of the paper's recipes, where the model has it, else its usual one."""
+    theirs = asked or RECIPES["paper-dreambooth"].settings(False)["sampler"]
     return theirs if theirs in family_named(card.family).samplers else card.usual_sampler
 
 

@@ -75,6 +75,8 @@ class SweepFlags(ScoredFlags):
     """Settings of all arms, where the sweep is not over recipes. The rate is the model's own where it is embedded."""
     settings: tuple[str, ...] = setting((), several=True, value="KEY=VALUE")
     """Settings of all arms that go before the recipe's, as in steps_per_image=100 with_prior_preservation=false."""
+    share_of_steps: float = setting(1.0, above=0)
+    """Of the recipes' steps for each image: with 0.25 a recipe of 200 takes 50, one of 400 takes 100."""
     seeds: int = setting(3, above=0)
     """Trainings of each arm and subject."""
     images_per_prompt: int = setting(4, above=0)
@@ -82,7 +84,7 @@ class SweepFlags(ScoredFlags):
     prompts: int | None = setting(None, above=0)
     """Only the first so many of the 25."""
     sampler: str | None = None
-    """Sampler of the pictures. None: the recipe's, pndm, where the model has it, else the model's usual one."""
+    """Sampler of the pictures. None: the recipe's, pndm. A model that lacks it takes its usual one."""
     num_inference_steps: int = setting(50, above=0)
     """Steps of the sampler."""
     guidance_scale: float = setting(7.5, at_least=0)
@@ -133,7 +135,10 @@ def _arm(sweep: Sweep, value: Any, bayes: bool, given: Mapping[str, Any], flags:
     known, base = train_settings(), RECIPES[recipe].settings(bayes)
     if is_embedded(model):
         base.pop("learning_rate", None)  # that of a model two hundred times as large
-    base |= {**ONLY_FOR.get(model.rpartition("/")[2], {}), **given}
+    base |= ONLY_FOR.get(model.rpartition("/")[2], {})
+    if "steps_per_image" in base:
+        base["steps_per_image"] = max(1, round(flags.share_of_steps * base["steps_per_image"]))
+    base |= given
     wanted = {**base, **change, "bayes": bayes}
     if not wanted.get("kl_weight"):
         wanted.pop("kl_reduction", None)  # of nothing: without a divergence it is the arm of the other sweeps
@@ -207,6 +212,9 @@ def run_sweep(name: str, arguments: Sequence[str], called: str = "") -> Path:
         flags = replace(flags, seeds=1, settings=(*least, *flags.settings))
     arms = arms_of(sweep, values_of(sweep, flags), flags)
     subjects = {model: _subjects(model, flags) for model in dict.fromkeys(arm.model for arm in arms)}
+    cards = [inspect_model(model) for model in subjects]
+    if flags.sampler and all(paper_sampler(card, flags.sampler) != flags.sampler for card in cards):
+        cards[0].check_drawn(flags.sampler, flags.num_inference_steps)
     encoders_of(flags.evaluators)
     several = len(subjects) > 1
     bases = [_base(arm, subject, flags, several) for arm in _one_each(arms) for subject in subjects[arm.model]]
@@ -260,7 +268,7 @@ def _protocol(model: str, flags: SweepFlags) -> Protocol:
     card = inspect_model(model)
     if flags.quick:
         return replace(QUICK, sampler=card.usual_sampler, unrelated=False)
-    sampler = flags.sampler or paper_sampler(card)
+    sampler = paper_sampler(card, flags.sampler)
     card.check_drawn(sampler, flags.num_inference_steps)
     return Protocol(
         images_per_prompt=flags.images_per_prompt,
