@@ -11,8 +11,9 @@ from autoencoder import psnr
 from fewbayes.models import Family
 from fewbayes.models.sampling import sample_images
 from fewbayes.world.recogniser import VOCABULARY, Recogniser
-from fewbayes.world.scenes import COLOURS, SUBJECTS, article, subject_photograph
+from fewbayes.world.scenes import COLOURS, SUBJECTS, Scene, article, render, subject_photograph
 from fewbayes.world.settings import SETTINGS
+from training import HELD_OUT
 
 
 def ask(count: int, seed: int = 0) -> list[tuple[dict[str, str], str]]:
@@ -33,16 +34,33 @@ def sample(family: Family, prompts: list[str], guidance: float, steps: int = 25)
     return [np.asarray(picture, np.float32) / 255 for picture in made]
 
 
+def found(recogniser: Recogniser, pictures: np.ndarray, truths: list[dict[str, str]]) -> dict[str, float]:
+    """Share of float RGB pictures in which the recogniser finds what is named."""
+    seen = recogniser.cpu().recognise(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() * 2 - 1)
+    return {
+        key: float(np.mean([getattr(s, key) == truth[key] for s, truth in zip(seen, truths, strict=True)]))
+        for key in VOCABULARY
+    }
+
+
+def judge_drawn(family: Family, recogniser: Recogniser, count: int = 200) -> dict[str, dict[str, float]]:
+    """The same of scenes drawn as the prompts ask, as they are and through the autoencoder: no model can have more."""
+    truths = [truth for truth, _ in ask(count)]
+    drawn = np.stack([render(Scene(pattern="plain", **truth), HELD_OUT + i) for i, truth in enumerate(truths)])
+    pixels = (drawn * 255).round().astype(np.uint8)
+    coded = [family.decode_latents(family.encode_images(pixels[i : i + 50])[0]) for i in range(0, count, 50)]
+    return {
+        "as they are": found(recogniser, drawn, truths),
+        "through the autoencoder": found(recogniser, np.concatenate(coded) / np.float32(255), truths),
+    }
+
+
 def judge_pipeline(family: Family, recogniser: Recogniser, count: int = 200) -> dict:
     """Share of pictures in which the recogniser finds what the prompt named, at three guidance scales."""
     asked, result = ask(count), {}
     for guidance in (3.0, 5.0, 7.5):
-        pictures = sample(family, [prompt for _, prompt in asked], guidance)
-        seen = recogniser.cpu().recognise(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() * 2 - 1)
-        result[str(guidance)] = {
-            key: float(np.mean([getattr(s, key) == truth[key] for s, (truth, _) in zip(seen, asked, strict=True)]))
-            for key in VOCABULARY
-        }
+        pictures = np.stack(sample(family, [prompt for _, prompt in asked], guidance))
+        result[str(guidance)] = found(recogniser, pictures, [truth for truth, _ in asked])
     return result
 
 

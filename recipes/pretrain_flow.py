@@ -27,7 +27,7 @@ from fewbayes.models import ModelCard, load_family
 from fewbayes.models.sd3 import StableDiffusion3
 from fewbayes.world.pipelines import PIPELINES
 from fewbayes.world.recogniser import load_recogniser
-from judge import judge_pipeline
+from judge import judge_drawn, judge_pipeline
 from muon import Muon
 from pipeline import BATCH, DROP_CAPTION, encode, tokens
 from pretrain import curve_of, halve, made_here, publish
@@ -136,6 +136,7 @@ def main() -> None:
         "stages": {"transformer": curve_of(work / "transformer")},
         "autoencoder_psnr_scenes": float(np.mean(psnr(vae.cpu().float(), held_out[:500]))),
         "prompts": judge_pipeline(family, load_recogniser()),
+        "drawn": judge_drawn(family, load_recogniser()),
     }
     publish(report, family, work / "export", "tiny-flow", PIPELINES["tiny-flow"] if options.export else None)
 

@@ -298,6 +298,11 @@ def sd3_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sd3_without_t5_model(tmp_path_factory) -> Path:
+    return build_sd3(tmp_path_factory.mktemp("sd3_without_t5"), t5=False)
+
+
+@pytest.fixture(scope="session")
 def flux2_model(tmp_path_factory) -> Path:
     return build_flux2(tmp_path_factory.mktemp("flux2_model"))
 

@@ -7,7 +7,7 @@ pictures as one that does not. Knows nothing of runs; `metadata` writes the head
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,23 @@ def write_peft_config(folder: Path, named: Mapping[str, LowRank], base: str) -> 
 
 def kohya_keys(layers: Layers, family: Family) -> dict[str, Tensor]:
     """Two matrices a layer under the name of the network that kohya trains, each with its `.alpha`."""
-    out: dict[str, Tensor] = {}
+    together: dict[str, list[LowRank]] = {}
     for part, named in layers.items():
         for name, layer in named.items():
             assert layer.magnitude is None, "kohya's networks.lora has no DoRA"
-            stem = family.kohya_name(part, name)
-            out[f"{stem}.lora_down.weight"], out[f"{stem}.lora_up.weight"] = layer.down, layer.up
-            out[f"{stem}.alpha"] = torch.tensor(float(layer.rank))
+            together.setdefault(family.kohya_name(part, name), []).append(layer)
+    out: dict[str, Tensor] = {}
+    for stem, several in together.items():
+        layer = several[0] if len(several) == 1 else _side_by_side(several)
+        out[f"{stem}.lora_down.weight"], out[f"{stem}.lora_up.weight"] = layer.down, layer.up
+        out[f"{stem}.alpha"] = torch.tensor(float(layer.rank))
     return out
+
+
+def _side_by_side(layers: Sequence[LowRank]) -> LowRank:
+    """Query, key and value, in this order, as the one layer that they are elsewhere: the same change at three ranks."""
+    assert len(layers) == 3, "a model that trains one of query, key and value trains all"
+    return LowRank(torch.cat([layer.down for layer in layers]), torch.block_diag(*(layer.up for layer in layers)))
 
 
 def _ends(layer: LowRank) -> dict[str, Tensor]:

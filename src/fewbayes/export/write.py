@@ -185,6 +185,10 @@ def _svd(trained: Trained, asked: Asked, folder: Path) -> Written:
     changes = weight_changes(trained)
     if not changes:
         raise UserError(f"{trained.run.path} has the weights of its base model: there is nothing to export")
+    if asked.format in ("kohya", "comfyui"):  # a layer without a name there is refused before the decomposition
+        for part, named in changes.items():
+            for name in (name for name, delta in named.items() if delta.dim() > 1):
+                trained.family.kohya_name(part, name.removesuffix(".weight"))
     asked.rank = min(asked.rank, _highest_rank(changes))
     layers, losses = as_lora(changes, trained.parts, asked.rank, asked.dtype)
     if not layers:

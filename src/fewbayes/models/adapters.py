@@ -64,16 +64,15 @@ def _load_lora(family: Family, modules: dict[str, nn.Module], file: Path, alpha:
 
 def _spelled(family: Family, part: str, layer: str) -> list[str]:
     """A layer's names in kohya's files, of one text encoder and of the first of several."""
+    stem = "unet" if part == family.denoiser_part else part
+    plain = [f"lora_{each}_{layer.replace('.', '_')}" for each in {stem, part}]  # diffusers' own, by some trainers
     if "kohya" not in family.formats:
-        return []
+        return plain
     try:
         name = family.kohya_name(part, layer)
-    except UserError:  # an architecture that kohya's trainers have no names for
-        return []
-    plain = (
-        f"{name.partition('_')[0]}_{part}_{layer.replace('.', '_')}"  # diffusers' own names, by some trainers for XL
-    )
-    return [name, plain, name.replace("lora_te_", "lora_te1_", 1)]
+    except UserError:  # an architecture or a layer that kohya's trainers have no names for
+        return plain
+    return [name, name.replace("lora_te_", "lora_te1_", 1), *plain]
 
 
 def _peft_folders(source: Path, parts: Sequence[str]) -> dict[str, Path]:

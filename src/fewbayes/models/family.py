@@ -264,7 +264,10 @@ class Family(Layout, Protocol):
         ...
 
     def kohya_name(self, part: str, layer: str) -> str:
-        """What the names of a layer's tensors begin with in kohya's files, "lora_unet_..."; for format kohya."""
+        """What the names of a layer's tensors begin with in kohya's files, "lora_unet_..."; for format kohya.
+
+        Query, key and value of one name are one layer there. UserError of a layer that nobody here reads there.
+        """
         ...
 
     def original_weights(self) -> dict[str, Tensor]:

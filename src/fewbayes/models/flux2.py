@@ -16,7 +16,7 @@ from fewbayes.errors import UserError
 from fewbayes.models.configs import FlowScheduler
 from fewbayes.models.family import Part
 from fewbayes.models.folders import INDEX, read_json
-from fewbayes.models.pipelines import PipelineFamily, named
+from fewbayes.models.pipelines import PipelineFamily, named, unread
 from fewbayes.models.registry import register
 from fewbayes.models.tokens import chat_ids
 
@@ -31,6 +31,19 @@ LAYERS = (9, 18, 27)
 """Of the language model, whose hidden states are read."""
 PATCH = 2
 SINGLE = tuple(f"single_transformer_blocks.{i}.attn.to_out" for i in range(48))  # in other blocks it is no layer
+ORIGINAL = {
+    **dict.fromkeys(("attn.to_q", "attn.to_k", "attn.to_v"), "img_attn_qkv"),
+    **dict.fromkeys(("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "txt_attn_qkv"),
+    "attn.to_out.0": "img_attn_proj",
+    "attn.to_add_out": "txt_attn_proj",
+    "ff.linear_in": "img_mlp_0",
+    "ff.linear_out": "img_mlp_2",
+    "ff_context.linear_in": "txt_mlp_0",
+    "ff_context.linear_out": "txt_mlp_2",
+    "attn.to_qkv_mlp_proj": "linear1",
+    "attn.to_out": "linear2",
+}
+"""Layers of blocks in kohya's files, which have the names of the original release. diffusers reads these."""
 
 
 @register
@@ -61,6 +74,7 @@ class Flux2Klein(PipelineFamily):
         "ff": ("ff.linear_in", "ff.linear_out"),
     }
     text_targets: Sequence[str] = ()
+    formats: Sequence[str] = ("kohya", "comfyui")
     tag = "flux2"
     scheduler_schema = FlowScheduler
 
@@ -142,6 +156,13 @@ class Flux2Klein(PipelineFamily):
 
     def published_as(self) -> tuple[str, str]:
         return "flux-2-klein", "flux2_klein"
+
+    def kohya_name(self, part: str, layer: str) -> str:
+        single, _, block = layer.rpartition("transformer_blocks.")
+        number, _, inner = block.partition(".")
+        if inner not in ORIGINAL:
+            raise unread(layer)
+        return f"lora_unet_{single or 'double_'}blocks_{number}_{ORIGINAL[inner]}"
 
 
 def _patched(latents: Tensor) -> Tensor:

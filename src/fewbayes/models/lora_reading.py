@@ -50,6 +50,8 @@ OTHER_KINDS = {
 """Parts of names that tell what else a file is."""
 Spellings = Callable[[str, str], Iterable[str]]
 """(part, layer) -> names."""
+Places = tuple[tuple[str, str], ...]
+"""(part, layer) of one, or of query, key and value where a file has one layer for them."""
 LEFT_OUT = ("bundle_emb.", "emb_params", "string_to_param")
 """Learned words that some trainers bundle with a LoRA; they belong to a tokenizer and are not part of it."""
 
@@ -124,7 +126,7 @@ def read_lora(
     tensors, header = _load(file)
     index = layer_index(modules, spellings)
     settings = _settings(file, header)
-    found: dict[tuple[str, str], Found] = {}
+    found: dict[Places, Found] = {}
     left_out, strange = [], []
     for name, tensor in tensors.items():
         if not spoilt and not tensor.isfinite().all():
@@ -137,24 +139,43 @@ def read_lora(
             _refuse_kind(file, name)
             strange.append(name)
             continue
-        place = index.get(plain_name(name[: ending.start()]))
-        if place is None:
+        places = next((index[each] for each in _written(name[: ending.start()]) if each in index), None)
+        if places is None:
             strange.append(name)
             continue
         kind = list(ENDINGS.values())[int((ending.lastgroup or "e0")[1:])]
-        setattr(found.setdefault(place, Found()), kind, tensor)
+        setattr(found.setdefault(places, Found()), kind, tensor)
     if strange or not found:
         _refuse_strange(file, strange, len(tensors))
     layers: dict[str, dict[str, Factors]] = {}
     unsaid = False
-    for (part, layer), told in found.items():
+    for places, told in found.items():
+        part, layer = places[0]
         said = _alpha(layer, told, settings.get(part, settings.get("", _Settings())))
         unsaid = unsaid or (said is None and alpha is None)
-        inner: Any = modules[part].get_submodule(layer)  # a quantised weight has another shape than its layer
-        shape = (inner.out_features, inner.in_features) if hasattr(inner, "in_features") else inner.weight.shape
-        strength = alpha if said is None else said
-        layers.setdefault(part, {})[layer] = _completed(file, f"{part}.{layer}", told, shape, strength)
+        shapes = [_shape(modules[part].get_submodule(each)) for _, each in places]
+        whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        factors = _completed(file, f"{part}.{layer}", told, whole, alpha if said is None else said)
+        layers.setdefault(part, {}).update(
+            _apart(factors, {each: s[0] for (_, each), s in zip(places, shapes, strict=True)})
+        )
     return Lora(layers, tuple(left_out), unsaid)
+
+
+def _shape(layer: Any) -> tuple[int, ...]:
+    """A quantised weight has another shape than its layer."""
+    return (layer.out_features, layer.in_features) if hasattr(layer, "in_features") else tuple(layer.weight.shape)
+
+
+def _apart(factors: Factors, outputs: Mapping[str, int]) -> dict[str, Factors]:
+    """Each layer's rows of a change that stands under one name for several."""
+    rows = list(outputs.values())
+    ups = factors.up.split(rows)
+    magnitudes = [None] * len(rows) if factors.magnitude is None else factors.magnitude.flatten().split(rows)
+    return {
+        layer: Factors(factors.down, up, magnitude)
+        for layer, up, magnitude in zip(outputs, ups, magnitudes, strict=True)
+    }
 
 
 def attach(modules: Mapping[str, nn.Module], lora: Lora, name: str = "default") -> None:
@@ -185,27 +206,29 @@ def attach(modules: Mapping[str, nn.Module], lora: Lora, name: str = "default") 
             _fill(module.get_submodule(layer), factors, name)
 
 
-def layer_index(modules: Mapping[str, nn.Module], spellings: Spellings) -> dict[str, tuple[str, str]]:
-    """(part, layer) by every name that a file may have for it.
+def layer_index(modules: Mapping[str, nn.Module], spellings: Spellings) -> dict[str, Places]:
+    """Layers by every name that a file may have for them.
 
     modules: by part, the denoiser first: names without any part's prefix are its own.
     """
     from torch import nn
 
-    index: dict[str, tuple[str, str]] = {}
+    index: dict[str, Places] = {}
     for number, (part, module) in enumerate(modules.items()):
         for layer, inner in module.named_modules():
             if isinstance(inner, (nn.Linear, nn.Conv2d)):
                 own = [spelled for each in _spelled(layer) for spelled in (f"{part}.{each}", each)[: 2 - (number > 0)]]
-                for name in (*own, *spellings(part, layer)):
-                    index.setdefault(name, (part, layer))
+                for name in {*own, *spellings(part, layer)}:
+                    if index.setdefault(name, ((part, layer),))[0][0] == part and (part, layer) not in index[name]:
+                        index[name] += ((part, layer),)
     return index
 
 
-def plain_name(name: str) -> str:
-    """A layer's name without what wrappers and old attention processors put into it."""
-    name = name.replace("base_model.model.", "").replace(".processor.", ".")
-    return f"{name}.0" if name.endswith(".to_out") else name
+def _written(name: str) -> tuple[str, ...]:
+    """The layer's name without what wrappers and old attention processors put into it, as it may stand in the index."""
+    bare = name.replace("base_model.model.", "").replace(".processor.", ".")
+    original = bare.removeprefix("diffusion_model.").replace(".", "_")  # kohya's names with dots, by some trainers
+    return bare, f"{bare}.0" if bare.endswith(".to_out") else bare, f"lora_unet_{original}"
 
 
 def _spelled(layer: str) -> list[str]:

@@ -358,6 +358,13 @@ def named(**tensors: Tensor) -> Conditioning:
     return Conditioning(**tensors)
 
 
+def unread(layer: str) -> UserError:
+    return UserError(
+        f"{layer} has no name in kohya's files by which a program here reads it; take diffusers or svd-lora, whose "
+        "keys ComfyUI reads too"
+    )
+
+
 def _distilled(model: str, folder: Path, denoiser: Mapping[str, Any]) -> bool:
     """By its index where that says so, else by the names that it goes or went by."""
     index = read_json(folder / INDEX)

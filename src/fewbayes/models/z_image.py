@@ -8,6 +8,7 @@ of training or of run folders.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fewbayes.errors import UserError
 from fewbayes.models.configs import FlowScheduler
 from fewbayes.models.family import Part
-from fewbayes.models.pipelines import VAE, PipelineFamily, named
+from fewbayes.models.pipelines import VAE, PipelineFamily, named, unread
 from fewbayes.models.registry import register
 from fewbayes.models.tokens import chat_ids
 
@@ -60,6 +61,7 @@ class ZImage(PipelineFamily):
         "ff": tuple(f"{block}.feed_forward.{layer}" for block in BLOCKS for layer in ("w1", "w2", "w3")),
     }
     text_targets: Sequence[str] = ()
+    formats: Sequence[str] = ("kohya", "comfyui")
     tag = "z-image"
     scheduler_schema = FlowScheduler
     guidance_less = 1.0
@@ -109,6 +111,13 @@ class ZImage(PipelineFamily):
 
     def published_as(self) -> tuple[str, str]:
         return "Z-Image", "z_image"
+
+    def kohya_name(self, part: str, layer: str) -> str:
+        """By the names of the original release, which ComfyUI reads, and diffusers those of blocks."""
+        if layer.startswith("all_"):
+            raise unread(layer)
+        original = re.sub(r"\.to_[qkv]$", ".qkv", layer).replace(".to_out.0", ".out")
+        return f"lora_unet_{original.replace('.', '_')}"
 
 
 def _words(cond: Conditioning) -> list[Tensor]:

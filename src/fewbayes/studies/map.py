@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def axes(rate: float, method: str) -> dict[str, list[Arm]]:
     }
     return {
         "learning rate": [_arm(f"rate {factor:g} x", learning_rate=factor * rate) for factor in (0.1, 0.3, 0.6, 3)],
-        "method and size": methods[method],
+        "method and size": methods.get(method, []),
         "guidance": [
             *(_arm(f"guidance {scale:g}", guidance_scale=scale) for scale in (1.0, 3.0)),
             _arm("guidance 7.5 at t >= 300 alone", guidance_interval="0.83:"),
@@ -86,6 +86,10 @@ class MapFlags(FollowedFlags):
     output_dir: Path = Path("runs/map")
     seeds: int = setting(1, at_least=1)
     steps: int = setting(800, at_least=CHECKPOINTS)
+    method: Literal["full", "lora", "oft"] = "full"
+    """Of the regime itself."""
+    rank: int = setting(16, at_least=1)
+    """Of lora."""
     axes: tuple[str, ...] = setting((), choices=(*axes(1, "full"), IMAGES), several=True, value="AXIS", more=f"{ALL}.")
     """What is changed; all without it."""
 
@@ -103,7 +107,7 @@ def _train(flags: MapFlags) -> Path:
     base = {
         "model": flags.model,
         "method": flags.method,
-        **({"rank": 16} if flags.method == "lora" else {}),
+        **({"rank": flags.rank} if flags.method == "lora" else {}),
         "learning_rate": flags.learning_rate,
         "center_crop": True,
         "max_train_steps": flags.steps,

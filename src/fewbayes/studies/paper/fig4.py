@@ -76,6 +76,7 @@ def _by_name(looks: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [found[name] for found in looks] for name in looks[0] if name != "guided"}
 
 
+SIGMA_1 = {"sigma_1_from_noise": "from noise alone, as in the paper", "sigma_1": "from noised training images"}
 SHARES_OF_PASS_THROUGH = {
     "retention_from_noise": "retention, from noise",
     "retention": "retention, training images",
@@ -90,8 +91,8 @@ def draw(told: Told, folder: Path) -> Figure:
     guided = [run["guided"] | {"steps": run["steps"]} for run in told["runs"] if "guided" in run]
     figure = canvas(told, seen(told), 4.8, [said])
     first, second, *third = figure.subplots(1, 3 if guided else 2)
-    band(first, told["runs"], "sigma_1_from_noise", "from noise alone, as in the paper", 0)
-    band(first, told["runs"], "sigma_1", "from noised training images", 1)
+    for i, (key, label) in enumerate(SIGMA_1.items()):
+        band(first, _above_zero(told["runs"], key), key, label, i)
     step, value = told["paper"]["value"]
     first.axhline(value, color=INK, linewidth=1, linestyle="--", label=f"the paper's {value:g}, at its {step:,}")
     first.set_yscale("log", nonpositive="mask")
@@ -111,6 +112,11 @@ def draw(told: Told, folder: Path) -> Figure:
     first.legend(loc="lower left")
     second.legend()
     return figure
+
+
+def _above_zero(runs: Sequence[Told], key: str) -> list[Told]:
+    """0 has no place on a logarithmic axis."""
+    return [run | {key: [value or None for value in run[key]]} for run in runs]
 
 
 def _halved(axes: Axes, steps: Sequence[int], apart: int) -> None:
