@@ -256,7 +256,7 @@ def test_kohyas_layout_is_read_by_diffusers_and_here_as_the_same_change(name, fa
             layer = mine.denoiser.get_submodule(key.removeprefix("transformer.").removesuffix(".lora_A.weight"))
             torch.testing.assert_close(layer.get_delta_weight("default"), wanted[key])
     with pytest.raises(ValueError, match="no name in kohya's files"):
-        write_export(trained(family, settings), "kohya", tmp_path / "full")
+        family.kohya_name("transformer", {"flux2": "x_embedder", "z_image": "all_x_embedder.2-1"}[name])
 
 
 @pytest.mark.parametrize(
