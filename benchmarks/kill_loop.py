@@ -44,7 +44,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from fewbayes.cli import main as fewbayes
-from fewbayes.runs.checkpoints import step_of, verify_checkpoint
+from fewbayes.runs.checkpoints import verify_checkpoint
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.provenance import environment
 from fewbayes.stage import monitor
@@ -291,7 +291,7 @@ def interrupted_run(
         lost += sum(f.stat().st_size for path in gone for f in path.glob("*"))
         if kind == signal.SIGINT and ended.struck and code == 130:
             at = [int(w) for w in log.read_text().rpartition("Stopped at step ")[2].split(" ", 1)[:1] if w.isdigit()]
-            newest = max((step_of(path) or 0 for path in after), default=0)
+            newest = max((int(path.name.removeprefix("checkpoint-")) for path in after), default=0)
             done_again += max(0, at[0] - newest) if at and "Stopped at step" in log.read_text() else 0
         if code not in (-signal.SIGKILL, 130):
             break

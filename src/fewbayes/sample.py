@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from fewbayes.files.atomic import atomic_folder, new_folder
 from fewbayes.models.adapters import lora_layers, scaled
 from fewbayes.models.sampling import sample_images
 from fewbayes.progress import doing, progress
-from fewbayes.runs.layout import BEST, LISTING
+from fewbayes.runs.layout import BEST, LISTING, checkpoint_folders
 from fewbayes.runs.opening import card_of, find, open_model
 
 log = logging.getLogger("fewbayes")
@@ -123,8 +122,8 @@ def _drawn(
 def parts_of(source: str, names: Sequence[str]) -> list[str]:
     """Checkpoints of a run by step, `best`, or `all` for every checkpoint in order; UserError for what is not there."""
     run = Path(source)
-    steps = sorted(int(found[1]) for path in run.glob("checkpoint-*") if (found := re.search(r"-(\d+)$", path.name)))
-    known = [*(str(step) for step in steps), *([BEST] if (run / BEST).is_dir() else [])]
+    steps = checkpoint_folders(run)
+    known = [*map(str, steps), *([BEST] if (run / BEST).is_dir() else [])]
     if not known:
         raise UserError(f"{source} has neither checkpoints nor best/; leave --checkpoints out, or give a run that has")
     wanted = [name for given in names for name in (map(str, steps) if given == "all" else [given])]

@@ -16,8 +16,7 @@ from fewbayes.methods import registered
 from fewbayes.models.family import tokenizer_of
 from fewbayes.models.folders import left_out
 from fewbayes.models.registry import family_named
-from fewbayes.runs.folder import RunFolder
-from fewbayes.runs.layout import LISTING, SAMPLES, SampleRow, read_listing
+from fewbayes.runs.layout import LISTING, SampleRow, read_listing, sample_folders
 from fewbayes.runs.opening import Found
 from fewbayes.world.pipelines import is_embedded
 
@@ -154,15 +153,14 @@ def _listed(pictures: list[SampleRow]) -> str:
 
 def copy_pictures(run: Found, weights: str, folder: Path) -> list[SampleRow]:
     """The first few of the run's last samples, or those of the step that is exported; [] where it made none."""
-    steps = sorted(path.parent for path in (run.run / SAMPLES).glob(f"step-*/{LISTING}"))
-    if run.kind != "run":
-        steps = [path for path in steps if path == RunFolder(run.run).sample_folder(run.step)]
-    if not steps:
+    drawn = {step: path for step, path in sample_folders(run.run).items() if (path / LISTING).is_file()}
+    place = next(reversed(drawn.values()), None) if run.kind == "run" else drawn.get(run.step)
+    if place is None:
         return []
-    rows = [row for row in read_listing(steps[-1]) if row.weights in (None, weights)][:PICTURES]
+    rows = [row for row in read_listing(place) if row.weights in (None, weights)][:PICTURES]
     copied = []
     for i, row in enumerate(rows):
-        source = steps[-1] / row.file
+        source = place / row.file
         if source.is_file():
             (folder / "samples").mkdir(exist_ok=True)
             target = f"samples/{i:02d}{source.suffix}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from fewbayes.errors import UserError
 from fewbayes.files.decode import plain_yaml, typed
 from fewbayes.metrics.listing import read_listing
-from fewbayes.runs.layout import CONFIG, HELD_OUT, MANIFEST, REFERENCE, part_of_run, read_manifest
+from fewbayes.runs.layout import CONFIG, HELD_OUT, MANIFEST, REFERENCE, part_of_run, read_manifest, sample_folders
 
 
 @dataclass(frozen=True)
@@ -43,51 +43,39 @@ def find_source(source: str | Path, samples: str | None = None) -> Source:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give a run or a folder of pictures")
-    part = part_of_run(folder)
-    if part and not samples:
-        folder, samples = part[0], _samples_of(folder, *part)
-    if not (folder / CONFIG).is_file():
-        return Source(_inside(folder, samples), model=_model_behind(_inside(folder, samples)))
-    settings = _settings(folder)
-    reference, held_out = (place if place.is_dir() else None for place in (folder / REFERENCE, folder / HELD_OUT))
+    run, step = (None if samples else part_of_run(folder)) or (folder, None)
+    of_run = (run / CONFIG).is_file()
+    pictures = run / samples if samples else _samples_of(run, step, folder) if of_run else run
+    if not pictures.is_dir():
+        raise UserError(f"there is no folder {pictures}; --samples names one inside {folder}")
+    if not of_run:
+        return Source(pictures, model=_model_behind(pictures))
+    settings = _settings(run)
+    reference, held_out = (place if place.is_dir() else None for place in (run / REFERENCE, run / HELD_OUT))
     return Source(
-        _inside(folder, samples) if samples else _last_samples(folder),
+        pictures,
         reference,
         held_out,
         settings.rare_token,
         settings.model,
-        _exported(folder),
+        _exported(run),
         Path(settings.instance_data_dir).name if settings.instance_data_dir else None,
         settings.seed,
     )
 
 
-def _inside(folder: Path, samples: str | None) -> Path:
-    inner = folder / samples if samples else folder
-    if not inner.is_dir():
-        raise UserError(f"there is no folder {inner}; --samples names one inside {folder}")
-    return inner
-
-
-def _last_samples(run: Path) -> Path:
-    steps = sorted((run / "samples").glob("step-*"))
-    if not steps:
-        raise UserError(
-            f"the run {run} holds no samples; make some by `fewbayes sample {run} --prompt ... --output_dir DIR` and "
-            "evaluate DIR, or name a folder inside the run with --samples"
-        )
-    return steps[-1]
-
-
-def _samples_of(named: Path, run: Path, step: int) -> str:
-    drawn = sorted(int(path.name[5:]) for path in (run / "samples").glob("step-*") if path.name[5:].isdecimal())
-    if step not in drawn:
-        there = f"it has those of step {', '.join(map(str, drawn))}" if drawn else "it has none"
-        raise UserError(
-            f"the run {run} holds no samples of step {step} ({there}); make some by `fewbayes sample {named} --prompt "
-            "... --output_dir DIR` and evaluate DIR"
-        )
-    return f"samples/step-{step:06d}"
+def _samples_of(run: Path, step: int | None, named: Path) -> Path:
+    """Those of a step of a run, the last ones where none is asked for. named: what was given."""
+    drawn = sample_folders(run)
+    if step is None and drawn:
+        return next(reversed(drawn.values()))
+    if step in drawn:
+        return drawn[step]
+    there = f" (it has those of step {', '.join(map(str, drawn))})" if drawn else ""
+    raise UserError(
+        f"the run {run} holds no samples{'' if step is None else f' of step {step}'}{there}; make some by `fewbayes "
+        f"sample {named} --prompt ... --output_dir DIR` and evaluate DIR, or name a folder inside it with --samples"
+    )
 
 
 def _exported(run: Path) -> str | None:

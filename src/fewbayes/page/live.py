@@ -14,7 +14,7 @@ from fewbayes.page.read import read_experiment
 from fewbayes.page.render import render
 from fewbayes.page.run_page import run_page
 from fewbayes.progress import waiting
-from fewbayes.runs.layout import BEST, BEST_STATE, MANIFEST, METRICS, SAMPLES, STAGES
+from fewbayes.runs.layout import BEST, BEST_STATE, LISTING, MANIFEST, METRICS, STAGES, sample_folders
 
 HERE = "127.0.0.1"
 SECONDS = 30
@@ -34,7 +34,7 @@ class Live:
         times = [file.stat().st_mtime_ns for file in files if file.is_file()]
         metrics = self.folder / METRICS
         curves = int(metrics.stat().st_mtime // SECONDS) if metrics.is_file() else 0
-        steps = len(list((self.folder / SAMPLES).glob("step-*/samples.json")))
+        steps = sum((drawn / LISTING).is_file() for drawn in sample_folders(self.folder).values())
         return "-".join(map(str, (*times, curves, steps)))
 
     def page(self) -> str:

@@ -6,7 +6,6 @@ Tolerant of what a running, killed or failed training leaves behind: what cannot
 
 import contextlib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -16,7 +15,17 @@ import numpy as np
 from fewbayes.errors import UserError
 from fewbayes.files.decode import Count, parse_json, plain_json, read_json, read_yaml, typed
 from fewbayes.page.judging import judge
-from fewbayes.runs.layout import BEST, STAGES, Manifest, Row, SampleRow, read_best, read_listing
+from fewbayes.runs.layout import (
+    BEST,
+    REFERENCE,
+    STAGES,
+    Manifest,
+    Row,
+    SampleRow,
+    read_best,
+    read_listing,
+    sample_folders,
+)
 from fewbayes.stage.monitor import Stage
 
 WEIGHTS = ("raw", "ema")
@@ -228,7 +237,8 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     if status not in (None, "done"):
         notes.append(f"{name}: the training is recorded as {status}, not as done.")
     curves = _read_curves(folder / "metrics.jsonl", name, notes)
-    pictures, references = _find_pictures(folder / "samples"), sorted((folder / "reference").glob("*.png"))
+    drawn = sample_folders(folder)
+    pictures, references = _find_pictures(drawn), sorted((folder / REFERENCE).glob("*.png"))
     looks: dict[str, list[Look]] = {}
     for weights in WEIGHTS:
         if found := judge(pictures, references, weights):
@@ -249,7 +259,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         manifest=manifest,
         curves=curves,
         pictures=pictures,
-        samples=_read_samples(folder / "samples"),
+        samples=_read_samples(drawn),
         references=references,
         looks=looks,
         watched=bool(rows),
@@ -331,15 +341,9 @@ def _finite(values: dict[int, float], key: tuple[str, str], run: str, notes: lis
     return Curve(np.array(steps, dtype=int), np.array([values[step] for step in steps], dtype=float))
 
 
-def _step_folders(samples: Path) -> Iterable[tuple[int, Path]]:
-    for folder in sorted(samples.glob("step-*")):
-        if found := re.fullmatch(r"step-(\d+)", folder.name):
-            yield int(found[1]), folder
-
-
-def _find_pictures(samples: Path) -> dict[tuple[int, str], list[Path]]:
+def _find_pictures(drawn: dict[int, Path]) -> dict[tuple[int, str], list[Path]]:
     pictures: dict[tuple[int, str], list[Path]] = {}
-    for step, folder in _step_folders(samples):
+    for step, folder in drawn.items():
         for weights in WEIGHTS:
             if files := sorted((folder / weights).glob("*.png")):
                 pictures[step, weights] = files
@@ -348,10 +352,10 @@ def _find_pictures(samples: Path) -> dict[tuple[int, str], list[Path]]:
     return pictures
 
 
-def _read_samples(samples: Path) -> dict[Path, SampleRow]:
+def _read_samples(drawn: dict[int, Path]) -> dict[Path, SampleRow]:
     """Rows of every samples.json by picture; a torn one is left out."""
     read: dict[Path, SampleRow] = {}
-    for _, folder in _step_folders(samples):
+    for folder in drawn.values():
         with contextlib.suppress(UserError):
             read |= {folder / row.file: row for row in read_listing(folder)}
     return read

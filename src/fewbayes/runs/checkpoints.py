@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +72,6 @@ def looks_whole(path: Path) -> bool:
         return all((path / name).stat().st_size == recorded.bytes for name, recorded in files.items())
     except (UserError, OSError):
         return False
-
-
-def step_of(path: Path) -> int | None:
-    """The step of a checkpoint's folder by its name; None for anything else."""
-    match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-    return int(match[1]) if match and path.is_dir() else None
 
 
 def _trainer_state(path: Path) -> TrainerState:

@@ -13,6 +13,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -37,7 +38,7 @@ from fewbayes.files.atomic import (
     sync_tree,
 )
 from fewbayes.files.decode import plain_json, plain_json_lines, typed
-from fewbayes.runs.checkpoints import Checkpoint, is_whole, looks_whole, seal_checkpoint, step_of, verify_checkpoint
+from fewbayes.runs.checkpoints import Checkpoint, is_whole, looks_whole, seal_checkpoint, verify_checkpoint
 from fewbayes.runs.layout import (
     APPENDED,
     BEST,
@@ -54,6 +55,7 @@ from fewbayes.runs.layout import (
     Row,
     StageRow,
     Start,
+    checkpoint_folders,
     read_best,
     read_manifest,
 )
@@ -238,24 +240,23 @@ class RunFolder:
     def log(self, step: int, metric: str, value: float | None, **keys: Any) -> None:
         """Appends one row; a value that is not finite is written as null, which JSON has a name for."""
         row = _plain({"step": int(step), "metric": metric, "value": None if value is None else float(value)} | keys)
-        line = (json.dumps(row, allow_nan=False) + "\n").encode()
-        with explaining_full_disk(f"could not write a row to {self.path / METRICS}"):
-            append_line(self.path / METRICS, line)
+        self._append(METRICS, row)
         if self.also:
             self.also(step, metric, value, keys)
 
     def metrics(self) -> list[Row]:
         """All rows so far."""
-        path = self.path / METRICS
-        return read_metrics(path) if path.exists() else []
+        return self._read(METRICS, Row)
 
     # stages
 
     def log_stage(self, judgement: Mapping[str, Any]) -> None:
         """Appends one judgement of the stage monitor, which names its step."""
-        line = (json.dumps(_plain(judgement), allow_nan=False) + "\n").encode()
-        with explaining_full_disk(f"could not write a row to {self.path / STAGES}"):
-            append_line(self.path / STAGES, line)
+        self._append(STAGES, _plain(judgement))
+
+    def _append(self, name: str, row: Any) -> None:
+        with explaining_full_disk(f"could not write a row to {self.path / name}"):
+            append_line(self.path / name, (json.dumps(row, allow_nan=False) + "\n").encode())
 
     def write_best(self, writer: Callable[[Path], object], told: Mapping[str, Any]) -> None:
         """Has `writer(folder)` export a model into `best`, with `told` in best.json; until then the old one stands."""
@@ -263,13 +264,15 @@ class RunFolder:
         with explained, atomic_folder(self.path / BEST) as folder:
             writer(folder)
             (folder / BEST_STATE).write_text(json.dumps(_plain(told), indent=2) + "\n")
-        if (aside := self._aside(told["step"])).exists():
+        if (aside := self.path / f"{BEST}-{told['step']}").exists():
             retire(aside, "dropped")  # what a step leaves behind is a function of the step
 
     def stages(self) -> list[StageRow]:
         """All judgements so far."""
-        path = self.path / STAGES
-        return _rows(path, StageRow) if path.exists() else []
+        return self._read(STAGES, StageRow)
+
+    def _read(self, name: str, kind: type[T]) -> list[T]:
+        return _rows(self.path / name, kind) if (self.path / name).exists() else []
 
     def best(self) -> Best | None:
         """What best.json says; None without a best/ that says it."""
@@ -277,16 +280,13 @@ class RunFolder:
 
     def set_best_aside(self, step: int) -> Path:
         """Renames the best/ of `step`, which lies beyond what the run goes on from; where it is now."""
-        aside = self._aside(step)
+        aside = self.path / f"{BEST}-{step}"
         if aside.exists():
             retire(self.path / BEST, "dropped")
         else:
             os.replace(self.path / BEST, aside)
             sync_folder(self.path)
         return aside
-
-    def _aside(self, step: int) -> Path:
-        return self.path / f"{BEST}-{step}"
 
     # rows of metrics and stages
 
@@ -319,12 +319,12 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The checkpoint folders, whole or not, oldest first."""
-        steps = {path: step for path in self.path.glob("checkpoint-*") if (step := step_of(path)) is not None}
-        return sorted(steps, key=lambda path: steps[path])
+        return list(checkpoint_folders(self.path).values())
 
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint that is whole by the sizes of its files; a quick look."""
-        return next((step_of(path) for path in reversed(self.checkpoints()) if looks_whole(path)), None)
+        found = checkpoint_folders(self.path)
+        return next((step for step in reversed(found) if looks_whole(found[step])), None)
 
     def on_disk(self) -> str:
         """What is there of a run that ends now, and what the same command does with it."""
@@ -361,23 +361,20 @@ class RunFolder:
         target = self.path / f"checkpoint-{step}"
         if not is_whole(target):
             with explaining_full_disk(f"could not write {target}; older checkpoints are untouched"):
-                self._stage_checkpoint(target, step, writer, state or {})
+                for path in self._appended():
+                    sync_file(path)  # rows up to this step must not be younger than the checkpoint
+                with atomic_folder(target) as staging:
+                    writer(staging)
+                    seal_checkpoint(staging, step, _plain(state or {}))
         if total_limit is not None:
             self._prune(step, total_limit)
         return target
 
-    def _stage_checkpoint(self, target: Path, step: int, writer: Callable[[Path], object], state: Mapping) -> None:
-        for path in self._appended():
-            sync_file(path)  # rows up to this step must not be younger than the checkpoint
-        with atomic_folder(target) as staging:
-            writer(staging)
-            seal_checkpoint(staging, step, _plain(state))
-
     def _prune(self, step: int, total_limit: int) -> None:
         """Keeps the `total_limit` newest whole checkpoints up to `step`, that of `step` included."""
         kept = 0
-        for path in reversed(self.checkpoints()):
-            if (step_of(path) or 0) > step:
+        for its, path in reversed(checkpoint_folders(self.path).items()):
+            if its > step:
                 continue  # torn ones from before a restart, about to be written again
             if kept < total_limit and looks_whole(path):
                 kept += 1
@@ -400,22 +397,15 @@ class RunFolder:
                 writer(staging)
                 sync_tree(staging)
                 parts = sorted(staging.iterdir(), key=lambda part: part.name == index)
-                clashes = [part.name for part in parts if part.name in OURS or step_of(part) is not None]
+                clashes = [name for part in parts if (name := part.name) in OURS or re.match(r"checkpoint-\d", name)]
                 assert not clashes, clashes
                 if (self.path / index).exists():
                     retire(self.path / index)
                 for part in parts:
-                    self._move_in(part)
+                    (replace_folder if part.is_dir() else os.replace)(part, self.path / part.name)
+                    sync_folder(self.path)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-
-    def _move_in(self, part: Path) -> None:
-        target = self.path / part.name
-        if part.is_dir():
-            replace_folder(part, target)
-        else:
-            os.replace(part, target)
-        sync_folder(self.path)
 
 
 def _plain(value: Any) -> Any:

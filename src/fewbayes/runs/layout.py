@@ -6,6 +6,8 @@ the only reader's idea of it. Fields that older runs lack have defaults, so that
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -133,6 +135,21 @@ class SampleRow:
     image_similarity: float | None = None
     unseen_similarity: float | None = None
     haar_noise: float | None = None
+
+
+def _by_step(paths: Iterable[Path]) -> dict[int, Path]:
+    found = {int(number[1]): path for path in paths if (number := re.search(r"-(\d+)$", path.name)) and path.is_dir()}
+    return dict(sorted(found.items()))
+
+
+def checkpoint_folders(run: str | Path) -> dict[int, Path]:
+    """The checkpoints of a run by step, whole or not, oldest first."""
+    return _by_step(Path(run).glob("checkpoint-*"))
+
+
+def sample_folders(run: str | Path) -> dict[int, Path]:
+    """The samples of a run by step, oldest first."""
+    return _by_step((Path(run) / SAMPLES).glob("step-*"))
 
 
 def read_manifest(folder: str | Path) -> Manifest:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from fewbayes.errors import UserError
 from fewbayes.runs.checkpoints import Checkpoint
 from fewbayes.runs.folder import RunFolder
-from fewbayes.runs.layout import MANIFEST, Manifest, read_manifest
+from fewbayes.runs.layout import MANIFEST, Manifest, read_manifest, sample_folders
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.processes import gpu_name
@@ -103,9 +103,8 @@ def _drop_after(run: RunFolder, step: int) -> None:
         log.info(
             "training goes on from step %d, so best/ (step %d) is kept as %s/", max(step, 0), best.step, aside.name
         )
-    for folder in (run.path / "samples").glob("step-*"):
-        number = folder.name.removeprefix("step-")
-        if number.isdecimal() and int(number) > step:
+    for drawn, folder in sample_folders(run.path).items():
+        if drawn > step:
             shutil.rmtree(folder)
 
 
