@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "fewbayes"
 FLOORS = (
-    "errors progress seeds fields",
+    "errors progress seeds fields registry",
     "files posterior diffusion world data",
     "models",
     "methods",

@@ -32,7 +32,7 @@ BETTER = {"higher": 1, "lower": -1, "": 0}
 def one_more(monkeypatch):
     """A registry whose additions are forgotten after the test."""
     registered()
-    monkeypatch.setattr(registry, "_METRICS", dict(registry._METRICS))
+    monkeypatch.setattr(registry.METRICS, "_things", registry.METRICS.all())
     monkeypatch.setattr(features, "OF_PIXELS", dict(features.OF_PIXELS))
 
 
@@ -93,7 +93,7 @@ def test_a_name_is_taken_once_in_every_registry_and_a_second_is_a_mistake_of_our
     for register_again, name in (
         (lambda: register(registered()[0]), registered()[0].name),
         (lambda: methods.register(methods.registered()["lora"]), "lora"),
-        (lambda: encoders.register(encoders.roles()["dino"]), "dino"),
+        (lambda: encoders.register(encoders.ROLES.all()["dino"]), "dino"),
         (lambda: families.register(Another), "StableDiffusionPipeline"),
     ):
         with pytest.raises(AssertionError, match=name):

@@ -129,10 +129,6 @@ def test_unchanged_pictures_have_not_drifted():
     assert scores.drift(-before, before) == pytest.approx([2, 2, 2])
 
 
-def test_a_subject_counts_once_however_many_pictures_it_has():
-    assert scores.macro({"cat": 1.0, "dog": 0.0}) == 0.5
-
-
 @pytest.mark.parametrize(
     ("prompt", "plain"),
     [

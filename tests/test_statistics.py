@@ -19,7 +19,6 @@ from fewbayes.metrics.statistics import (
     finite,
     holm,
     interval,
-    macro_mean,
     reading,
     signed_rank,
     subject_means,
@@ -37,8 +36,8 @@ def drawn(subjects: int, seeds: int, rng: np.random.Generator, between: float = 
 
 def test_a_subject_with_more_seeds_counts_no_more_than_another():
     assert subject_means(UNITS) == {"cat": 2.0, "mug": 10.0}
-    assert macro_mean(UNITS) == 6.0
-    assert macro_mean({}) is None
+    assert interval(UNITS).mean == 6.0
+    assert interval({}).mean is None
 
 
 def test_numbers_that_are_not_there_are_left_out_and_counted():

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -54,23 +55,17 @@ Few-shot fine-tuning of diffusion models with Bayesian weights.
 
 
 def _train(arguments: list[str]) -> int:
-    from fewbayes.settings.config import parse_train_args
+    from fewbayes.settings.config import parse_train_args, resolved
 
     shown, dry = "--show_config" in arguments, "--dry_run" in arguments
     config = parse_train_args([each for each in arguments if each not in ("--show_config", "--dry_run")])
-    if shown:
-        from fewbayes.data.images import check_folder
-        from fewbayes.models import inspect_model
-        from fewbayes.settings.config import resolved
-
-        images = len(check_folder(config.instance_data_dir).images)
-        print(resolved(config, inspect_model(config.model), images).to_yaml(), end="")
-        return 0
     from fewbayes.data.images import check_folder
     from fewbayes.models import inspect_model
 
-    inspect_model(config.model)
-    report = check_folder(config.instance_data_dir)
+    card, report = inspect_model(config.model), check_folder(config.instance_data_dir)
+    if shown:
+        print(resolved(config, card, len(report.images)).to_yaml(), end="")
+        return 0
     with doing("Starting torch"):  # all refusals that need none of it come before
         from fewbayes.training.train import train
     if dry:
@@ -135,34 +130,26 @@ class Sample:
     """Of denoiser and text encoders, where memory is short; int8 and nf4 need the package bitsandbytes."""
 
 
+SAMPLED = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "strength": "strengths",
+    "sample_batch_size": "batch_size",
+    "base_precision": "precision",
+}
+"""What `write_samples` calls some of these."""
+
+
 def _sample(arguments: list[str]) -> int:
-    asked = _ask(Sample, "sample", arguments)
+    how = {SAMPLED.get(name, name): value for name, value in vars(_ask(Sample, "sample", arguments)).items()}
     from fewbayes.page import write_report
 
     with doing("Starting torch"):
         from fewbayes.sample import read_prompts, write_samples
 
-    folder = write_samples(
-        asked.source,
-        [*asked.prompt, *(read_prompts(asked.prompt_file) if asked.prompt_file else ())],
-        asked.output_dir,
-        num_images=asked.num_images,
-        seed=asked.seed,
-        sampler=asked.sampler,
-        steps=asked.num_inference_steps,
-        guidance=asked.guidance_scale,
-        guidance_interval=asked.guidance_interval,
-        strengths=asked.strength,
-        checkpoints=asked.checkpoints,
-        negative_prompt=asked.negative_prompt,
-        resolution=asked.resolution,
-        batch_size=asked.sample_batch_size,
-        weights=asked.weights,
-        base=asked.base,
-        lora_alpha=asked.lora_alpha,
-        precision=asked.base_precision,
-    )
-    print(f"done: {write_report(folder)}")
+    prompts, file = how.pop("prompt"), how.pop("prompt_file")
+    prompts = [*prompts, *(read_prompts(file) if file else ())]
+    print(f"done: {write_report(write_samples(how.pop('source'), prompts, how.pop('output_dir'), **how))}")
     return 0
 
 
@@ -182,16 +169,9 @@ def _demo(arguments: list[str]) -> int:
     return 0
 
 
-def _export(arguments: list[str]) -> int:
-    from fewbayes.export import run_export
-
-    return run_export(arguments)
-
-
-def _verify(arguments: list[str]) -> int:
-    from fewbayes.export.verify import run_verify
-
-    return run_verify(arguments)
+def _later(module: str, function: str) -> Callable[[list[str]], int]:
+    """A command that lives elsewhere, imported when it is called."""
+    return lambda arguments: getattr(import_module(f"fewbayes.{module}"), function)(arguments)
 
 
 def _diagnose(arguments: list[str]) -> int:
@@ -199,12 +179,6 @@ def _diagnose(arguments: list[str]) -> int:
     from fewbayes.page import write_report
 
     return run_diagnose(arguments, page=write_report)
-
-
-def _evaluate(arguments: list[str]) -> int:
-    from fewbayes.metrics.evaluate import run_evaluate
-
-    return run_evaluate(arguments)
 
 
 def _experiment(arguments: list[str]) -> int:
@@ -221,12 +195,6 @@ def _experiment(arguments: list[str]) -> int:
         raise UserError(f"{named}; there are {', '.join(known)} (fewbayes experiment --help says more)")
     print(*known[arguments[0]].run(arguments[1:]), sep="\n")
     return 0
-
-
-def _study(arguments: list[str]) -> int:
-    from fewbayes.survey import run_study
-
-    return run_study(arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,12 +254,12 @@ def _completion(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "sample": _sample,
-    "export": _export,
-    "verify": _verify,
+    "export": _later("export", "run_export"),
+    "verify": _later("export.verify", "run_verify"),
     "diagnose": _diagnose,
-    "evaluate": _evaluate,
+    "evaluate": _later("metrics.evaluate", "run_evaluate"),
     "report": _report,
-    "study": _study,
+    "study": _later("survey", "run_study"),
     "demo": _demo,
     "experiment": _experiment,
     "info": _info,

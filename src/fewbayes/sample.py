@@ -24,6 +24,7 @@ from fewbayes.models.sampling import sample_images
 from fewbayes.progress import doing, progress
 from fewbayes.runs.layout import BEST, LISTING, checkpoint_folders
 from fewbayes.runs.opening import card_of, find, open_model
+from fewbayes.settings.agreement import worded
 
 log = logging.getLogger("fewbayes")
 
@@ -83,7 +84,7 @@ def write_samples(
             with doing(f"Loading {each}"):
                 family, rare_token = open_model(each, weights, base=base, lora_alpha=lora_alpha, precision=precision)
                 family.to("cuda" if torch.cuda.is_available() else "cpu")
-            words = [prompt.replace("<v>", rare_token or "<v>") for prompt in prompts]
+            words = [worded(prompt, rare_token) for prompt in prompts]
             usual = sampler or card_of(each, base).usual_sampler
 
             def said(drawn: int, before: list[Any] = rows) -> None:

@@ -25,7 +25,7 @@ from fewbayes.models.registry import family_named
 from fewbayes.runs.checkpoints import verify_checkpoint
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.opening import Found, find
-from fewbayes.settings.agreement import RARE_TOKEN_MARK
+from fewbayes.settings.agreement import RARE_TOKEN_MARK, worded
 from fewbayes.settings.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Case:
         return other_samplers(self.how["sampler"], self.how["steps"], samplers, self.card.most_steps)
 
     def worded(self, prompt: str) -> str:
-        return prompt.replace(RARE_TOKEN_MARK, self.rare_token or RARE_TOKEN_MARK)
+        return worded(prompt, self.rare_token)
 
 
 def settle(asked: Asked) -> Case:

@@ -34,28 +34,21 @@ class Settings(TypedDict):
     weights: str | None
 
 
-class LossesTold(TypedDict):
+class Losses(TypedDict):
     """Mean losses on the training images at fixed times."""
 
     t: list[float]
     loss: list[float | None]
 
 
-class ReadingTold(TypedDict):
+class Reading(TypedDict):
     """What the probes found, in as far as a page shows it."""
 
-    losses: NotRequired[LossesTold | None]
+    losses: NotRequired[Losses | None]
 
 
-class SamplesTold(TypedDict):
-    """Statistics of a group's pictures, in as far as a page shows them."""
-
-    noise: NotRequired[list[float | None]]
-    unrest: NotRequired[list[float | None]]
-    contrast: NotRequired[list[float | None]]
-    likeness: NotRequired[list[float | None]]
-    kept: NotRequired[list[float | None]]
-    diversity: NotRequired[float | None]
+Samples = dict[str, list[float | None] | float | None]
+"""Statistics of a group's pictures: a number each, or one of the group."""
 
 
 class Row(TypedDict):
@@ -81,8 +74,8 @@ class Told(TypedDict):
     pictures: list[Group]
     settings: Settings
     numbers: dict[str, dict[str, float | None]]
-    readings: dict[str, ReadingTold]
-    samples: dict[str, SamplesTold]
+    readings: dict[str, Reading]
+    samples: dict[str, Samples]
     seconds: float
     environment: dict[str, Any]
     keep: NotRequired[Count | None]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fewbayes.export.metadata import with_rare_token
+from fewbayes.export.record import Loader
 from fewbayes.export.trained import Trained, name_of
 from fewbayes.methods import registered
 from fewbayes.models.family import tokenizer_of
@@ -18,6 +18,7 @@ from fewbayes.models.folders import left_out
 from fewbayes.models.registry import family_named
 from fewbayes.runs.layout import LISTING, SampleRow, read_listing, sample_folders
 from fewbayes.runs.opening import Found
+from fewbayes.settings.agreement import worded
 from fewbayes.world.pipelines import is_embedded
 
 PICTURES = 4
@@ -61,25 +62,26 @@ pipeline = {pipeline}.from_single_file(f"{{folder}}/{file}", config=base)""",
 }
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """What the writers of formats say about what they wrote."""
+@dataclass
+class Written:
+    """What the writers of formats say about what they wrote. file: the weight file, None for folders. word: what is
+    typed for the learned word of learned_embeds.safetensors, where there is one."""
 
-    format: str
-    loader: str
-    """ "pipeline", "lora", "peft" or "original": a key of LOADING."""
-    file: str | None
-    notes: Sequence[str]
+    loader: Loader
+    file: str | None = None
+    notes: list[str] = field(default_factory=list)
+    residual: list[dict[str, Any]] | None = None
     word: str | None = None
-    """What is typed for the learned word of learned_embeds.safetensors, where there is one."""
 
 
-def write_card(folder: Path, trained: Trained, facts: CardFacts) -> None:
+def write_card(folder: Path, trained: Trained, facts: Written) -> None:
     """README.md, and samples/ with pictures of the run, where there are any."""
-    run, prompt = trained.run, with_rare_token(trained.run.config.instance_prompt, trained.rare_token)
+    run, prompt = trained.run, worded(trained.run.config.instance_prompt, trained.rare_token)
     pictures = copy_pictures(run, trained.weights, folder)
     front = _front_matter(trained, prompt, pictures, facts.loader)
-    about = f"`{prompt}` means the subject. Fine-tuned from `{trained.base.model}` on {_images(run)} with fewbayes"
+    count = len(run.manifest.images)
+    images = f"{count} image{'s' * (count != 1)}" if count else "a few images"
+    about = f"`{prompt}` means the subject. Fine-tuned from `{trained.base.model}` on {images} with fewbayes"
     bayes = ", Bayesian; this is the mean of the weights, with no cost at sampling" if run.config.bayes else ""
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
@@ -93,7 +95,8 @@ def write_card(folder: Path, trained: Trained, facts: CardFacts) -> None:
     ]
     if pictures:
         shown = "\n".join(f"![{row.prompt}]({row.file})" for row in pictures)
-        parts += ["## Samples", f"{shown}\n\nPrompt and seed of each: {_listed(pictures)}."]
+        listed = "; ".join(f"{Path(row.file).name} `{row.prompt}`, {row.seed}" for row in pictures)
+        parts += ["## Samples", f"{shown}\n\nPrompt and seed of each: {listed}."]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -107,7 +110,7 @@ def _front_matter(trained: Trained, prompt: str, pictures: list[SampleRow], load
     return front
 
 
-def _loading(folder: Path, facts: CardFacts, trained: Trained) -> str:
+def _loading(folder: Path, facts: Written, trained: Trained) -> str:
     """Code that loads all of what stands in the folder."""
     pipeline, several = trained.family.pipeline_class, len(trained.family.text_encoders) > 1
     parts = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
@@ -133,11 +136,6 @@ def _loading(folder: Path, facts: CardFacts, trained: Trained) -> str:
     return "\n".join([imports, "", *given, rest])
 
 
-def _images(run: Found) -> str:
-    count = len(run.manifest.images)
-    return f"{count} image{'s' * (count != 1)}" if count else "a few images"
-
-
 def _settings(config: Mapping[str, Any]) -> str:
     """The settings that had a part in this run, each as a row."""
     names = [*ALWAYS, *registered()[config["method"]].own_settings]
@@ -145,10 +143,6 @@ def _settings(config: Mapping[str, Any]) -> str:
     names += [name for switch, more in OF_SWITCH.items() if config.get(switch) for name in more]
     rows = [f"| {name} | {config[name]} |" for name in names if name in config and config[name] is not None]
     return "\n".join(["| setting | value |", "|---|---|", *rows])
-
-
-def _listed(pictures: list[SampleRow]) -> str:
-    return "; ".join(f"{Path(row.file).name} `{row.prompt}`, {row.seed}" for row in pictures)
 
 
 def copy_pictures(run: Found, weights: str, folder: Path) -> list[SampleRow]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewbayes.export.trained import Trained, name_of
 from fewbayes.files.safetensors import sort_header
+from fewbayes.settings.agreement import worded
 
 NO_HASH = "0x" + "0" * 64
 
@@ -27,7 +28,7 @@ def model_spec(trained: Trained, *, lora: bool) -> dict[str, str]:
     config, card = trained.run.config, trained.base
     architecture, _ = trained.family.published_as()
     side = config.resolution or card.resolution
-    prompt = with_rare_token(config.instance_prompt, trained.rare_token)
+    prompt = worded(config.instance_prompt, trained.rare_token)
     fields = {
         "sai_model_spec": "1.0.1",
         "architecture": architecture + ("/lora" if lora else ""),
@@ -50,7 +51,7 @@ def kohya_header(trained: Trained, rank: int) -> dict[str, str]:
     _, version_name = trained.family.published_as()
     side = config.resolution or card.resolution
     images = len(trained.run.manifest.images) or None
-    prompt = with_rare_token(config.instance_prompt, trained.rare_token)
+    prompt = worded(config.instance_prompt, trained.rare_token)
     values = {
         "ss_base_model_version": version_name,
         "ss_v2": str(version_name == "sd_v2"),
@@ -76,10 +77,6 @@ def kohya_header(trained: Trained, rank: int) -> dict[str, str]:
         "ss_training_comment": f"method {config.method}, weights {trained.weights}",
     }
     return {key: str(value) for key, value in values.items() if value is not None}
-
-
-def with_rare_token(prompt: str, rare_token: str | None) -> str:
-    return prompt.replace("<v>", rare_token or "<v>")
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

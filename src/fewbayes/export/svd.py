@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbayes.export.trained import Layers, LowRank
+from fewbayes.metrics.statistics import grouped
 
 ELSEWHERE = "norms, biases, embeddings"
 
@@ -111,9 +112,7 @@ def relative_residual(losses: Iterable[Loss]) -> float:
 def residual_rows(losses: list[Loss]) -> list[dict[str, float | str | int]]:
     """One row a group and one for all: weights in it, its share of the squared change, its relative residual."""
     total = sum(loss.change for loss in losses) or 1.0
-    groups: dict[str, list[Loss]] = {}
-    for loss in losses:
-        groups.setdefault(loss.group, []).append(loss)
+    groups = grouped((loss.group, loss) for loss in losses)
     ordered = sorted(groups.items(), key=lambda item: (item[0] == ELSEWHERE, item[0]))
     return [
         {

@@ -28,6 +28,8 @@ from fewbayes.models.family import tokenizer_of
 from fewbayes.models.folders import left_out
 from fewbayes.models.registry import family_named
 from fewbayes.progress import doing
+from fewbayes.runs.provenance import version_of
+from fewbayes.settings.agreement import worded
 from fewbayes.settings.flags import parse_command
 
 if TYPE_CHECKING:
@@ -79,12 +81,13 @@ def verify(
         theirs = sample_foreign(export, record, base.folder, asked, seeds, how)
     with doing("Drawing the same of the run"):
         trained = load_trained(found, None if found.kind == "best" else record.weights)
-        ours = _sample(trained.family, [_worded(asked, trained.rare_token)] * num_images, seeds, how)
+        ours = _sample(trained.family, [worded(asked, trained.rare_token)] * num_images, seeds, how)
     del trained
     with doing("Drawing the same of the base model"):
-        before = _sample(load_family(base), [_worded(asked, record.rare_token)] * num_images, seeds, how)
+        before = _sample(load_family(base), [worded(asked, record.rare_token)] * num_images, seeds, how)
     result = compare(theirs, ours, before, record)
-    written = {**asdict(result), "prompt": asked, "seeds": seeds, **how, "versions": _versions()}
+    versions = {name: version_of(name) for name in ("torch", "diffusers", "transformers", "peft", "fewbayes")}
+    written = {**asdict(result), "prompt": asked, "seeds": seeds, **how, "versions": versions}
     atomic_write(export / "verify.json", json.dumps(written, indent=2) + "\n")
     return result
 
@@ -99,18 +102,14 @@ def compare(
     difference = np.abs(np.stack(theirs).astype(int) - np.stack(ours).astype(int))
     base_mean = float(np.abs(np.stack(before).astype(int) - np.stack(ours).astype(int)).mean())
     most, mean = int(difference.max()), float(difference.mean())
-    if record.residual:
-        agrees, verdict = _approximates(mean, base_mean)
-    else:
+    if not record.residual:
         agrees, verdict = _is_the_same(most, mean, base_mean, exact=record.dtype == "fp32")
+    elif agrees := mean < base_mean:
+        kept = 1 - mean / base_mean
+        verdict = f"an approximation that is {kept:.0%} of the way from the base model's pictures to the run's"
+    else:
+        verdict = "an approximation that is no nearer to the run than the base model is: give a higher rank"
     return Comparison(most, mean, base_mean, agrees, verdict)
-
-
-def _approximates(mean: float, base_mean: float) -> tuple[bool, str]:
-    if mean >= base_mean:
-        return False, "an approximation that is no nearer to the run than the base model is: give a higher rank"
-    kept = 1 - mean / base_mean
-    return True, f"an approximation that is {kept:.0%} of the way from the base model's pictures to the run's"
 
 
 def _is_the_same(most: int, mean: float, base_mean: float, *, exact: bool) -> tuple[bool, str]:
@@ -165,7 +164,7 @@ def foreign_job(
         "sampler": next(iter(family.samplers.values())),
         "base": str(base.resolve()),
         "scheduler": read_json(base / "scheduler/scheduler_config.json", dict[str, Any]),
-        "prompts": [_worded(prompt, _word(export, record))] * len(seeds),
+        "prompts": [worded(prompt, _word(export, record))] * len(seeds),
         "seeds": list(seeds),
         "device": _device(),
         "output": str(output),
@@ -213,20 +212,10 @@ def _sample(family: Family, prompts: list[str], seeds: list[int], how: dict[str,
     return [np.asarray(picture) for picture in sample_images(family, prompts, seeds, **how)]
 
 
-def _worded(prompt: str, rare_token: str | None) -> str:
-    return prompt.replace("<v>", rare_token or "<v>")
-
-
 def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft", "fewbayes")}
 
 
 @dataclass(frozen=True, kw_only=True)

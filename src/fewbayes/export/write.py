@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from fewbayes.errors import UserError
-from fewbayes.export.card import CardFacts, write_card
+from fewbayes.export.card import Written, write_card
 from fewbayes.export.lora_files import diffusers_header, diffusers_keys, kohya_keys, peft_keys, write_peft_config
 from fewbayes.export.metadata import kohya_header, model_spec, write_safetensors
 from fewbayes.export.record import RECORD, Record
@@ -41,16 +41,6 @@ class Asked:
     dtype: torch.dtype
 
 
-@dataclass
-class Written:
-    """loader: how others load it, a key of `card.LOADING`; file: the weight file, None for folders."""
-
-    loader: str
-    file: str | None = None
-    notes: list[str] = field(default_factory=list)
-    residual: list[dict[str, Any]] | None = None
-
-
 def write(trained: Trained, format: str, route: str, output: Path, *, rank: int, dtype: str) -> Path:
     """See `fewbayes.export.write_export`; route is one of its ROUTES, and what can be refused has been."""
     asked = Asked(format, rank, DTYPE[dtype])
@@ -62,17 +52,10 @@ def write(trained: Trained, format: str, route: str, output: Path, *, rank: int,
                 f"{EMBEDDING_FILE} is the rare token's learned embedding: load_textual_inversion(..., token={word!r}), "
                 "or rename the file to the word that you type in ComfyUI and A1111; without it the subject is not meant"
             )
-        record = _record(trained, asked, written, output, dtype)
-        (folder / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n")
-        write_card(folder, trained, CardFacts(format, written.loader, written.file, written.notes, word))
-    return output
-
-
-def _record(trained: Trained, asked: Asked, written: Written, output: Path, dtype: str) -> Record:
-    config = trained.run.config
-    return typed(
-        {
-            "format": asked.format,
+            written.word = word
+        config = trained.run.config
+        record: dict[str, Any] = {
+            "format": format,
             "loader": written.loader,
             "file": written.file,
             "run": os.path.relpath(trained.run.path.resolve(), output.resolve()),
@@ -91,10 +74,10 @@ def _record(trained: Trained, asked: Asked, written: Written, output: Path, dtyp
             "notes": written.notes,
             "trained": trained.run.manifest.ended,
             "fewbayes": version("fewbayes"),
-        },
-        Record,
-        RECORD,
-    )
+        }
+        (folder / RECORD).write_text(json.dumps(asdict(typed(record, Record, RECORD)), indent=2) + "\n")
+        write_card(folder, trained, written)
+    return output
 
 
 # --- the ways ---------------------------------------------------------------------------------------------------------
@@ -176,10 +159,6 @@ def _embedding(trained: Trained, asked: Asked, folder: Path) -> str | None:
     return name
 
 
-def _lora(trained: Trained, asked: Asked, folder: Path) -> Written:
-    return _lora_file(trained, asked, folder, lora_layers(trained))
-
-
 def _svd(trained: Trained, asked: Asked, folder: Path) -> Written:
     """A LoRA near the change that the run has made, with what it loses of it."""
     changes = weight_changes(trained)
@@ -189,7 +168,8 @@ def _svd(trained: Trained, asked: Asked, folder: Path) -> Written:
         for part, named in changes.items():
             for name in (name for name, delta in named.items() if delta.dim() > 1):
                 trained.family.kohya_name(part, name.removesuffix(".weight"))
-    asked.rank = min(asked.rank, _highest_rank(changes))
+    sides = [min(delta.flatten(1).shape) for named in changes.values() for delta in named.values() if delta.dim() > 1]
+    asked.rank = min(asked.rank, max(sides, default=1))  # beyond the widest layer's a LoRA holds nothing but zeros
     layers, losses = as_lora(changes, trained.parts, asked.rank, asked.dtype)
     if not layers:
         raise UserError(
@@ -201,12 +181,6 @@ def _svd(trained: Trained, asked: Asked, folder: Path) -> Written:
     lost = written.residual[-1]["residual"]
     written.notes.append(f"an approximation by SVD at rank {asked.rank}: |change - kept| / |change| = {lost:.4f}")
     return written
-
-
-def _highest_rank(changes: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
-    """The smaller side of the widest layer: beyond it a LoRA holds nothing but zeros."""
-    sides = [min(delta.flatten(1).shape) for named in changes.values() for delta in named.values() if delta.dim() > 1]
-    return max(sides, default=1)
 
 
 def _lora_file(trained: Trained, asked: Asked, folder: Path, layers: Layers) -> Written:
@@ -227,6 +201,6 @@ WAYS: dict[str, Callable[[Trained, Asked, Path], Written]] = {
     "pipeline": _pipeline,
     "original": _original,
     "peft": _peft,
-    "lora": _lora,
+    "lora": lambda trained, asked, folder: _lora_file(trained, asked, folder, lora_layers(trained)),
     "svd": _svd,
 }

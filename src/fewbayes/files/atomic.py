@@ -150,6 +150,16 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder; what links lead to is counted where it lies."""
+    return sum(file.stat().st_size for file in files_in(folder) if not file.is_symlink())
+
+
+def standing(path: Path) -> Path:
+    """The path itself if it is there, else the nearest folder above it that is."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
 def sync_tree(folder: Path) -> None:
     for file in files_in(folder):
         sync_file(file)

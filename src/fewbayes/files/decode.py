@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -93,6 +94,19 @@ def plain_json_lines(path: str | Path, *, cure: str = "", torn: bool = False) ->
     text = read_text(path, MOST_BYTES, cure, torn=torn)
     lines = ((f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1))
     return [(where, parse_json(line, where, cure=cure)) for where, line in lines if line and not line.isspace()]
+
+
+def each_row(path: Path, kind: type[T]) -> Iterator[T | None]:
+    """Line by line what a file with one JSON value a line holds, None for a line that is torn or of another type.
+
+    For readers that show what there is: a file that is missing has no lines.
+    """
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            if line and not line.isspace():
+                yield typed(parse_json(line, path.name), kind, path.name)
+        except UserError:
+            yield None
 
 
 def parse_json(text: str, where: str, *, cure: str = "") -> Any:

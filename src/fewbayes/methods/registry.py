@@ -9,15 +9,13 @@ begins with an underscore. Knows no single method.
 from __future__ import annotations
 
 import dataclasses
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fewbayes.errors import UserError
+from fewbayes.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,27 +119,17 @@ class Registered:
         return tuple(field.name for field in dataclasses.fields(self.settings) if field.name not in common)
 
 
-_REGISTERED: dict[str, Registered] = {}
+METHODS: Registry[Registered] = Registry("fewbayes.methods")
 
 
 def register(entry: Registered) -> None:
     """Make a method known by its name."""
-    assert entry.name not in _REGISTERED, f"two methods are called {entry.name}"
-    _REGISTERED[entry.name] = entry
-
-
-@cache
-def _import_all() -> None:
-    package = import_module("fewbayes.methods")
-    for found in pkgutil.iter_modules(package.__path__):
-        if not found.name.startswith("_"):
-            import_module(f"fewbayes.methods.{found.name}")
+    METHODS.add(entry.name, entry)
 
 
 def registered() -> Mapping[str, Registered]:
     """All methods by name."""
-    _import_all()
-    return {name: _REGISTERED[name] for name in sorted(_REGISTERED)}
+    return dict(sorted(METHODS.all().items()))
 
 
 def make_method(config: MethodSettings) -> Method:

@@ -19,6 +19,7 @@ from fewbayes.metrics.features import FeatureStore, Floats
 from fewbayes.metrics.folders import NO_PICTURES, Pictures, Sample
 from fewbayes.metrics.listing import Kind
 from fewbayes.metrics.scores import Unavailable, has_token
+from fewbayes.metrics.statistics import grouped
 
 Samples = Sequence[Sample]
 Some = TypeVar("Some", bound=Sized)
@@ -59,10 +60,7 @@ def check_prompts(samples: Samples) -> None:
 
 
 def by_prompt(samples: Samples) -> list[list[Sample]]:
-    groups: dict[Any, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault((sample.prompt, sample.prompt_id), []).append(sample)
-    return list(groups.values())
+    return list(grouped(((sample.prompt, sample.prompt_id), sample) for sample in samples).values())
 
 
 def part_note(part: int, whole: int, what: str) -> str | None:
@@ -133,9 +131,7 @@ class Pooled:
         self.store, self.samples = store, samples
         self.references = {subject or "subject": pictures for subject, pictures in references.items()}
         self.subject = next(iter(references)) if len(references) == 1 else None
-        rows: dict[str, list[int]] = {}
-        for i, sample in enumerate(samples):
-            rows.setdefault(sample.folder, []).append(i)
+        rows = grouped((sample.folder, i) for i, sample in enumerate(samples))
         self.folders = [
             paper.PromptFolder(name, tuple(samples[i].path.name for i in inside), tuple(inside))
             for name, inside in rows.items()

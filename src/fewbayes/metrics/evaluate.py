@@ -26,6 +26,7 @@ from fewbayes.metrics.layout import FACTS, IMAGES, METRICS, PictureRow, Row
 from fewbayes.metrics.listing import read_prompts
 from fewbayes.metrics.rows import about, macro_rows, paper_rows, picture_rows, sound_rows
 from fewbayes.metrics.sources import Source, find_source
+from fewbayes.metrics.statistics import grouped
 from fewbayes.metrics.weights import fetch_weights, list_weights
 from fewbayes.progress import doing
 from fewbayes.runs.layout import CONFIG
@@ -89,7 +90,9 @@ def evaluate_folder(
         raise UserError(f"mode {mode!r} is none of sound, paper and both")
     output = _checked_output(output_dir)
     place = find_source(source, samples)
-    _keep_apart(output, {"source": place.pictures, "reference_dir": reference_dir, "base_dir": base_dir})
+    for name, read in {"source": place.pictures, "reference_dir": reference_dir, "base_dir": base_dir}.items():
+        if output and read and output.resolve() == Path(read).expanduser().resolve():
+            raise UserError(f"output_dir {output} is the {name}; give a folder of its own")
     subject, seed = subject or place.subject, place.seed if seed is None else seed
     token = rare_token or place.rare_token or RARE_TOKEN
     prompts = read_prompts(Path(metadata)) if metadata else None
@@ -107,6 +110,7 @@ def evaluate_folder(
     store.compute([sample for part in (pictures, base, unseen, *references.values()) for sample in part.samples])
     material = Material(pictures, base, references, store, unseen)
     rows, images = _score(material, loaded, mode, token, {"arm": arm, "seed": seed})
+    twice = len(base.samples) - len({(sample.subject, sample.pair) for sample in base.samples})
     facts = {
         "source": str(source),
         "pictures": str(place.pictures),
@@ -127,7 +131,8 @@ def evaluate_folder(
         "unreadable_base": _reasons(base),
         "notes": [
             *pictures.notes,
-            *(f"base: {note}" for note in (*base.notes, *_twice(base))),
+            *(f"base: {note}" for note in base.notes),
+            *([f"base: {twice} pictures have prompt and seed of an earlier one, so no partner"] if twice else []),
             *_cut_off(loaded, pictures),
         ],
         "seconds": round(time.monotonic() - began, 2),
@@ -159,12 +164,6 @@ def _checked_output(output_dir: str | Path | None) -> Path | None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS).is_file():
         raise UserError(f"output_dir {folder} holds other things than a whole evaluation; give a new or empty folder")
     return folder
-
-
-def _keep_apart(output: Path | None, read: Mapping[str, str | Path | None]) -> None:
-    for name, folder in read.items():
-        if output and folder and output.resolve() == Path(folder).expanduser().resolve():
-            raise UserError(f"output_dir {output} is the {name}; give a folder of its own")
 
 
 def _encoders(asked: str | Mapping[str, Any] | None, place: Source, offline: bool) -> tuple[Encoders, str]:
@@ -203,12 +202,6 @@ def _reasons(pictures: Pictures) -> dict[str, str]:
     return {file: lost.reason for file, lost in pictures.unreadable.items()}
 
 
-def _twice(base: Pictures) -> list[str]:
-    """Of the base model's pictures that could be the partner of one picture, the first is."""
-    more = len(base.samples) - len({(sample.subject, sample.pair) for sample in base.samples})
-    return [f"{more} pictures have the prompt and seed of an earlier one and are compared with none"] if more else []
-
-
 def _counts(parts: Mapping[str, Sequence[Pictures]], store: FeatureStore) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name, group in parts.items():
@@ -221,8 +214,7 @@ def _cut_off(encoders: Mapping[str, Any], pictures: Pictures) -> list[str]:
     clip = encoders.get("clip")
     if clip is None or not hasattr(clip, "cut_off"):
         return []
-    prompts = list(dict.fromkeys(sample.prompt for sample in pictures.samples if sample.prompt))
-    longer = clip.cut_off(prompts)
+    longer = clip.cut_off(list(dict.fromkeys(sample.prompt for sample in pictures.samples if sample.prompt)))
     return [f"longer than {clip.identity.name} reads, cut off: {prompt!r}" for prompt in longer]
 
 
@@ -306,13 +298,8 @@ def summary(result: Evaluation) -> list[str]:
         beside += "" if apart is None or row.mode != "sound" else f"   to the image held out {apart:.4f}"
         by = f"   {row.encoder}" if row.encoder else ""
         lines.append(f"{row.metric:18} {row.value:9.4f}   {row.mode}, n {row.n}{beside}{by}")
-    reasons: dict[str, list[str]] = {}
-    notes: dict[str, list[str]] = {}
-    for row in shown:
-        if row.reason:
-            reasons.setdefault(row.reason, []).append(row.metric)
-        elif row.note:
-            notes.setdefault(row.note, []).append(row.metric)
+    reasons = grouped((row.reason, row.metric) for row in shown if row.reason)
+    notes = grouped((row.note, row.metric) for row in shown if row.note and not row.reason)
     lines += [f"no {', '.join(dict.fromkeys(metrics))}: {reason}" for reason, metrics in reasons.items()]
     black = result.facts["counts"]["black pictures"] + result.facts["counts"]["black references"]
     if black:

@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import cache as once
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from fewbayes.files.atomic import file_sha256
 from fewbayes.metrics.folders import Sample, open_picture
 from fewbayes.metrics.pixels import haar_noise
 from fewbayes.progress import progress
+from fewbayes.runs.provenance import version_of
 
 Floats = NDArray[np.floating]
 
@@ -98,7 +98,7 @@ class FeatureStore:
         """Of the encoder, and of what decodes and prepares pictures for it."""
         encoder = self.encoders.get(key) or self.pairs[key]
         own = getattr(encoder, "fingerprint", None) or encoder.identity.fingerprint
-        return f"{own} decoding {_decoding()} pillow {version('pillow')} transformers {version('transformers')}"
+        return f"{own} decoding {_decoding()} pillow {_library('pillow')} transformers {_library('transformers')}"
 
     def compute(self, samples: Sequence[Sample]) -> None:
         """Whatever features of these pictures are not there yet."""
@@ -169,11 +169,8 @@ class FeatureStore:
 
 
 @once
-def version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
+def _library(package: str) -> str:
+    return version_of(package) or "none"
 
 
 @once

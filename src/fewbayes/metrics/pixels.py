@@ -69,10 +69,14 @@ def haar_noise(image: Picture) -> float:
     adaptation by wavelet shrinkage, 1994). An odd last row or column is left out.
     """
     pixels = _unit(image)
-    height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
-    if not height or not width:
+    if min(pixels.shape[:2]) < 2:
         raise UserError(f"a picture of shape {pixels.shape}; it must be 2 x 2 or larger")
-    pixels = pixels[:height, :width]
-    diagonal = (pixels[::2, ::2] - pixels[::2, 1::2] - pixels[1::2, ::2] + pixels[1::2, 1::2]) / 2
-    per_channel = np.median(np.abs(diagonal), axis=(0, 1)) / MAD_TO_STD
+    per_channel = np.median(np.abs(diagonal(pixels)), axis=(0, 1)) / MAD_TO_STD
     return float(255 * per_channel.mean())
+
+
+def diagonal(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The finest diagonal Haar band, (p00 - p01 - p10 + p11) / 2 over blocks of 2 x 2, by channel."""
+    height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
+    pixels = pixels[:height, :width]
+    return (pixels[::2, ::2] - pixels[::2, 1::2] - pixels[1::2, ::2] + pixels[1::2, 1::2]) / 2

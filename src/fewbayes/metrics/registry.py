@@ -7,14 +7,12 @@ by its key alone, and never imports torch.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from fewbayes.metrics.scores import Mean
+from fewbayes.registry import Registry
 
 if TYPE_CHECKING:
     from fewbayes.metrics.cases import Case, Pooled, Samples
@@ -65,31 +63,22 @@ class Metric:
         return {1: "↑", -1: "↓", 0: ""}[self.better]
 
 
-_METRICS: dict[str, Metric] = {}
+METRICS: Registry[Metric] = Registry("fewbayes.metrics.measures")
 _TABLES: tuple[TableName | None, ...] = ("paper", "beside", None)
 
 
 def register(*metrics: Metric) -> None:
     """Adds metrics; a name can be taken once."""
     for metric in metrics:
-        assert metric.name not in _METRICS, f"two metrics are called {metric.name}"
-        _METRICS[metric.name] = metric
+        METRICS.add(metric.name, metric)
 
 
 def registered() -> tuple[Metric, ...]:
     """All metrics: the paper's in the order of its tables, those beside them, then the others."""
-    _import_measures()
-    return tuple(sorted(_METRICS.values(), key=lambda metric: (_TABLES.index(metric.place[0]), metric.place[1])))
+    found = METRICS.all().values()
+    return tuple(sorted(found, key=lambda metric: (_TABLES.index(metric.place[0]), metric.place[1])))
 
 
 def in_table(table: TableName) -> tuple[Metric, ...]:
     """The columns of a table, from left to right."""
     return tuple(metric for metric in registered() if metric.place[0] == table)
-
-
-@cache
-def _import_measures() -> None:
-    import fewbayes.metrics.measures as package
-
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)

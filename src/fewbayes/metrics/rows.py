@@ -11,13 +11,15 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from fewbayes.metrics import scores
+import numpy as np
+
 from fewbayes.metrics.cases import Case, Pooled
 from fewbayes.metrics.encoders import Encoder, Encoders, Missing
 from fewbayes.metrics.folders import Pictures, Sample
 from fewbayes.metrics.layout import PictureRow, Row
 from fewbayes.metrics.registry import Metric, registered
 from fewbayes.metrics.scores import Mean, Unavailable
+from fewbayes.metrics.statistics import grouped
 
 
 def about(encoder: Encoder | Missing | None) -> dict[str, Any]:
@@ -104,9 +106,7 @@ def picture_rows(
     pictures: Pictures, black: Collection[Sample], scored: Iterable[PictureRow], keys: Mapping[str, Any]
 ) -> list[PictureRow]:
     """Picture by picture; a black or unreadable one has a row that says so."""
-    by_file: dict[str, list[PictureRow]] = {}
-    for row in scored:
-        by_file.setdefault(row.file, []).append(row)
+    by_file = grouped((row.file, row) for row in scored)
     rows: list[PictureRow] = []
     for sample in pictures.samples:
         rows += [_picture_row(sample, keys, metric="black", value=1.0)] if sample in black else []
@@ -119,10 +119,7 @@ def picture_rows(
 
 def macro_rows(rows: Sequence[Row]) -> list[Row]:
     """Of several subjects: the mean over subjects, each counted once; null where a subject has no value."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.metric, row.row, row.encoder), []).append(row)
-    return [_macro(group) for group in groups.values()]
+    return [_macro(group) for group in grouped(((row.metric, row.row, row.encoder), row) for row in rows).values()]
 
 
 def _macro(group: Sequence[Row]) -> Row:
@@ -136,6 +133,6 @@ def _macro(group: Sequence[Row]) -> Row:
         black=sum(row.black or 0 for row in group),
         unreadable=sum(row.unreadable or 0 for row in group),
         note="; ".join(notes) or None,
-        value=None if absent else scores.macro({str(row.subject): row.value for row in group if row.value is not None}),
+        value=None if absent else float(np.mean([row.value for row in group if row.value is not None])),
         reason=f"no value for {', '.join(str(row.subject) for row in absent)}: {absent[0].reason}" if absent else None,
     )

@@ -7,7 +7,7 @@ them in float64. Where there is nothing to compute a score from, `Unavailable` s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -152,11 +152,6 @@ def noise_ratio(samples: Floats, base: Floats) -> float:
 def drift(tuned: Floats, base: Floats) -> Array:
     """How far each picture has moved from the base model's of the same prompt and seed: 1 - cosine, in [0, 2]."""
     return 1 - prompt_scores(tuned, base)
-
-
-def macro(values: Mapping[str, float]) -> float:
-    """Mean over subjects, each counted once however many pictures it has."""
-    return float(np.mean(list(values.values())))
 
 
 def has_token(prompt: str | None, rare_token: str) -> bool:

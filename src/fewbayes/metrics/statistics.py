@@ -11,15 +11,16 @@ It does not know metrics, arms or files; numpy and scipy only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fewbayes.errors import UserError
 
+K, V = TypeVar("K", bound=Hashable), TypeVar("V")
 Units = Mapping[tuple[str, int], float | None]
 """One number for each (subject, seed); None or NaN where it could not be had."""
 
@@ -94,12 +95,6 @@ def subject_means(units: Units) -> dict[str, float]:
     return {subject: float(values.mean()) for subject, values in _by_subject(units).items()}
 
 
-def macro_mean(units: Units) -> float | None:
-    """The mean over subjects of their means over seeds: a subject with more seeds counts no more than another."""
-    means = subject_means(units)
-    return float(np.mean(list(means.values()))) if means else None
-
-
 def interval(units: Units, *, level: float = LEVEL, within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
     """Macro mean with Student's t interval: of subjects' means, or of the seeds where there is one subject.
 
@@ -113,12 +108,9 @@ def interval(units: Units, *, level: float = LEVEL, within: tuple[float, float] 
         raise UserError(f"level is {level}; it must lie between 0 and 1, say 0.95")
     groups = _by_subject(units)
     kept = sum(map(len, groups.values()))
-    mean, missing = macro_mean(units), len(units) - kept
-    independent = (
-        np.array(list(subject_means(units).values()))
-        if len(groups) > 1
-        else np.concatenate([*groups.values(), np.empty(0)])
-    )
+    means, missing = np.array(list(subject_means(units).values())), len(units) - kept
+    mean = float(np.mean(means)) if len(means) else None
+    independent = means if len(groups) > 1 else np.concatenate([*groups.values(), np.empty(0)])
     if mean is None or len(independent) < 2:
         return Estimate(mean, None, None, len(groups), kept, missing)
     error = float(independent.std(ddof=1)) / math.sqrt(len(independent))
@@ -139,10 +131,16 @@ def coverage(subjects: int, seeds: int) -> tuple[int, int] | None:
     return 95, row[min(max(seeds, 1), len(row)) - 1]
 
 
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """The second of each pair by the first, in the order in which they come."""
+    groups: dict[K, list[V]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
 def _by_subject(units: Units) -> dict[str, NDArray[np.float64]]:
-    groups: dict[str, list[float]] = {}
-    for (subject, _), value in finite(units).items():
-        groups.setdefault(subject, []).append(value)
+    groups = grouped((subject, value) for (subject, _), value in finite(units).items())
     return {subject: np.array(values) for subject, values in groups.items()}
 
 

@@ -156,12 +156,6 @@ WEIGHTS: tuple[WeightFile, ...] = (
 )
 
 
-def weights_folder() -> Path | None:
-    """The folder that FEWBAYES_MODELS names, None where it names none."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    return Path(named).expanduser() if named else None
-
-
 def list_weights() -> str:
     """The list as a table in text."""
     rows = [("encoder", "file", "size", "licence", "sha256", "from")]

@@ -11,9 +11,9 @@ from typing import Any
 
 from fewbayes.diagnose.layout import RESULT, Told
 from fewbayes.files.decode import plain_json, typed
-from fewbayes.page.parts import Block, Card, Column, Fold, Page, Panel, Row, Sheet, Shot, Tone, Verdict, facts, table
+from fewbayes.page.parts import Block, Card, Column, Fold, Page, Panel, Row, Sheet, Shot, Tone, Verdict
 from fewbayes.page.pictures import SIDES, embed, nearest
-from fewbayes.page.render import flat, write_page
+from fewbayes.page.render import flat
 from fewbayes.page.table import Column as Heading
 from fewbayes.page.table import Entry, Table
 from fewbayes.page.verdict import TITLES, confidence
@@ -45,6 +45,7 @@ SAMPLES = {
     "contrast": "Contrast at large",
     "likeness": "Likeness to the nearest training image",
     "kept": "Correlation with the base model's picture",
+    "diversity": "Diversity of the pictures",
 }
 AGAIN = "run fewbayes diagnose again"
 
@@ -53,19 +54,13 @@ def is_diagnosis(folder: Path) -> bool:
     return (folder / RESULT).is_file()
 
 
-def write_diagnosis_report(folder: Path, output: Path | None = None) -> Path:
-    """Write `report.html` (default: into `folder`); the page's path."""
-    file = Path(folder) / RESULT
-    told = plain_json(file, cure=AGAIN)
-    typed(told, Told, str(file), cure=AGAIN)  # as it is: the page also shows settings that the schema does not name
-    return write_page(diagnosis_page(Path(folder), told), Path(folder), output)
-
-
-def diagnosis_page(folder: Path, told: dict[str, Any]) -> Page:
+def diagnosis_page(folder: Path) -> Page:
+    told = plain_json(folder / RESULT, cure=AGAIN)
+    typed(told, Told, str(folder / RESULT), cure=AGAIN)  # as it is: the page also shows settings that no schema names
     settings, stage = told["settings"], told["stage"]
     title = BY_CAUSE.get((stage, told["cause"]), TITLES[stage])
-    numbers = [("heading", "The probes"), _against("", _numbers(told))] if _numbers(told) else []
-    samples = [("heading", "The pictures"), _against("", _samples(told))] if _samples(told) else []
+    numbers = _against("The probes", _numbers(told))
+    samples = _against("The pictures", _samples(told))
     about = "What one pass through the denoiser does with fixed inputs; docs/theory.md says what each means."
     return Page(
         title=f"Diagnosis of {Path(settings['source']).name}",
@@ -74,15 +69,12 @@ def diagnosis_page(folder: Path, told: dict[str, Any]) -> Page:
         card=_card(told),
         sheet=_sheet(folder, told),
         folds=[
-            Fold("Evidence", [("points", told["evidence"])] if told["evidence"] else []),
+            Fold("Evidence", [("points", told["evidence"])]),
             Fold("Checkpoint by checkpoint", _timeline(told)),
             Fold("Against the base model", [*samples, *numbers, ("text", about)] if numbers else samples),
             Fold(
                 "Settings, versions, hashes",
-                [
-                    facts(flat(settings)),
-                    facts(flat({"seconds": told["seconds"], **told["environment"]})),
-                ],
+                [("facts", flat(settings)), ("facts", flat({"seconds": told["seconds"], **told["environment"]}))],
             ),
         ],
         notes=told["notes"],
@@ -122,24 +114,17 @@ def _sheet(folder: Path, told: dict[str, Any]) -> Sheet:
         ]
         rows.append(Row(f"seed {seed}" if isinstance(seed, int) and seed < 10**6 else f"picture {i + 1}", shots))
     columns = [_column(group, told) for group in groups]
-    small = [(picture) for file in training if (picture := embed(file, SIDES[-1]))]
-    return Sheet(
-        [Panel((), columns, rows)] if any(shot for row in rows for shot in row.shots) else (),
-        along="model",
-        training=small,
-    )
+    small = [picture for file in training if (picture := embed(file, SIDES[-1]))]
+    panels = [Panel((), columns, rows)] if any(shot for row in rows for shot in row.shots) else ()
+    return Sheet(panels, along="model", training=small)
 
 
 def _column(group: dict[str, Any], told: dict[str, Any]) -> Column:
     stages: dict[Any, Tone] = {row["step"]: row["seen"] for row in told["timeline"]}
-    about = [f"strength {group['strength']:g}"] if "strength" in group else []
-    tone: Tone = ""
-    if group["name"] == "source":
-        tone = told["stage"] or ""
-    elif "step" in group:
-        tone = stages.get(group["step"], "")
-    about += [tone] if tone else []
-    return Column(_title(group), ", ".join(about), tone, "step" in group and group["step"] == told.get("keep"))
+    tone = (told["stage"] or "") if group["name"] == "source" else stages.get(group.get("step"), "")
+    about = f"strength {group['strength']:g}" if "strength" in group else ""
+    chosen = "step" in group and group["step"] == told.get("keep")
+    return Column(_title(group), ", ".join(filter(None, (about, tone))), tone, chosen)
 
 
 def _title(group: dict[str, Any]) -> str:
@@ -171,19 +156,19 @@ def _timeline(told: dict[str, Any]) -> list[Block]:
         ]
         for row in told["timeline"]
     ]
-    return [("text", "The stage is what two looks in a row agree on."), table(Table(heads, rows))]
+    return [("text", "The stage is what two looks in a row agree on."), ("table", Table(heads, rows))]
 
 
 Numbers = list[tuple[str, float | None, float | None]]
 """(what, the base model's, yours)."""
 
 
-def _against(first: str, numbers: Numbers) -> Block:
-    heads = [Heading(first), Heading("base model", 3), Heading("yours", 3), Heading("yours / base")]
+def _against(title: str, numbers: Numbers) -> list[Block]:
+    heads = [Heading(""), Heading("base model", 3), Heading("yours", 3), Heading("yours / base")]
     rows: list[list[Entry]] = [
         [title, base, mine, mine / base if base and mine is not None else None] for title, base, mine in numbers
     ]
-    return table(Table(heads, rows))
+    return [("heading", title), ("table", Table(heads, rows))] if rows else []
 
 
 def _numbers(told: dict[str, Any]) -> Numbers:
@@ -198,11 +183,10 @@ def _numbers(told: dict[str, Any]) -> Numbers:
 
 def _samples(told: dict[str, Any]) -> Numbers:
     found = [(title, _mean(told, "base", what), _mean(told, "source", what)) for what, title in SAMPLES.items()]
-    spread = [told["samples"].get(name, {}).get("diversity") for name in ("base", "source")]
-    found.append(("Diversity of the pictures", spread[0], spread[1]))
     return [number for number in found if number[2] is not None]
 
 
 def _mean(told: dict[str, Any], name: str, what: str) -> float | None:
-    values = [value for value in told["samples"].get(name, {}).get(what, []) if value is not None]
+    found = told["samples"].get(name, {}).get(what)
+    values = [value for value in (found if isinstance(found, list) else [found]) if value is not None]
     return sum(values) / len(values) if values else None

@@ -6,14 +6,11 @@ escaped there. Knows nothing of any folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from markupsafe import Markup
-
 from fewbayes.page.pictures import Picture
-from fewbayes.page.table import Table
 
 Tone = Literal["good", "unclear", "corrupted", "memorised", "underfit", ""]
 """A stage, which colours verdicts and columns; "" where there is none."""
@@ -100,17 +97,16 @@ class Sheet:
 
 
 Block = tuple[Literal["text", "heading", "points", "facts", "table", "drawings", "legend"], object]
-"""("text", str), ("heading", str), ("points", [str]), ("facts", {name: value}), ("table", Table), ("drawings",
-[Markup]) or ("legend", [(arm, label, note)])."""
+"""("text", str), ("heading", str), ("points", [str]), ("facts", {name: value}), ("table", Table), ("drawings", [str],
+each an <svg>) or ("legend", [(arm, label, note)])."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A part of the page below its pictures; empty blocks are left out, and a fold without blocks with them."""
+    """A part of the page below its pictures; blocks without content are left out, and a fold without any."""
 
     title: str
     blocks: Sequence[Block]
-    open: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,15 +123,3 @@ class Page:
     notes: Sequence[str] = ()
     arms: int = 0
     living: bool = False
-
-
-def facts(found: Mapping[str, str]) -> Block:
-    return ("facts", dict(found))
-
-
-def table(found: Table) -> Block:
-    return ("table", found)
-
-
-def drawings(found: Sequence[str]) -> Block:
-    return ("drawings", [Markup(svg) for svg in found])

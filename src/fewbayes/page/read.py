@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from fewbayes.errors import UserError
-from fewbayes.files.decode import Count, parse_json, plain_json, read_json, read_yaml, typed
+from fewbayes.files.decode import Count, each_row, plain_json, read_json, read_yaml, typed
 from fewbayes.page.judging import judge
 from fewbayes.runs.layout import (
     BEST,
@@ -120,6 +120,11 @@ class Experiment:
     @property
     def runs(self) -> list[Run]:
         return [run for arm in self.arms for run in arm.runs]
+
+    @property
+    def several(self) -> bool:
+        """Whether any arm was trained with several seeds."""
+        return any(len(arm.runs) > 1 for arm in self.arms)
 
     @property
     def references(self) -> list[Path]:
@@ -247,7 +252,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
             looks[weights] = [
                 Look(e.step, e.stage, e.seen, dict(e.scores), e.cause, e.evidence, e.options) for e in found
             ]
-    rows = _read_stages(folder / STAGES)
+    rows = [replace(row, seen=row.seen or row.stage) for row in each_row(folder / STAGES, Look) if row]
     exported = "ema" if config.get("export_weights") == "ema" else "raw"
     if rows or config.get("monitor_steps"):  # one voice: where the monitor looks, nobody judges before it does
         looks[exported] = sorted(rows, key=lambda look: look.step)
@@ -266,16 +271,6 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         best=best.step if (best := read_best(folder / BEST)) else None,
         notes=notes,
     )
-
-
-def _read_stages(path: Path) -> list[Look]:
-    """Looks that cannot be read are left out."""
-    found = []
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
-        with contextlib.suppress(UserError):
-            row = typed(parse_json(line, path.name), Look, path.name)
-            found.append(replace(row, seen=row.seen or row.stage))
-    return found
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -309,11 +304,9 @@ def _read_curves(path: Path, run: str, notes: list[str]) -> dict[tuple[str, str]
     """A later row replaces an earlier one of the same step; rows that are torn or not numbers are counted and left."""
     rows: dict[tuple[str, str], dict[int, float]] = {}
     torn = 0
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            row = typed(parse_json(line, path.name), Row, path.name)
-        except UserError:
-            torn += bool(line.strip())
+    for row in each_row(path, Row):
+        if row is None:
+            torn += 1
             continue
         value = float("nan") if row["value"] is None else row["value"]
         rows.setdefault((row["metric"], row.get("weights") or "raw"), {})[row["step"]] = value
@@ -321,15 +314,10 @@ def _read_curves(path: Path, run: str, notes: list[str]) -> dict[tuple[str, str]
         notes.append(f"{run}: no metrics were written.")
     if torn:
         notes.append(f"{run}: {torn} torn {'row' if torn == 1 else 'rows'} of metrics.jsonl left out.")
-    _share_step_zero(rows)
-    return {key: curve for key, values in rows.items() if (curve := _finite(values, key, run, notes))}
-
-
-def _share_step_zero(rows: dict[tuple[str, str], dict[int, float]]) -> None:
-    """Before the first step the averaged weights are the raw ones, so one measurement serves both."""
-    for (metric, weights), values in rows.items():
+    for (metric, weights), values in rows.items():  # before the first step the averaged weights are the raw ones
         if weights == "ema" and 0 in (raw := rows.get((metric, "raw"), {})):
             values.setdefault(0, raw[0])
+    return {key: curve for key, values in rows.items() if (curve := _finite(values, key, run, notes))}
 
 
 def _finite(values: dict[int, float], key: tuple[str, str], run: str, notes: list[str]) -> Curve:

@@ -14,7 +14,7 @@ from typing import Any
 from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.statistics import Estimate
 from fewbayes.page import curves
-from fewbayes.page.parts import Block, Column, Fold, Page, Panel, Row, Sheet, Shot, Tone, drawings, facts, table
+from fewbayes.page.parts import Block, Column, Fold, Page, Panel, Row, Sheet, Shot, Tone
 from fewbayes.page.pictures import BUDGET, FEWEST, SIDES, embed, nearest, spread, weigh
 from fewbayes.page.read import NOISE, SIMILARITY, Arm, Experiment, Run, read_experiment
 from fewbayes.page.render import ABSENT, flat, number, write_page
@@ -36,6 +36,7 @@ REDUCED = (
     "Pictures wider than {side} pixels are reduced to that, which hides fine noise: for that look at the files in the "
     "run folder."
 )
+OVER_SEEDS = "Heavy lines are means over seeds, bands reach from the least to the greatest seed."
 LARGE_SEED = 10**6
 """Seeds from here on are numbers that nobody reads; their pictures are counted instead."""
 ABOUT_CURVES = (
@@ -43,11 +44,6 @@ ABOUT_CURVES = (
     "finest diagonal detail, in grey levels of 0 to 255, which texture raises too. Corruption score: the stage "
     "monitor's; corrupted from the amber line on."
 )
-
-
-def summarise(folder: Path) -> dict[str, Any]:
-    """The numbers of the page: per arm and kind of weights, means, intervals and stages; see `summary.py`."""
-    return summarise_experiment(read_experiment(Path(folder)))
 
 
 def write_run_report(folder: Path, output: Path | None = None) -> Path:
@@ -75,7 +71,7 @@ def run_page(experiment: Experiment, summary: dict[str, Any] | None = None, budg
             Fold("Curves", _curves(experiment)),
             Fold("Numbers", _numbers(experiment, summary)),
             Fold("How this verdict was reached", _method(experiment)),
-            Fold("The training itself", [drawings(svgs)] if (svgs := curves.signals(experiment)) else []),
+            Fold("The training itself", [("drawings", curves.signals(experiment))]),
             Fold("Settings, versions, hashes", _provenance(experiment)),
         ],
         notes=experiment.notes,
@@ -271,62 +267,37 @@ def _of_arms(experiment: Experiment) -> tuple[Strips, Choosers]:
 
 
 def _curves(experiment: Experiment) -> list[Block]:
+    arms = [] if experiment.single else [(i, arm.label, arm.note) for i, arm in enumerate(experiment.arms)]
+    about = [ABOUT_CURVES, OVER_SEEDS * experiment.several, "Dashed: averaged weights." * ("ema" in experiment.weights)]
     drawn = curves.over_steps(experiment)
-    legend: list[Block] = [("legend", [(i, arm.label, arm.note) for i, arm in enumerate(experiment.arms)])]
-    lines = (
-        "Heavy lines are means over seeds, bands reach from the least to the greatest seed."
-        if _seeds(experiment)
-        else ""
-    )
-    dashed = "Dashed: averaged weights." if "ema" in experiment.weights else ""
-    about = " ".join(part for part in (ABOUT_CURVES, lines, dashed) if part)
-    return [*(legend if not experiment.single else []), ("text", about), drawings(drawn)] if drawn else []
-
-
-def _seeds(experiment: Experiment) -> bool:
-    return any(len(arm.runs) > 1 for arm in experiment.arms)
+    return [("legend", arms), ("text", " ".join(filter(None, about))), ("drawings", drawn)] if drawn else []
 
 
 def _numbers(experiment: Experiment, summary: dict[str, Any]) -> list[Block]:
     """Means over seeds, below them the least and the greatest seed; of a single run its numbers alone."""
-    rows = [
-        (
-            f"{arm['label']}, {WEIGHT_NAMES[weights]}"
-            if len(arm["weights"]) > 1 or not experiment.single
-            else arm["label"],
-            row,
-        )
-        for arm in summary["arms"]
-        for weights, row in arm["weights"].items()
-        if row["n"]
-    ]
+    rows: list[list[Entry]] = []
+    several, base = experiment.several, summary["base"]
+    for arm in summary["arms"]:
+        for weights, row in arm["weights"].items():
+            named = len(arm["weights"]) > 1 or not experiment.single
+            label = arm["label"] + f", {WEIGHT_NAMES[weights]}" * named
+            stages = [f"{row['runs_with_stage']} of {row['scored']}"] if several else []
+            rows += [[label, *(_over(row[name]) for name in QUANTITIES), *stages]] if row["n"] else []
     if not rows:
         return []
-    several = _seeds(experiment)
-    base = summary["base"][SIMILARITY], summary["base"][NOISE]
-    about = ["Over the checkpoints after step 0.", "Small: least and greatest seed." if several else "", DIP]
-    about.append(
-        f"The base model has likeness {number(base[0])} and noise {number(base[1], 1)}." if base[0] is not None else ""
-    )
-    heads = [Heading(words, DIGITS[name]) for name, words in QUANTITIES.items()]
+    about = ["Over the checkpoints after step 0.", "Small: least and greatest seed." * several, DIP]
+    if base[SIMILARITY] is not None:
+        about.append(f"The base model has likeness {number(base[SIMILARITY])} and noise {number(base[NOISE], 1)}.")
+    heads = [Heading(""), *(Heading(words, DIGITS[name]) for name, words in QUANTITIES.items())]
     stage = [Heading("runs with a corruption stage")] if several else []
-    made: list[list[Entry]] = [
-        [
-            label,
-            *(_over(row[name]) for name in QUANTITIES),
-            *([f"{row['runs_with_stage']} of {row['scored']}"] if several else []),
-        ]
-        for label, row in rows
-    ]
-    blocks: list[Block] = [("text", " ".join(filter(None, about))), table(Table([Heading(""), *heads, *stage], made))]
+    blocks: list[Block] = [("text", " ".join(filter(None, about))), ("table", Table([*heads, *stage], rows))]
     if summary["differences"]:
         less = summary["differences"][0]["less"]
-        blocks.append(("heading", f"Difference to {less}, at the same seed"))
-        made = [
+        rows = [
             [f"{row['label']}, {WEIGHT_NAMES[row['weights']]}", *(_over(row[name], sign=True) for name in QUANTITIES)]
             for row in summary["differences"]
         ]
-        blocks.append(table(Table([Heading(""), *heads], made)))
+        blocks += [("heading", f"Difference to {less}, at the same seed"), ("table", Table(heads, rows))]
     return blocks
 
 
@@ -348,7 +319,7 @@ def _method(experiment: Experiment) -> list[Block]:
         ]
         if rows:
             heads = [Heading("step"), Heading("stage"), Heading("this look alone"), *map(Heading, names)]
-            blocks.append(table(Table(heads, rows)))
+            blocks.append(("table", Table(heads, rows)))
             who = "It looked while training." if run.watched else "It looked at the kept pictures, without probes."
             blocks += [("text", who), ("heading", "The last look"), ("points", list(looks[-1].evidence))]
     sure = [confidence(stage) for stage in ("good", "unclear", "corrupted")]
@@ -373,7 +344,7 @@ def _provenance(experiment: Experiment) -> list[Block]:
     if differing := differing_settings(experiment):
         heads = [Heading("setting"), *(Heading(arm.label) for arm in experiment.arms)]
         rows = [[key, *values] for key, values in differing]
-        blocks += [("heading", "What differs between the arms"), table(Table(heads, rows))]
+        blocks += [("heading", "What differs between the arms"), ("table", Table(heads, rows))]
     told = [row for run in experiment.runs for row in run.samples.values()]
     sampling = {
         key: ", ".join(list(dict.fromkeys(str(v) for row in told if (v := getattr(row, key)) not in (None, "")))[:8])
@@ -381,14 +352,14 @@ def _provenance(experiment: Experiment) -> list[Block]:
     }
     if any(sampling.values()):
         kept = {key: value for key, value in sampling.items() if value}
-        blocks += [("heading", "How the pictures were sampled"), facts(kept)]
+        blocks += [("heading", "How the pictures were sampled"), ("facts", kept)]
     manifests = [
         flat({key: value for key, value in run.manifest.items() if key not in IN_SETTINGS}) for run in experiment.runs
     ]
     shared = {key: value for key, value in manifests[0].items() if all(one.get(key) == value for one in manifests)}
     if found := flat(experiment.provenance) | shared:
-        blocks += [("heading", "Code, hardware, data"), facts(found)]
+        blocks += [("heading", "Code, hardware, data"), ("facts", found)]
     if config := flat(experiment.runs[0].config):
         of = f" of {experiment.runs[0].name}" if not experiment.single else ""
-        blocks += [("heading", f"All settings{of}"), facts(config)]
+        blocks += [("heading", f"All settings{of}"), ("facts", config)]
     return blocks

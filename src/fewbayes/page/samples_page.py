@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from fewbayes.page.parts import Column, Fold, Page, Panel, Row, Sheet, Shot, Verdict, facts
+from fewbayes.page.parts import Column, Fold, Page, Panel, Row, Sheet, Shot, Verdict
 from fewbayes.page.pictures import embed, fit, weigh
-from fewbayes.page.render import write_page
 from fewbayes.runs.layout import CONFIG, LISTING, SampleRow, read_listing
 
 AXES = {"source": "model", "strength": "strength", "guidance": "guidance", "prompt": "prompt", "seed": "seed"}
@@ -24,11 +23,6 @@ WIDE = 8
 
 def is_samples(folder: Path) -> bool:
     return (folder / LISTING).is_file() and not (folder / CONFIG).is_file()
-
-
-def write_samples_report(folder: Path, output: Path | None = None) -> Path:
-    """Write `report.html` (default: into `folder`); the page's path."""
-    return write_page(samples_page(Path(folder)), Path(folder), output)
 
 
 def samples_page(folder: Path) -> Page:
@@ -45,7 +39,7 @@ def samples_page(folder: Path) -> Page:
         verdict=Verdict(f"{counted}: {told}" if told else counted, [same["prompt"]] if "prompt" in same else []),
         chips=[f"{name} {value}" for name, value in same.items() if name in ("strength", "guidance")],
         sheet=_grid(folder, rows, values),
-        folds=[Fold("How they were made", [facts(made)])],
+        folds=[Fold("How they were made", [("facts", made)])],
     )
 
 

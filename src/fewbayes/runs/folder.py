@@ -32,6 +32,7 @@ from fewbayes.files.atomic import (
     replace_folder,
     retire,
     staging_name,
+    standing,
     sweep,
     sync_file,
     sync_folder,
@@ -152,9 +153,8 @@ class RunFolder:
             manifest = read_manifest(self.path)
             self._must_agree(manifest.fingerprint, _plain(fingerprint))
             return manifest
-        standing = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
-        if not os.access(standing, os.W_OK | os.X_OK):
-            raise UserError(f"output_dir {self.path} cannot be written: no permission in {standing}")
+        if not os.access(place := standing(self.path), os.W_OK | os.X_OK):
+            raise UserError(f"output_dir {self.path} cannot be written: no permission in {place}")
         strangers = self._strangers()
         if strangers:
             raise UserError(

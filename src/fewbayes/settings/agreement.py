@@ -109,6 +109,11 @@ def _check_together(config: TrainConfig) -> None:
                 raise UserError(f"{name} is 0, where the divergence is infinite; take kl_weight 0 or {name} above 0")
 
 
+def worded(prompt: str, rare_token: str | None) -> str:
+    """With the rare token in place of <v>."""
+    return prompt.replace(RARE_TOKEN_MARK, rare_token or RARE_TOKEN_MARK)
+
+
 def without_token(prompt: str) -> str | None:
     """ "a photo of a dog" for "a photo of a <v> dog"; None where no word of the class follows the rare token."""
     return prompt.replace(f"{RARE_TOKEN_MARK} ", "") if re.search(rf"{RARE_TOKEN_MARK} \w", prompt) else None

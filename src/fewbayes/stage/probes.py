@@ -93,7 +93,12 @@ class ProbeSettings:
 @contextmanager
 def adapters_off(*modules: nn.Module) -> Iterator[None]:
     """Inside, the modules compute what the base model computes; for adapters in PEFT's layers, of any library."""
-    layers: list[Any] = [layer for module in modules for layer in module.modules() if _is_adapted(layer)]
+    layers: list[Any] = [
+        layer
+        for module in modules
+        for layer in module.modules()
+        if hasattr(layer, "base_layer") and callable(getattr(layer, "enable_adapters", None))
+    ]
     before = [bool(layer.disable_adapters) for layer in layers]
     grads = {p: p.requires_grad for layer in layers for p in layer.parameters()}
     try:
@@ -105,10 +110,6 @@ def adapters_off(*modules: nn.Module) -> Iterator[None]:
             layer.enable_adapters(not off)
         for parameter, wanted in grads.items():  # enabling asks for gradients as it sees fit
             parameter.requires_grad_(wanted)
-
-
-def _is_adapted(layer: nn.Module) -> bool:
-    return hasattr(layer, "base_layer") and callable(getattr(layer, "enable_adapters", None))
 
 
 class _Question(NamedTuple):
@@ -279,15 +280,12 @@ class Prober:
     ) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if "sigma_1" in probes:
-            found["sigma_1"] = self._sigma_1(draws, answers[name])
+            found["sigma_1"] = self._regression(draws, answers[name], draws.noisy, draws.x0)
         if "losses" in probes:
             found["losses"] = Losses(draws.times, self._losses(draws, answers[name]))
         if "gain" in probes:
             found["gain"] = self._gain(draws, answers[f"{name} disturbed"] - answers[name])
         return found
-
-    def _sigma_1(self, draws: _Draws, clean: Tensor) -> Sigma1:
-        return self._regression(draws, clean, draws.noisy, draws.x0)
 
     def _only_noise(self) -> Tensor:
         return ((1 - self._alpha_bar(self._training.t)).sqrt() * self._training.eps).float()
@@ -337,7 +335,7 @@ class Prober:
             changes = [there - here for there, here in zip(disturbed, clean, strict=True)]
         branches = [
             Answer(
-                self._sigma_1(draws, answer).retention,
+                self._regression(draws, answer, draws.noisy, draws.x0).retention,
                 self._losses(draws, answer),
                 None if change is None else self._gain(draws, change).relative,
             )

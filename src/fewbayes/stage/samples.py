@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewbayes.errors import UserError
+from fewbayes.metrics.pixels import diagonal
 
 Picture = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -124,7 +125,7 @@ def detail(picture: Picture) -> float:
     """
     pixels = _reduced(picture)
     scales = [scale for scale in SCALES if min(pixels.shape[:2]) >= 2 * scale]
-    found = [np.median(np.linalg.norm(_diagonal(_block_means(pixels, scale)), axis=2)) for scale in scales]
+    found = [np.median(np.linalg.norm(diagonal(_block_means(pixels, scale)), axis=2)) for scale in scales]
     return float(np.exp(np.mean(np.log(np.hypot(found, ROUNDING)))))
 
 
@@ -140,9 +141,7 @@ def unrest(picture: Picture) -> float:
     side = max(scale for scale in SCALES if min(pixels.shape[:2]) >= 2 * scale)
     blocks = _block_means(pixels, side)
     blocks = blocks - blocks.mean(2, keepdims=True)
-    right, lower = blocks[:-1, 1:] - blocks[:-1, :-1], blocks[1:, :-1] - blocks[:-1, :-1]
-    change = np.sqrt((right**2 + lower**2).sum(2))
-    return float(np.hypot(np.quantile(change, 0.25), ROUNDING))
+    return float(np.hypot(np.quantile(np.sqrt(_steps(blocks)), 0.25), ROUNDING))
 
 
 def contours(picture: Picture) -> float:
@@ -186,12 +185,6 @@ def _block_means(pixels: Floats, side: int) -> Floats:
     """Of the whole blocks; the rest at the right and the bottom is left out."""
     height, width = pixels.shape[0] // side, pixels.shape[1] // side
     return pixels[: height * side, : width * side].reshape(height, side, width, side, -1).mean((1, 3))
-
-
-def _diagonal(pixels: Floats) -> Floats:
-    height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
-    pixels = pixels[:height, :width]
-    return (pixels[::2, ::2] - pixels[::2, 1::2] - pixels[1::2, ::2] + pixels[1::2, 1::2]) / 2
 
 
 def _nearest(picture: Picture, small: Picture, known: Sequence[tuple[Picture, Picture]]) -> float:

@@ -15,7 +15,6 @@ import numpy as np
 from msgspec import Meta
 from torch import Tensor
 
-from fewbayes.diffusion.guidance import EVERYWHERE, Interval
 from fewbayes.diffusion.process import level_of_step
 from fewbayes.files.decode import typed
 from fewbayes.stage.monitor import Judgement, Look, Memory, Monitor, Stage
@@ -45,10 +44,10 @@ class _Kept:
 class StageWatch:
     """The stage of one model; pictures are uint8 (height, width, 3), in the same order in `begin` and `look`.
 
-    images, prompts, others, other_prompts, prompts_change: what the probes see, as `Prober` has them. references: all
-    training images, as pictures; unseen: those held out. batch_size: examples at once. guidance, interval,
-    negative_prompt: as the samples are drawn. sampled_as: all that the samples depend on; weights: which ones are
-    looked at, "raw" or "ema". A watch is not continued with other samples or other weights.
+    images, prompts, others, other_prompts: what the probes see, as `Prober` has them; probes: their settings, guidance
+    and the like as the samples are drawn. references: all training images, as pictures; unseen: those held out.
+    sampled_as: all that the samples depend on; weights: which ones are looked at, "raw" or "ema". A watch is not
+    continued with other samples or other weights.
     """
 
     def __init__(
@@ -61,25 +60,14 @@ class StageWatch:
         unseen: Sequence[np.ndarray] = (),
         others: Tensor | None = None,
         other_prompts: Sequence[str] = (),
-        batch_size: int = 8,
-        prompts_change: bool = True,
-        guidance: float = 7.5,
-        interval: Interval = EVERYWHERE,
-        negative_prompt: str = "",
         sampled_as: Mapping[str, Any] | None = None,
         weights: str = "raw",
+        **probes: Any,
     ):
         self._references, self._unseen, self._weights = list(references), list(unseen), weights
         self._sampled_as = dict(sampled_as or {})
-        settings = ProbeSettings(
-            batch_size=batch_size,
-            prompts_change=prompts_change,
-            guidance=guidance,
-            interval=interval,
-            negative_prompt=negative_prompt,
-            guided_levels=tuple(map(level_of_step, GUIDED_STEPS)),
-            guided_examples=1,
-        )
+        levels = tuple(map(level_of_step, GUIDED_STEPS))
+        settings = ProbeSettings(**probes, guided_levels=levels, guided_examples=1)
         self._prober = Prober(family, images, prompts, others=others, other_prompts=other_prompts, settings=settings)
         self._monitor: Monitor | None = None
         self._twins: list[np.ndarray] = []

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fewbayes.data.images import DataReport
+from fewbayes.files.atomic import size_of, standing
 from fewbayes.models import Family, inspect_model, load_family
 from fewbayes.models.sampling import sample_images
 from fewbayes.progress import doing, lasting
@@ -49,7 +50,7 @@ def dry_run(config: TrainConfig, report: DataReport) -> list[str]:
     written = -(-steps // settled.checkpointing_steps) if settled.checkpointing_steps else 0
     written = min(written, settled.checkpoints_total_limit or written)
     seconds = steps * step + (pictures + drawn) * picture
-    free = shutil.disk_usage(_standing(Path(config.output_dir))).free
+    free = shutil.disk_usage(standing(Path(config.output_dir))).free
     return [
         settled.to_yaml(),
         f"memory: at least {memory.shown(need.peak)}, most of it for {need.largest()}",
@@ -84,8 +85,8 @@ def _short(config: TrainConfig, family: Family, report: DataReport) -> tuple[flo
             began = time.monotonic()
             train(short, family=family, progress=False, report=report)
             seconds.append(time.monotonic() - began)
-        kept = _size(runs[1] / f"checkpoint-{STEPS[1]}")
-        return max(0.0, seconds[1] - seconds[0]) / (STEPS[1] - STEPS[0]), kept, _size(runs[1]) - kept
+        kept = size_of(runs[1] / f"checkpoint-{STEPS[1]}")
+        return max(0.0, seconds[1] - seconds[0]) / (STEPS[1] - STEPS[0]), kept, size_of(runs[1]) - kept
 
 
 def _drawing(config: TrainConfig, family: Family) -> float:
@@ -98,11 +99,3 @@ def _drawing(config: TrainConfig, family: Family) -> float:
     began = time.monotonic()
     sample_images(family, **how, resolution=config.resolution, batch_size=count)
     return (time.monotonic() - began) / count
-
-
-def _standing(folder: Path) -> Path:
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -5,13 +5,13 @@ Knows nothing of runs.
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import torch
 
+from fewbayes.files.atomic import size_of
 from fewbayes.files.cache import cache_folder
-from fewbayes.runs.provenance import environment
+from fewbayes.runs.provenance import environment, version_of
 from fewbayes.training.memory import free_memory, shown
 from fewbayes.world.pipelines import shipped
 
@@ -26,11 +26,13 @@ OPTIONAL = {
 
 def info() -> list[str]:
     """Lines for a terminal or a bug report."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     found = environment()
     versions = found["versions"]
     lines = [f"fewbayes {versions.pop('fewbayes')}, Python {found['python']}, {found['platform']}"]
     lines += [f"  {name} {version}" for name, version in versions.items()]
-    lines += [f"  {name} {_version(name) or 'not installed'}: {use}" for name, use in OPTIONAL.items()]
+    lines += [f"  {name} {version_of(name) or 'not installed'}: {use}" for name, use in OPTIONAL.items()]
     lines += [f"cpu: {found['cpu']}, {found['cores']} cores, {_free(torch.device('cpu'))}"]
     for number in range(torch.cuda.device_count()):
         total = torch.cuda.get_device_properties(number).total_memory
@@ -40,27 +42,11 @@ def info() -> list[str]:
         lines.append(
             "no GPU that torch can use" + ("" if torch.version.cuda else " (this torch was built without CUDA)")
         )
-    lines += [f"{name}: {folder}, {shown(_size(folder))}" for name, folder in _caches().items()]
+    for name, folder in (("models from the hub", Path(HF_HUB_CACHE)), ("class images and features", cache_folder())):
+        lines.append(f"{name}: {folder}, {shown(size_of(folder))}")
     return [*lines, f"embedded models: {', '.join(shipped()) or 'none'}"]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _free(device: torch.device) -> str:
     free = free_memory(device)
     return f"{shown(free)} of memory free" if free is not None else "free memory unknown"
-
-
-def _caches() -> dict[str, Path]:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return {"models from the hub": Path(HF_HUB_CACHE), "class images and features": cache_folder()}
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -281,12 +281,10 @@ def generated_class_images(
     accelerator.wait_for_everyone()
     found = present(folder, config.num_class_images)
     assert len(found) == config.num_class_images, f"{folder} was changed while it was being filled"
-    return [_class_image(found[i]) for i in range(config.num_class_images)]
-
-
-def _class_image(path: Path) -> TrainImage:
-    with Image.open(path) as picture:
-        return TrainImage(path, path.stem, np.asarray(picture.convert("RGB")), None)
+    return [
+        TrainImage(found[i], found[i].stem, np.asarray(Image.open(found[i]).convert("RGB")), None)
+        for i in range(config.num_class_images)
+    ]
 
 
 def warn_of_open_channels(found: Mapping[int, float]) -> None:

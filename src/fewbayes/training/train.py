@@ -33,7 +33,7 @@ from fewbayes.progress import doing
 from fewbayes.progress import progress as shown_progress
 from fewbayes.runs.folder import RunFolder
 from fewbayes.settings.config import TrainConfig, recommended_rate, resolved
-from fewbayes.training import memory
+from fewbayes.training import memory, prepare
 from fewbayes.training.batches import CLASS, INSTANCE, Share
 from fewbayes.training.bayes import calibrated, kl_weight, log_posterior, make_posterior, named_deviations
 from fewbayes.training.checkpoints import TrainState
@@ -41,24 +41,6 @@ from fewbayes.training.claim import as_asked, claimed, failure_recorded, inspect
 from fewbayes.training.ema import WeightAverage
 from fewbayes.training.mode import Mode, dropout_draws, dropout_layers
 from fewbayes.training.optimize import Pull, clip_gradients, make_optimizer, new_rate, rate_now, set_rates
-from fewbayes.training.prepare import (
-    attached,
-    check_drawn,
-    check_masters,
-    check_packages,
-    check_photographs,
-    check_rare_token,
-    check_trained,
-    class_settings,
-    encode_prompts,
-    generated_class_images,
-    held_apart,
-    own_class_images,
-    pictures_of,
-    training_process,
-    warn_of_open_channels,
-    with_samples,
-)
 from fewbayes.training.processes import any_of, average_gradients, check_same_gpus, from_main, make_accelerator
 from fewbayes.training.signals import Interrupted, Signals
 from fewbayes.training.stages import RunStages
@@ -99,7 +81,7 @@ def train(
 
     # What can be refused is refused before a model is loaded.
     accelerator = make_accelerator(config.mixed_precision)
-    check_packages(config)
+    prepare.check_packages(config)
     check_tracker(config)
     if config.bayes:
         check_same_gpus(accelerator)
@@ -108,27 +90,27 @@ def train(
     for note in report.notes if accelerator.is_main_process else ():
         log.warning("%s: %s", report.folder, note)
     open_ = config.validation_steps is None
-    config = with_samples(resolved(config, card, len(report.images)), accelerator.device)
+    config = prepare.with_samples(resolved(config, card, len(report.images)), accelerator.device)
     assert config.resolution is not None
     assert config.learning_rate is not None
     assert config.max_train_steps is not None
-    check_drawn(card, config)
-    check_trained(card, config)
-    remarks = check_photographs(config, report)
+    prepare.check_drawn(card, config)
+    prepare.check_trained(card, config)
+    remarks = prepare.check_photographs(config, report)
     for note in remarks if accelerator.is_main_process else ():
         log.warning("%s: %s", report.folder, note)
     masked = config.mask_weight is not None
     size = {"resolution": config.resolution, "center_crop": config.center_crop}
     images = load_images(report.folder, **size, report=report, masks=masked)
-    images, unseen = held_apart(config, images)
-    given_class_images = own_class_images(config)
+    images, unseen = prepare.held_apart(config, images)
+    given = prepare.own_class_images(config)
     model_hash = card.fingerprint()
-    drawn = None if given_class_images or not config.with_prior_preservation else class_settings(config, model_hash)
+    drawn = prepare.class_settings(config, model_hash) if config.with_prior_preservation and not given else None
     fingerprint = config.fingerprint(
         model=model_hash,
         instance_data_dir=[image.sha256 for image in images],
         mask_weight=[config.mask_weight, *(image.mask_sha256 for image in images)] if masked else None,
-        class_data_dir=drawn.key() if drawn else [image.sha256 for image in given_class_images],
+        class_data_dir=drawn.key() if drawn else [image.sha256 for image in given],
     ) | {"processes": accelerator.num_processes}
 
     run = RunFolder(config.output_dir)
@@ -144,34 +126,34 @@ def train(
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(run.on_disk))
         # The model, what of it is trained, and what of that is random.
-        given, family = family, family or load_family(card, whole=False)
-        check_rare_token(family, config.rare_token)
-        process = training_process(family, config)
-        if given is None:
+        lent, family = family, family or load_family(card, whole=False)
+        prepare.check_rare_token(family, config.rare_token)
+        process = prepare.training_process(family, config)
+        if lent is None:
             family.reduce(config.base_precision)
-        elif given.precision != config.base_precision:
-            raise UserError(f"base_precision is {config.base_precision}, but the given model is in {given.precision}")
+        elif lent.precision != config.base_precision:
+            raise UserError(f"base_precision is {config.base_precision}, but the given model is in {lent.precision}")
         family.to(accelerator.device)
-        lean = given is None and memory.encodes_once(config)
+        lean = lent is None and memory.encodes_once(config)
         if lean:
             with doing("Encoding the prompts"):
-                encode_prompts(config, family, images, model_hash, accelerator, need)
-        with doing(f"Loading {card.model}") if given is None else nullcontext():
+                prepare.encode_prompts(config, family, images, model_hash, accelerator, need)
+        with doing(f"Loading {card.model}") if lent is None else nullcontext():
             family.fetch(*([] if not lean else [name for name in family.parts if name not in text_parts(family)]))
         own_dropout = dropout_layers(family.denoiser)  # before a method brings more
-        stack.enter_context(attached(method, family, config, restore=given is not None))
+        stack.enter_context(prepare.attached(method, family, config, restore=lent is not None))
         weights = method.trainable(family)
-        check_masters(weights)
+        prepare.check_masters(weights)
         if config.bayes:
             select(*method.random(family))  # refuses what selects nothing before minutes of work
 
         # Class images are drawn by the model as it came, so before a checkpoint is loaded into it.
         with doing(f"Encoding {len(images)} images"):
-            instance = pictures_of(config, family, images, INSTANCE, process)
+            instance = prepare.pictures_of(config, family, images, INSTANCE, process)
         sources = [instance]
         if config.with_prior_preservation:
-            class_images = generated_class_images(config, family, drawn, accelerator) if drawn else given_class_images
-            sources.append(pictures_of(config, family, class_images, CLASS, process))
+            shown = prepare.generated_class_images(config, family, drawn, accelerator) if drawn else given
+            sources.append(prepare.pictures_of(config, family, shown, CLASS, process))
         calibration = calibrated(config, manifest, method, family, instance, accelerator)
         posterior = make_posterior(config, calibration, *method.random(family)) if config.bayes else None
 
@@ -183,7 +165,7 @@ def train(
             _say_what_runs(config, start, len(images), weights, posterior, method.chosen, calibration, need)
             if open_ and not config.validation_steps:
                 log.info(HINT.format(config.max_train_steps // 4 or 1))
-            warn_of_open_channels(instance.open_channels())
+            prepare.warn_of_open_channels(instance.open_channels())
             write_reference(run, instance)
             write_held_out(run, unseen)
 

@@ -8,12 +8,10 @@ reason, and nothing takes its place. Knows no folders of samples and no scores; 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import pkgutil
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewbayes.errors import UserError
+from fewbayes.registry import Registry
 
 if TYPE_CHECKING:
     from fewbayes.metrics.encoders.places import Place
@@ -83,43 +82,30 @@ class Role:
     """From the embedded world, where that has a counterpart."""
 
 
-_ROLES: dict[str, Role] = {}
+ROLES: Registry[Role] = Registry("fewbayes.metrics.encoders")
+"""All roles by key; to ask for them imports torch."""
 
 
 def register(*roles: Role) -> None:
     """Adds roles; a key can be taken once."""
     for role in roles:
-        assert role.key not in _ROLES, f"two encoders are called {role.key}"
-        _ROLES[role.key] = role
-
-
-def roles() -> dict[str, Role]:
-    """All roles by key. Imports torch."""
-    _import_encoders()
-    return _ROLES
+        ROLES.add(role.key, role)
 
 
 def encoder_keys() -> tuple[str, ...]:
-    return tuple(roles())
-
-
-@cache
-def _import_encoders() -> None:
-    import fewbayes.metrics.encoders as package
-
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+    return tuple(ROLES.all())
 
 
 def load_encoders(which: str = "paper", *, offline: bool = False, device: str | None = None) -> Encoders:
     """Encoders by key. which: "embedded", "paper" (local copies, else the hub), or a folder of them."""
     from fewbayes.metrics.encoders.places import Place
-    from fewbayes.metrics.weights import weights_folder
+    from fewbayes.metrics.weights import FOLDER_VARIABLE
 
     if which == "embedded":
         return load_from(Place(EMBEDDED, device, world=True))
     if which == "paper":
-        return load_from(Place(weights_folder(), device, hub=True, offline=offline))
+        named = os.environ.get(FOLDER_VARIABLE)
+        return load_from(Place(Path(named).expanduser() if named else None, device, hub=True, offline=offline))
     folder = Path(which).expanduser()
     if not folder.is_dir():
         raise UserError(f"encoders {which!r} is neither 'embedded', nor 'paper', nor a folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +60,7 @@ def _published(place: Place, smallest: int = NATIVE_SIDE) -> ClipRn50Quality:
     return ClipRn50Quality(weights, tokens, with_other(name, named, NAME), place.device, smallest=smallest)
 
 
-def _native(place: Place) -> ClipRn50Quality:
-    return _published(place, smallest=0)
-
-
-def _embedded(place: Place) -> ClipQuality:
-    return ClipQuality(place.need("clip"))
-
-
 register(
-    Role("clip_iqa", NAME, _published, EMBEDDED_NAME, _embedded),
-    Role("clip_iqa_native", NAME, _native, EMBEDDED_NAME, lambda place: place.need("clip_iqa")),
+    Role("clip_iqa", NAME, _published, EMBEDDED_NAME, lambda place: ClipQuality(place.need("clip"))),
+    Role("clip_iqa_native", NAME, partial(_published, smallest=0), EMBEDDED_NAME, lambda place: place.need("clip_iqa")),
 )

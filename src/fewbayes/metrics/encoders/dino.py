@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,8 @@ def _vision_model(folder: Path) -> Any:
     return load_checkpoint(AutoModel, folder)
 
 
-def _dino(place: Place) -> Vit:
-    return Vit(*place.model(HUB_MODELS["dino"]), place.device)
-
-
-def _dinov2(place: Place) -> Vit:
-    return Vit(*place.model(HUB_MODELS["dinov2"]), place.device)
+def _published(key: str, place: Place) -> Vit:
+    return Vit(*place.model(HUB_MODELS[key]), place.device)
 
 
 def _embedded(place: Place) -> Vit:
@@ -55,6 +52,6 @@ def _embedded(place: Place) -> Vit:
 
 
 register(
-    Role("dino", HUB_MODELS["dino"].repository, _dino, EMBEDDED_NAME, _embedded),
-    Role("dinov2", HUB_MODELS["dinov2"].repository, _dinov2),
+    Role("dino", HUB_MODELS["dino"].repository, partial(_published, "dino"), EMBEDDED_NAME, _embedded),
+    Role("dinov2", HUB_MODELS["dinov2"].repository, partial(_published, "dinov2")),
 )

@@ -144,8 +144,4 @@ def _published(place: Place) -> LpipsAlex:
     return LpipsAlex(backbone, heads, with_other(name, named, NAME), place.device)
 
 
-def _embedded(place: Place) -> PatchDistance:
-    return PatchDistance(place.need("dino"))
-
-
-register(Role("lpips", NAME, _published, f"{EMBEDDED_NAME} patches", _embedded))
+register(Role("lpips", NAME, _published, f"{EMBEDDED_NAME} patches", lambda place: PatchDistance(place.need("dino"))))

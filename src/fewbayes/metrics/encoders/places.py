@@ -13,7 +13,7 @@ import torch
 
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import file_sha256
-from fewbayes.metrics.encoders.base import Encoder, Missing, Role, roles
+from fewbayes.metrics.encoders.base import ROLES, Encoder, Missing
 from fewbayes.metrics.weights import FOLDER_VARIABLE, HubModel, WeightFile, is_published
 
 
@@ -42,20 +42,17 @@ class Place:
     def __getitem__(self, key: str) -> Encoder | Missing:
         """An encoder, or why there is none: files that are absent, damaged or of another model."""
         if key not in self._loaded:
-            role = roles()[key]
+            role = ROLES.all()[key]
             try:
-                self._loaded[key] = self._load(role)
+                load = role.embedded if self.world else role.published
+                if load is None:
+                    raise UserError("the embedded world has no counterpart of it")
+                self._loaded[key] = load(self)
             except Exception as error:  # torch, pickle, safetensors and the hub client have a dozen, none in common
                 said = str(error).strip() or type(error).__name__
                 name = role.embedded_name if self.world and role.embedded_name else role.name
                 self._loaded[key] = Missing(name, said.splitlines()[0])
         return self._loaded[key]
-
-    def _load(self, role: Role) -> Encoder:
-        load = role.embedded if self.world else role.published
-        if load is None:
-            raise UserError("the embedded world has no counterpart of it")
-        return load(self)
 
     def need(self, key: str) -> Any:
         """An encoder that another one is made from."""

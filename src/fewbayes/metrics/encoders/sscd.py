@@ -8,7 +8,6 @@ import torch
 
 from fewbayes.metrics.encoders.base import Floats, Pictures, Role, register
 from fewbayes.metrics.encoders.checkpoint import identity_of_file, load_torchscript, to_numpy
-from fewbayes.metrics.encoders.places import Place
 from fewbayes.metrics.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from fewbayes.metrics.weights import SSCD
 
@@ -28,8 +27,4 @@ class Sscd:
         return to_numpy(self.model(torch.from_numpy(self.prepare(pictures)).to(self.device)))
 
 
-def _published(place: Place) -> Sscd:
-    return Sscd(*place.file(SSCD, NAME), place.device)
-
-
-register(Role("sscd", NAME, _published))
+register(Role("sscd", NAME, lambda place: Sscd(*place.file(SSCD, NAME), place.device)))

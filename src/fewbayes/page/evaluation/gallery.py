@@ -13,6 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from fewbayes.metrics.registry import in_table
+from fewbayes.metrics.statistics import grouped
 from fewbayes.page.evaluation.reading import Evaluation, Picture
 from fewbayes.page.evaluation.scores import ROWS
 from fewbayes.page.parts import Column, Panel, Row, Sheet, Shot
@@ -37,19 +38,17 @@ def make_gallery(evaluation: Evaluation, budget: int = BUDGET, seed: int = 0) ->
 
     Pictures of a case go first, then subjects.
     """
-    grouped: dict[tuple[str, str], list[Picture]] = {}
-    for picture in evaluation.pictures:
-        grouped.setdefault((picture.subject, picture.arm), []).append(picture)
-    subjects, present = sorted({subject for subject, _ in grouped}), {arm for _, arm in grouped}
+    pictures_of = grouped(((picture.subject, picture.arm), picture) for picture in evaluation.pictures)
+    subjects, present = sorted({subject for subject, _ in pictures_of}), {arm for _, arm in pictures_of}
     named = [*(arm.name for arm in evaluation.arms), *ROWS]
     arms = [name for name in named if name in present] + sorted(present - set(named))
     shown, count = subjects, PER_CASE
     while True:
         cases = {
-            (subject, arm): _cases(grouped[subject, arm], count, seed)
+            (subject, arm): _cases(pictures_of[subject, arm], count, seed)
             for subject in shown
             for arm in arms
-            if (subject, arm) in grouped
+            if (subject, arm) in pictures_of
         }
         files = [picture.file for rows in cases.values() for _, pictures in rows for picture in pictures]
 

@@ -6,19 +6,18 @@ Knows nothing of encoders or training: everything comes from files that `reading
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 
 from fewbayes.metrics.registry import Metric, in_table
-from fewbayes.metrics.statistics import Estimate
+from fewbayes.metrics.statistics import Estimate, grouped
 from fewbayes.page.evaluation.gallery import make_gallery
 from fewbayes.page.evaluation.reading import ALL, Evaluation, read_evaluation
 from fewbayes.page.evaluation.scores import Difference, Scores, all_scores, tables_of, verdict, write_scores
 from fewbayes.page.look import INK, WIDTH, colour, empty, inline, marker, style
-from fewbayes.page.parts import Block, Card, Fold, Page, Verdict, drawings, facts
-from fewbayes.page.parts import table as as_block
+from fewbayes.page.parts import Block, Card, Fold, Page, Verdict
 from fewbayes.page.render import flat, number, write_page
 from fewbayes.runs.layout import SAMPLES
 
@@ -51,10 +50,11 @@ def evaluation_page(evaluation: Evaluation) -> Page:
         for table in tables
         for m in table.metrics
     ]
-    encoders = _grouped((evaluation.encoder(t.mode, m.name) or "none needed", title) for m, title, t in titled)
+    encoders = grouped((evaluation.encoder(t.mode, m.name) or "none needed", title) for m, title, t in titled)
     dots = dot_plots(first) if first else []
     compared = [(i, row.label, "") for i, row in enumerate(first.differences)] if first else []
-    absent = _grouped((reason, metric) for metric, reason in evaluation.absent.items())
+    absent = grouped((reason, metric) for metric, reason in evaluation.absent.items())
+    missing = [f"No value for {', '.join(metrics)}: {reason}" for reason, metrics in absent.items()]
     told = flat({key: value for key, value in evaluation.facts.items() if key not in SAID_ELSEWHERE})
     return Page(
         title=evaluation.title,
@@ -65,7 +65,7 @@ def evaluation_page(evaluation: Evaluation) -> Page:
         sheet=make_gallery(evaluation),
         folds=[
             Fold("Differences", [block for table in tables for block in _differences(table)]),
-            Fold("Subject by subject", [("text", DOTS), ("legend", compared), drawings(dots)] if dots else []),
+            Fold("Subject by subject", [("text", DOTS), ("legend", compared), ("drawings", dots)] if dots else []),
             Fold(
                 "More metrics",
                 [block for table in tables if table not in own[:1] for block in _table(table, _title(table))],
@@ -73,12 +73,14 @@ def evaluation_page(evaluation: Evaluation) -> Page:
             Fold(
                 "What each column is, and how it was made",
                 [
-                    *([("text", own[0].caption)] if own else []),
-                    facts({m.title: m.says for m, _, _ in titled}),
+                    ("text", own[0].caption if own else ""),
+                    ("facts", {m.title: m.says for m, _, _ in titled}),
                     ("heading", "Encoders, by their own names"),
-                    facts({name: ", ".join(columns) for name, columns in encoders.items()}),
-                    *([("heading", "Missing"), ("points", _missing(absent))] if absent else []),
-                    *([("heading", "How it was made"), facts(told)] if told else []),
+                    ("facts", {name: ", ".join(columns) for name, columns in encoders.items()}),
+                    ("heading", "Missing" if missing else ""),
+                    ("points", missing),
+                    ("heading", "How it was made" if told else ""),
+                    ("facts", told),
                 ],
             ),
         ],
@@ -137,23 +139,12 @@ def _title(table: Scores) -> str:
 
 def _table(table: Scores, title: str) -> list[Block]:
     lines, _ = tables_of(table)
-    return [*([("heading", title), ("text", table.caption)] if title else []), as_block(lines)]
+    return [("heading", title), ("text", table.caption if title else ""), ("table", lines)]
 
 
 def _differences(table: Scores) -> list[Block]:
     _, rows = tables_of(table)
-    return [("heading", _title(table)), ("text", table.test), as_block(rows)] if rows.rows else []
-
-
-def _missing(absent: dict[str, list[str]]) -> list[str]:
-    return [f"No value for {', '.join(metrics)}: {reason}" for reason, metrics in absent.items()]
-
-
-def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for key, value in pairs:
-        found.setdefault(key, []).append(value)
-    return found
+    return [("heading", _title(table)), ("text", table.test), ("table", rows)] if rows.rows else []
 
 
 # --- differences subject by subject, as dots with their intervals -----------------------------------------------------

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fewbayes.data.images import FORMATS
 from fewbayes.errors import UserError
-from fewbayes.files.decode import parse_json, read_json, typed
+from fewbayes.files.decode import each_row, read_json
 from fewbayes.metrics.layout import FACTS, IMAGES, METRICS, PictureRow, Row
-from fewbayes.metrics.statistics import Units
+from fewbayes.metrics.statistics import Units, grouped
 
 Kind = TypeVar("Kind", Row, PictureRow)
 
@@ -84,7 +85,8 @@ def is_evaluation(folder: Path) -> bool:
     """Whether a folder holds rows of an evaluation rather than those of a training, which have steps."""
     if (folder / STUDY).is_file():
         return True
-    return any("mode" in row and "step" not in row for row in _objects(folder / METRICS, most=5)[0])
+    first = islice(filter(None, each_row(folder / METRICS, dict[str, Any])), 5)
+    return any({"metric", "mode"} <= row.keys() and "step" not in row for row in first)
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -128,33 +130,11 @@ def read_evaluation(folder: Path) -> Evaluation:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _objects(path: Path, most: int | None = None) -> tuple[list[dict[str, Any]], int]:
-    """Lines that are objects with a metric, the first `most` of them, and how many are not."""
-    found, torn = [], 0
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            row = parse_json(line, path.name)
-        except UserError:
-            row = None
-        if len(found) == most:
-            break
-        if isinstance(row, dict) and isinstance(row.get("metric"), str):
-            found.append(row)
-        else:
-            torn += bool(line.strip())
-    return found, torn
-
-
 def _rows(path: Path, kind: type[Kind]) -> tuple[list[Kind], int]:
     """Every row but the means over subjects, which are made here, with intervals; and how many are torn."""
-    found, torn = _objects(path)
-    rows = []
-    for row in found:
-        try:
-            rows += [typed(row, kind, path.name)] if row.get("average") != "macro" else []
-        except UserError:
-            torn += 1
-    return rows, torn
+    found = list(each_row(path, kind))
+    rows = [row for row in found if row and not (isinstance(row, Row) and row.average == "macro")]
+    return rows, found.count(None)
 
 
 def _line(row: Row | PictureRow) -> str:
@@ -193,24 +173,19 @@ def _units(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, dict[tuple[str,
 
 
 def _encoders(rows: Iterable[Row]) -> dict[tuple[str, str], tuple[str, ...]]:
-    found: dict[tuple[str, str], dict[str, None]] = {}
-    for row in rows:
-        if row.encoder and row.value is not None:
-            found.setdefault((row.mode, row.metric), {})[row.encoder] = None
-    return {key: tuple(names) for key, names in found.items()}
+    found = grouped(((row.mode, row.metric), row.encoder) for row in rows if row.encoder and row.value is not None)
+    return {key: tuple(dict.fromkeys(names)) for key, names in found.items()}
 
 
 def _mixed(rows: Iterable[Row]) -> list[str]:
     """Columns whose numbers come from several encoders, or several weights under one name, and do not compare."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        if row.encoder and row.value is not None:
-            found.setdefault((row.metric, row.mode), {})[row.encoder_sha256 or row.encoder] = row.encoder
+    made = (row for row in rows if row.encoder and row.value is not None)
+    found = grouped(((row.metric, row.mode), (row.encoder_sha256 or row.encoder, row.encoder)) for row in made)
     return [
-        f"DO NOT COMPARE the numbers of {metric} ({mode} mode): they come from {len(marks)} encoders, "
-        f"{', '.join(f'{name} ({mark[:12]})' for mark, name in sorted(marks.items()))}."
+        f"DO NOT COMPARE the numbers of {metric} ({mode} mode): they come from {len(dict(marks))} encoders, "
+        f"{', '.join(f'{name} ({str(mark)[:12]})' for mark, name in sorted(dict(marks).items()))}."
         for (metric, mode), marks in found.items()
-        if len(marks) > 1
+        if len(dict(marks)) > 1
     ]
 
 
@@ -295,10 +270,8 @@ def _arms(rows: Iterable[Row], facts: Mapping[str, Any]) -> tuple[Arm, ...]:
 def _pictures(root: Path, rows: Iterable[PictureRow]) -> Iterable[Picture]:
     """One Picture a file, its scores gathered from its rows. Files of a study are named from its folder, those of an
     evaluation from the folder that it scored."""
-    gathered: dict[tuple[str, str, int, str], list[PictureRow]] = {}
-    for row in rows:
-        if row.file and row.metric != "unreadable":
-            gathered.setdefault((str(row.subject), _line(row), row.seed or 0, row.file), []).append(row)
+    kept = (row for row in rows if row.file and row.metric != "unreadable")
+    gathered = grouped(((str(row.subject), _line(row), row.seed or 0, row.file), row) for row in kept)
     for (subject, arm, seed, file), its in sorted(gathered.items()):
         scores = {row.metric: row.value for row in its if row.value is not None}
         prompt = next((row.prompt for row in its if row.prompt), "")

@@ -14,7 +14,17 @@ from typing import Any
 
 from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.registry import Metric, in_table
-from fewbayes.metrics.statistics import FEWEST_SUBJECTS, Comparison, Estimate, Units, compare, holm, interval, reading
+from fewbayes.metrics.statistics import (
+    FEWEST_SUBJECTS,
+    Comparison,
+    Estimate,
+    Units,
+    compare,
+    grouped,
+    holm,
+    interval,
+    reading,
+)
 from fewbayes.page.evaluation.reading import POOLED, Arm, Evaluation, has_number
 from fewbayes.page.table import ABSENT, Column, Table, Value, comma_separated, latex, markdown
 
@@ -137,9 +147,7 @@ def _per_subject(treated: Units, control: Units) -> dict[str, Estimate]:
 def _caption(evaluation: Evaluation, mode: str, shown: Sequence[Metric]) -> str:
     """What was measured, by which encoders under their own names, over how many trainings."""
     units = evaluation.units[mode]
-    by: dict[str, list[str]] = {}
-    for metric in shown:
-        by.setdefault(evaluation.encoder(mode, metric.name) or "no encoder", []).append(metric.title)
+    by = grouped((evaluation.encoder(mode, metric.name) or "no encoder", metric.title) for metric in shown)
     own = any(name.startswith("fewbayes-") for m in shown for name in evaluation.encoders.get((mode, m.name), ()))
     subjects, trainings = _extent(evaluation, mode)
     how = "all pairs, nothing dropped silently"
