@@ -124,11 +124,12 @@ def card(run: Run) -> Card:
     """Which step to use, with commands for it."""
     use, steps = chosen(run), run.manifest.get("steps")
     prompt = str(run.config.get("instance_prompt") or "a photo of <v>")
+    if use is None and trained(run):
+        note = "No checkpoint was called good. This samples the last one, to look for yourself."
+        why = ("Find out why", f"fewbayes diagnose {_path(run.path)} --output_dir diagnosis")
+        return Card("No step to recommend", note, [_sample(run.path, prompt), why])
     if use is None:
-        bad = bool(trained(run))
-        title = "No step to recommend" if bad else "Use the result"
-        note = "No checkpoint was called good. This samples the last one, to look for yourself." if bad else ""
-        return Card(title, note, [_sample(run.path, prompt), *_again(run)])
+        return Card("Use the result", commands=[_sample(run.path, prompt)])
     step, place = use
     folder = run.path / place if place else run.path
     note = f"{place}/ holds it." if place else "The run folder holds it."
@@ -142,11 +143,6 @@ def card(run: Run) -> Card:
 def _sample(folder: Path, prompt: str) -> tuple[str, str]:
     asked = shlex.quote(f"{prompt} in the snow")
     return "Make pictures", f"fewbayes sample {_path(folder)} --prompt {asked} --output_dir pictures"
-
-
-def _again(run: Run) -> list[tuple[str, str]]:
-    """Why it is bad, in more detail."""
-    return [("Find out why", f"fewbayes diagnose {_path(run.path)} --output_dir diagnosis")] if trained(run) else []
 
 
 def _path(folder: Path) -> str:

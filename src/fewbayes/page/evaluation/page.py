@@ -118,11 +118,7 @@ def _next(evaluation: Evaluation) -> Card | None:
 
 def _in_short(row: Difference, metrics: Sequence[Metric]) -> str:
     """By the intervals of the first comparison."""
-    sides = []
-    for metric in metrics:
-        found = row.cells[metric.name].difference
-        if found.low is not None and found.high is not None:
-            sides.append((metric.better or 1) * ((found.low > 0) - (found.high < 0)))
+    sides = [(metric.better or 1) * side for metric, side in row.sides(metrics).items()]
     if not sides:
         return "Too few trainings for an interval"
     better, same, worse = (sides.count(side) for side in (1, 0, -1))

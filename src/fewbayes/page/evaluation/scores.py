@@ -65,6 +65,11 @@ class Difference:
     def label(self) -> str:
         return f"{self.treated.label} less {self.control.label}"
 
+    def sides(self, metrics: Sequence[Metric]) -> dict[Metric, int]:
+        """1 where a metric's interval lies above zero, -1 where below, 0 where across; of those that have one."""
+        found = {metric: self.cells[metric.name].difference for metric in metrics}
+        return {m: (d.low > 0) - (d.high < 0) for m, d in found.items() if d.low is not None and d.high is not None}
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -219,14 +224,11 @@ def verdict(scores: Scores) -> list[str]:
 
 
 def _told(row: Difference, metrics: Sequence[Metric]) -> str:
-    sides: dict[str, list[str]] = {"above": [], "below": [], "across": []}
-    for metric in metrics:
-        found = row.cells[metric.name].difference
-        if found.low is not None and found.high is not None:
-            sides["above" if found.low > 0 else "below" if found.high < 0 else "across"].append(metric.title)
-    if not any(sides.values()):
+    sides = grouped((side, metric.title) for metric, side in row.sides(metrics).items())
+    if not sides:
         return "too few trainings for an interval"
-    said = [f"interval {side} zero in {', '.join(titles)}" for side, titles in sides.items() if titles]
+    words = {1: "above", -1: "below", 0: "across"}
+    said = [f"interval {word} zero in {', '.join(sides[side])}" for side, word in words.items() if side in sides]
     return "; ".join([*said, _sure(row, metrics)])
 
 
