@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewbayes.files import decode
 from fewbayes.metrics.registry import registered
 from fewbayes.metrics.statistics import Comparison, Estimate, compare, coverage
 from fewbayes.page import write_report
-from fewbayes.page.evaluation import reading
 from fewbayes.page.evaluation.gallery import choose, kept, make_gallery
 from fewbayes.page.evaluation.page import dot_plots, evaluation_page
 from fewbayes.page.evaluation.reading import Arm, Picture, is_evaluation, read_evaluation
@@ -243,7 +243,7 @@ def test_a_long_run_is_told_from_an_evaluation_by_its_first_rows(tmp_path, monke
     row = json.dumps({"step": 1, "metric": "loss", "value": 0.1}) + "\n"
     (tmp_path / "metrics.jsonl").write_text(row * 1000)
     read = []
-    monkeypatch.setattr(reading, "parse_json", lambda line, _: read.append(line) or json.loads(line))
+    monkeypatch.setattr(decode, "parse_json", lambda line, _: read.append(line) or json.loads(line))
     assert not is_evaluation(tmp_path)
     assert len(read) < 10
 
