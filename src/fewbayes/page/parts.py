@@ -107,6 +107,7 @@ class Fold:
 
     title: str
     blocks: Sequence[Block]
+    open: bool = False
 
 
 @dataclass(frozen=True)

@@ -402,10 +402,13 @@ class RunFolder:
                 if (self.path / index).exists():
                     retire(self.path / index)
                 for part in parts:
-                    (replace_folder if part.is_dir() else os.replace)(part, self.path / part.name)
-                    sync_folder(self.path)
+                    self._move_in(part)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _move_in(self, part: Path) -> None:
+        (replace_folder if part.is_dir() else os.replace)(part, self.path / part.name)
+        sync_folder(self.path)
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_folder, atomic_write
 from fewbayes.metrics.statistics import Estimate
 from fewbayes.page.look import FAINT, INK, colour, inline, style
-from fewbayes.page.parts import Fold, Page, Verdict, drawings, table
+from fewbayes.page.parts import Fold, Page, Verdict
 from fewbayes.page.render import write_page
 from fewbayes.page.table import Column, Table, comma_separated, latex, markdown
 from fewbayes.survey import paper
@@ -187,11 +187,11 @@ def page_of(study: Study, result: Result, found: dict[str, Table]) -> Page:
         verdict=Verdict(first, said),
         chips=[f"{result.participants} participants", f"{result.answers} answers", f"plan {result.plan[:12]}"],
         above=[
-            drawings([drawing(result, question.name) for question in study.questions]),
+            ("drawings", [drawing(result, question.name) for question in study.questions]),
             ("points", facts(result)[1:]),
         ],
         folds=[
-            Fold(title, [table(each), ("text", NOTES.get(title, ""))], open=not place)
+            Fold(title, [("table", each), ("text", NOTES.get(title, ""))], open=not place)
             for place, (title, each) in enumerate(found.items())
         ],
         arms=len({cell.arms for cell in result.cells}),
