@@ -58,9 +58,9 @@ def digest(training: Training) -> str:
 
 
 def workers() -> list[int]:
-    """Processes that run a task at this moment."""
+    """Processes that run a task at this moment, by the name that Ray gives them. Its agents are called ray:: too."""
     shown = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in shown.splitlines() if "ray::" in line and "IDLE" not in line]
+    return [int(line.split()[0]) for line in shown.splitlines() if line.split()[1].startswith("ray::_called")]
 
 
 def kill_now_and_then(cluster: Cluster, node: object, stop: threading.Event, killed: list[str], count: int) -> None:
@@ -90,7 +90,9 @@ def main() -> None:
         node = cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, configure_logging=False)
         stop, killed = threading.Event(), []
-        killer = threading.Thread(target=kill_now_and_then, args=(cluster, node, stop, killed, options.kills))
+        killer = threading.Thread(
+            target=kill_now_and_then, args=(cluster, node, stop, killed, options.kills), daemon=True
+        )
         began = time.monotonic()
         killer.start()
         in_parallel(train, there, "ray:max_retries=10")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import signal
+import sys
 from functools import partial
 from importlib.util import find_spec
+from inspect import isfunction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +69,29 @@ def test_workers_are_a_number_or_a_cluster_with_settings():
     for wrong, said in {"0": "at least 1", "cloud": "give a number", "slurm:gpu": "write key=value"}.items():
         with pytest.raises(UserError, match=said):
             executor_of(wrong)
+
+
+class FewOfRay:
+    """As much of Ray as an executor asks of it. Like Ray it makes tasks of functions and classes alone."""
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def remote(self, **settings: object):
+        def decorated(function):
+            assert isfunction(function), "The @ray.remote decorator must be applied to either a function or a class."
+            return SimpleNamespace(remote=lambda *given: function(*pickle.loads(pickle.dumps(given))))
+
+        return decorated
+
+    get = staticmethod(lambda reference: reference)
+    exceptions = SimpleNamespace(RayError=type("RayError", (Exception,), {}))
+
+
+def test_ray_is_given_what_it_takes(monkeypatch):
+    """With a cluster, killed workers and a lost node: benchmarks/cluster.py."""
+    monkeypatch.setitem(sys.modules, "ray", FewOfRay())
+    assert [outcome.result for outcome in Ray().outcomes(square, ITEMS)] == WANTED
 
 
 def test_submitit_gives_what_one_process_gives(tmp_path):

@@ -139,8 +139,8 @@ class Ray(Executor):
         if ours:
             ray.init(address=address, include_dashboard=False, configure_logging=False)
         try:
-            task = ray.remote(**settings)(Guarded(function).call)
-            return [self._of_task(ray, reference) for reference in [task.remote(item) for item in items]]
+            task, call = ray.remote(**settings)(_called), Guarded(function)
+            return [self._of_task(ray, reference) for reference in [task.remote(call, item) for item in items]]
         finally:
             if ours:
                 ray.shutdown()
@@ -174,6 +174,11 @@ class Guarded(Generic[Item, Result]):
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, item)
+
+
+def _called(call: Guarded, item: Any) -> Outcome[Any]:
+    """A function at the top of a module, since Ray takes no method."""
+    return call(item)
 
 
 class WorkFailedError(UserError):
