@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fewbayes.studies.remedies.tables import tables as remedies_tables
+from fewbayes.studies.remedies import tables as remedies_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

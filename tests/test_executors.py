@@ -17,7 +17,15 @@ from types import SimpleNamespace
 import pytest
 
 from fewbayes.errors import UserError
-from fewbayes.studies.executors import Local, Ray, Slurm, WorkFailedError, executor_of, in_parallel
+from fewbayes.studies.executors import (
+    Guarded,
+    WorkFailedError,
+    executor_of,
+    in_parallel,
+    on_ray,
+    on_slurm,
+    on_this_machine,
+)
 from fewbayes.studies.status import list_trainings, progress, told
 
 ITEMS = list(range(6))
@@ -56,13 +64,12 @@ def test_failures_are_named_after_all_else_is_done():
 
 
 def test_workers_are_a_number_or_a_cluster_with_settings():
-    assert executor_of(None) == Local(None)
-    assert executor_of("3") == executor_of(3) == Local(3)
-    assert executor_of("slurm:slurm_partition=gpu,gpus_per_node=1") == Slurm(
-        {"slurm_partition": "gpu", "gpus_per_node": 1}
-    )
+    assert executor_of(None) == (on_this_machine, {"workers": None})
+    assert executor_of("3") == executor_of(3) == (on_this_machine, {"workers": 3})
+    settings = {"slurm_partition": "gpu", "gpus_per_node": 1}
+    assert executor_of("slurm:slurm_partition=gpu,gpus_per_node=1") == (on_slurm, settings)
     if find_spec("ray"):
-        assert executor_of("ray:num_gpus=0.5") == Ray({"num_gpus": 0.5})
+        assert executor_of("ray:num_gpus=0.5") == (on_ray, {"num_gpus": 0.5})
     else:
         with pytest.raises(UserError, match="needs the package ray"):
             executor_of("ray:num_gpus=0.5")
@@ -91,7 +98,7 @@ class FewOfRay:
 def test_ray_is_given_what_it_takes(monkeypatch):
     """With a cluster, killed workers and a lost node: benchmarks/cluster.py."""
     monkeypatch.setitem(sys.modules, "ray", FewOfRay())
-    assert [outcome.result for outcome in Ray().outcomes(square, ITEMS)] == WANTED
+    assert [outcome.result for outcome in on_ray(Guarded(square), ITEMS)] == WANTED
 
 
 def test_submitit_gives_what_one_process_gives(tmp_path):

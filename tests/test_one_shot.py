@@ -1,14 +1,13 @@
 """One photograph, several arms: arms share everything but their changes, and what is done is not done again."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
 
 from fewbayes.studies.grid import Arm
 from fewbayes.studies.one_shot import arms, one_shot, run_demo, settings
-from fewbayes.studies.subjects import drawn_subject, photographed_subject
+from fewbayes.studies.subjects import photographed_subject
 
 
 def _values(folder, metric, weights="raw"):
@@ -60,35 +59,6 @@ def test_a_folder_of_other_settings_is_refused_rather_than_shown_under_a_new_tit
     with pytest.raises(ValueError, match="another run"):
         run(2e-3)
     assert (tmp_path / "experiment" / "experiment.json").read_text() == described
-
-
-def test_an_image_folder_never_holds_the_pictures_of_two_subjects(tmp_path, photos):
-    folder = drawn_subject("swirl_mug", tmp_path, 64).first(1).photographs
-    written = (folder / "00.png").stat().st_mtime_ns
-    assert (drawn_subject("swirl_mug", tmp_path, 64).first(1).files[0]).stat().st_mtime_ns == written
-    assert [path.name for path in folder.iterdir()] == ["00.png"]
-    shutil.copytree(photos, tmp_path / "elsewhere" / "swirl_mug")
-    with pytest.raises(ValueError, match="holds other pictures"):
-        photographed_subject(f"{tmp_path}/elsewhere/swirl_mug:mug", tmp_path, 64, world=True)
-
-
-def test_sources_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(ValueError, match="not an embedded subject"):
-        drawn_subject("swirl_dragon", tmp_path / "other", 64)
-    with pytest.raises(ValueError, match=r"nowhere\.png does not exist"):
-        photographed_subject(f"{tmp_path}/nowhere.png:cat", tmp_path / "other", 64, world=True)
-    assert not (tmp_path / "other").exists()
-
-
-def test_a_picture_is_a_subject_of_its_own_whatever_lies_beside_it(photos, tmp_path):
-    (tmp_path / "messy").mkdir()
-    shutil.copy(photos / "1.png", tmp_path / "messy" / "mine.png")
-    (tmp_path / "messy" / "broken.jpg").write_bytes(b"")  # a neighbour that is none of our business
-    mine = photographed_subject(f"{tmp_path}/messy/mine.png:dog", tmp_path / "a", 16, world=False)
-    whole = photographed_subject(f"{photos}:dog", tmp_path / "b", 16, world=False)
-    assert mine.name == "mine"
-    assert mine.files[0].read_bytes() == whole.files[1].read_bytes()
-    assert whole.first(1).files[0].read_bytes() == whole.files[0].read_bytes()
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--steps", "-3"], ["--image", "x.png"]])

@@ -1,7 +1,6 @@
 """Sweeps: every table and figure of settings runs, by one protocol for all arms, and nothing is done twice."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +13,12 @@ from fewbayes.page.evaluation import make_scores, read_evaluation
 from fewbayes.posterior.gaussian import GaussianPosterior
 from fewbayes.settings.config import TrainConfig
 from fewbayes.settings.recipes import RECIPES
-from fewbayes.studies.subjects import GROUPS, StudySubject, dataset_subjects, drawn_subject, photographed_subject
+from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.sweeps.catalogue import SWEEPS, VIEWS, Sweep, titles
 from fewbayes.studies.sweeps.cells import BASE, Cell, Protocol, gather, listing, sample_cell, score_cell
 from fewbayes.studies.sweeps.make import SweepFlags, arms_of, make, run_sweep
 from fewbayes.studies.sweeps.reading import judged, spread_table
 from fewbayes.training.bayes import kl_weight
-from fewbayes.world.scenes import SUBJECTS
 
 FEW = Protocol(images_per_prompt=2, most_prompts=2, steps=2)
 
@@ -144,28 +142,6 @@ def test_every_sweep_and_view_ends_in_its_table_or_picture(name, quick, eps_mode
         assert name != "fig8" or "-images-1, to images held out" in own.read_text()
         assert name != "table2" or own.read_text().count(": base |") == 4  # two models in two tables
         assert str(own.parent.parent) not in own.read_text()
-
-
-def test_an_embedded_subject_is_drawn_whole_and_live_ones_get_the_live_prompts(tmp_path):
-    fish = drawn_subject("swirl_fish", tmp_path, 64)
-    assert len(list(fish.photographs.iterdir())) == len(SUBJECTS["swirl_fish"].settings)
-    assert (fish.class_word, fish.prompt_set) == ("fish", "world-live")
-    assert drawn_subject("swirl_fish", tmp_path, 64) == fish  # what is there stays
-    assert {group: len(names) for group, names in GROUPS.items()} == {"objects": 10, "creatures": 10}
-    with pytest.raises(ValueError, match="holds other pictures"):
-        drawn_subject("swirl_fish", tmp_path, 32)
-    with pytest.raises(ValueError, match="not an embedded subject"):
-        drawn_subject("swirl_dragon", tmp_path, 64)
-
-
-def test_photographs_are_kept_as_the_model_sees_them(photos, tmp_path):
-    subject = photographed_subject(f"{photos}:stuffed animal", tmp_path / "study", 16, world=True)
-    assert (subject.class_word, subject.prompt_set) == ("stuffed animal", "world-object")
-    for path in subject.photographs.iterdir():
-        with Image.open(path) as picture:
-            assert picture.size == (16, 16)
-    with pytest.raises(ValueError, match="does not say what it shows"):
-        photographed_subject("no-colon", tmp_path / "study", 16, world=True)
 
 
 @pytest.fixture
@@ -311,17 +287,3 @@ def test_scores_are_made_again_when_what_they_were_made_from_has_changed(cell):
     score_cell(cell)
     assert age() != second
     assert (cell.root / "features.sqlite").is_file()
-
-
-def test_a_data_set_gives_its_subjects_and_must_say_what_they_are(photos, tmp_path):
-    root = tmp_path / "data"
-    shutil.copytree(photos, root / "rex")
-    with pytest.raises(ValueError, match="does not say what rex shows"):
-        dataset_subjects(root, tmp_path / "study", 16, world=True)
-    (root / "prompts_and_classes.txt").write_text("subject_name,class\nrex,dog\n")
-    (found,) = dataset_subjects(root, tmp_path / "study", 16, world=True)
-    assert (found.name, found.class_word, found.prompt_set) == ("rex", "dog", "world-object")
-    assert found.photographs == tmp_path / "study" / "rex" / "photographs"
-    assert len(list(found.photographs.iterdir())) == len(
-        list(Path(photos).glob("*.png")) or list(Path(photos).iterdir())
-    )

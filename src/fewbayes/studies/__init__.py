@@ -35,15 +35,13 @@ def study(name: str, about: str) -> Callable[[Run], Run]:
 
 def studies() -> dict[str, Study]:
     """All studies by name, the paper's figures and tables first, in its order."""
-    files = [file for place in __path__ for file in sorted(Path(place).glob("*.py"))]
-    files += [file for place in __path__ for file in sorted(Path(place).glob("*/__init__.py"))]
     from fewbayes.studies.paper import figures
     from fewbayes.studies.sweeps.catalogue import titles
 
     found = [_made_by("paper", name, title) for name, title in figures().items()]
     found += [_made_by("sweeps", name, title) for name, title in titles().items()]
     found.sort(key=lambda one: _order(one.name))
-    found += [one for file in files for one in _marked(file)]
+    found += [one for place in __path__ for file in sorted(Path(place).glob("*.py")) for one in _marked(file)]
     names = [one.name for one in found]
     assert len(set(names)) == len(names), f"two studies have one name among {', '.join(names)}"
     return {one.name: one for one in found}
@@ -60,13 +58,12 @@ def _order(name: str) -> tuple[bool, str, int, str]:
 
 
 def _marked(file: Path) -> Iterator[Study]:
-    module = file.parent.name if file.stem == "__init__" else file.stem
     for node in ast.parse(file.read_text("utf-8")).body:
         if isinstance(node, ast.FunctionDef):
             for mark in node.decorator_list:
                 if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == study.__name__:
                     name, about = (ast.literal_eval(argument) for argument in mark.args)
-                    yield Study(name, about, _later(module, node.name))
+                    yield Study(name, about, _later(file.stem, node.name))
 
 
 def _later(module: str, function: str) -> Run:

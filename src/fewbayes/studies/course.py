@@ -13,26 +13,26 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fewbayes.page.table import Column
 from fewbayes.stage.definition import CORRUPTED, longest
 
 MEASURES = {
-    "usable": ("usable checkpoints", "%", 1),
-    "corrupted": ("corrupted checkpoints", "%", -1),
-    "sustained": ("longest sustained stage", "% of the run", -1),
-    "jitter": ("jitter of Dino", "", -1),
-    "fall": ("deepest fall of Dino", "", -1),
-    "best": ("best Dino, uncorrupted", "", 1),
-    "fidelity": ("last Dino", "", 1),
-    "quality": ("last quality", "", 1),
-    "prompt": ("last Clip-T", "", 1),
-    "diversity": ("last diversity", "", 1),
+    "usable": (Column("usable checkpoints, %", 0, percent=True), 1),
+    "corrupted": (Column("corrupted checkpoints, %", 0, percent=True), -1),
+    "sustained": (Column("longest sustained stage, % of the run", 0, percent=True), -1),
+    "jitter": (Column("jitter of Dino"), -1),
+    "fall": (Column("deepest fall of Dino"), -1),
+    "best": (Column("best Dino, uncorrupted"), 1),
+    "fidelity": (Column("last Dino"), 1),
+    "quality": (Column("last quality"), 1),
+    "prompt": (Column("last Clip-T"), 1),
+    "diversity": (Column("last diversity"), 1),
 }
-"""Name: (in words, unit, 1 where more is better and -1 where less is)."""
-SHARES = ("usable", "corrupted", "sustained")
+"""By name: its column, and 1 where more is better, -1 where less is."""
 WEIGHTS = {"raw": "raw", "ema": "averaged"}
 WEIGHED = {
-    "losses": "last loss on the training images",
-    "displacement": "last distance from the initial weights",
+    "losses": Column("last loss on the training images"),
+    "displacement": Column("last distance from the initial weights"),
 }
 """Of the means of the raw weights at the last checkpoint. The loss is relative to telling nothing, at fixed draws."""
 Along = Literal["displacement", "losses"]
@@ -40,36 +40,40 @@ Along = Literal["displacement", "losses"]
 PROMPT_FREE = ("fidelity", "quality", "prompt", "diversity")
 
 
+def subjects_of(told: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(cell["subject"] for cell in told["cells"]))
+
+
 def corrupted(cell: Mapping[str, Any], weights: str) -> np.ndarray:
     """By checkpoint, the base model left out."""
     return np.array([row["corruption"] >= CORRUPTED for row in cell[weights][1:]])
 
 
-def half_way(cell: Mapping[str, Any]) -> float:
-    """Between the base model's fidelity and that of the training images; a single image is as like itself as can be."""
-    return (cell["raw"][0]["fidelity"] + cell["training"].get("fidelity", 1.0)) / 2
-
-
 def measures(cell: Mapping[str, Any], weights: str) -> dict[str, float]:
     """MEASURES of one training, from its raw or its averaged weights."""
-    rows = cell[weights][1:]
-    base = cell["raw"][0]["fidelity"]
-    bad = corrupted(cell, weights)
-    fidelity = np.array([row["fidelity"] for row in rows])
-    peaks = np.maximum.accumulate(np.array([base, *fidelity]))[1:]
-    both = corrupted(cell, "raw") & corrupted(cell, "ema") if cell["ema"] else bad
-    last = rows[-1]
+    base, bad = cell["raw"][0]["fidelity"], corrupted(cell, weights)
+    # A single training image is as like itself as can be.
+    half_way = (base + cell["training"].get("fidelity", 1.0)) / 2
+    fidelity = np.array([row["fidelity"] for row in cell[weights][1:]])
+    peaks = np.maximum.accumulate([base, *fidelity])[1:]
+    stage = longest(corrupted(cell, "raw") & corrupted(cell, "ema") if cell["ema"] else bad)
     return {
-        "usable": float((~bad & (fidelity >= half_way(cell))).mean()),
+        "usable": float((~bad & (fidelity >= half_way)).mean()),
         "corrupted": float(bad.mean()),
-        "sustained": (stage[1] - stage[0]) / len(bad) if (stage := longest(both)) else 0.0,
-        "jitter": roughness([row["fidelity"] for row in rows]),
+        "sustained": (stage[1] - stage[0]) / len(bad) if stage else 0.0,
+        "jitter": roughness(fidelity),
         "fall": float((peaks - fidelity).max()),
         "best": float(fidelity[~bad].max()) if not bad.all() else base,
-    } | {name: last[name] for name in PROMPT_FREE}
+    } | {name: cell[weights][-1][name] for name in PROMPT_FREE}
 
 
-def roughness(values: Sequence[float]) -> float:
+def counted(told: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], *same: str) -> str:
+    """How many trainings `cells` are; "n of N" where others that agree with them in `same` failed."""
+    lost = sum(all(cell[key] == cells[0][key] for key in same) for cell in told.get("failed", ()))
+    return f"{len(cells)} of {len(cells) + lost}" if lost else str(len(cells))
+
+
+def roughness(values: Sequence[float] | np.ndarray) -> float:
     """Mean distance of a value from the middle of its two neighbours: 0 for a straight line."""
     curve = np.asarray(values, dtype=float)
     return float(np.abs(curve[1:-1] - (curve[:-2] + curve[2:]) / 2).mean()) if len(curve) > 2 else 0.0

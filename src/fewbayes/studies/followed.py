@@ -29,22 +29,15 @@ from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
 from fewbayes.models import Family, inspect_model
-from fewbayes.runs.layout import CONFIG
+from fewbayes.runs.folder import RunFolder
+from fewbayes.runs.layout import CONFIG, REFERENCE, checkpoint_folders, read_listing, sample_folders
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.config import TrainConfig, load_config
 from fewbayes.studies.flags import ScoredFlags, StudyFlags
 from fewbayes.studies.grid import Arm, Training, command, grid, run, train, without_path
 from fewbayes.studies.memo import recall, remember, rounded
 from fewbayes.studies.subjects import StudySubject
-from fewbayes.studies.trajectory import (
-    QUANTITIES,
-    encoders_of,
-    identities,
-    open_pictures,
-    read_sampled,
-    score_pictures,
-    score_run,
-)
+from fewbayes.studies.trajectory import QUANTITIES, Judge, encoders_of, identities, open_pictures, pixels, score_run
 
 if TYPE_CHECKING:
     from fewbayes.stage.probes import Prober
@@ -70,10 +63,25 @@ class FollowedFlags(StudyFlags, ScoredFlags):
     """Of each training."""
     method: Literal["full", "lora"] = "full"
     """Of the training that the others are changes of."""
+    rank: int = setting(16, at_least=1)
+    """Of lora."""
     quick: bool = False
     """A look: one seed and few steps."""
     redraw: Path | None = None
     """A kept file of results, whose tables and pictures are made again; nothing is trained."""
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """What all trainings share."""
+        return {
+            "model": self.model,
+            "method": self.method,
+            **({"rank": self.rank} if self.method == "lora" else {}),
+            "center_crop": True,
+            "max_train_steps": self.steps,
+            "validation_steps": self.steps // CHECKPOINTS,
+            "num_inference_steps": self.num_inference_steps,
+            **more,
+        }
 
 
 def trainings(
@@ -89,60 +97,66 @@ def trainings(
             "validation_prompt": f"{prompt}|a <v> {subject.class_word} in the snow",
             "output_dir": "set by the grid",
         }
-        return TrainConfig(**{**said, **base})
+        return TrainConfig(**said, **base)
 
     return grid({out / s.name / str(len(s.files)): s for s in subjects}, settings, arms, seeds)
 
 
-def follow(
-    cells: Sequence[Training], out: Path, name: str, facts: Mapping[str, Any], encoders: str, workers: int | str | None
-) -> Path:
+def follow(cells: Sequence[Training], flags: FollowedFlags, name: str, facts: Mapping[str, Any]) -> Path:
     """Bring every training to its end and gather them; the same call continues after an interruption.
 
     A training whose numbers ran away stands under "failed", without scores; UserError where all of them did.
     """
-    found = run(cells, partial(_followed, encoders=encoders), workers)
+    found = run(cells, partial(_followed, encoders=flags.evaluators), flags.workers)
+    arms = {cell.arm.name: {"name": cell.arm.name, "label": cell.arm.label, "note": cell.arm.note} for cell in cells}
+    settings = {**facts["settings"], "model": without_path(facts["settings"]["model"])}
+    return gather(flags.output_dir / f"{name}.json", {**facts, "settings": settings, "arms": [*arms.values()]}, found)
+
+
+def gather(file: Path, facts: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> Path:
+    """The result of a study: `facts`, what made it, and its cells, those that failed apart. UserError if all did."""
     failed = [cell for cell in found if "failed" in cell]
     for cell in failed:
         log.warning("%s, %s, seed %d failed: %s", cell["subject"], cell["arm"], cell["seed"], cell["failed"])
-    arms = {cell.arm.name: cell.arm for cell in cells}.values()
-    described = {
+    told = {
         **facts,
-        "settings": {**facts["settings"], "model": without_path(facts["settings"]["model"])},
-        "arms": [{"name": arm.name, "label": arm.label, "note": arm.note} for arm in arms],
         "provenance": {"command": command(), **environment(None)},
         "cells": [cell for cell in found if "failed" not in cell],
         "failed": failed,
     }
-    file = out / f"{name}.json"
-    atomic_write(file, json.dumps(described, separators=(",", ":")) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, json.dumps(told, separators=(",", ":")) + "\n")
     if len(failed) == len(found):
         raise UserError(f"all {len(found)} trainings failed, and {file.name} says how; a lower rate is the usual cure")
     return file
 
 
+def named(cell: Training) -> dict[str, Any]:
+    """What a result says a training is."""
+    return {"subject": cell.subject.name, "images": len(cell.subject.files), "arm": cell.arm.name, "seed": cell.seed}
+
+
 def _followed(cell: Training, encoders: str) -> dict[str, Any]:
     """Train, score and weigh one training; with "failed", the reason, for scores where its numbers ran away."""
-    kept, asked = cell.folder / CELL, made_of(cell, encoders)
-    if kept.is_file() and recall(kept, asked) is None:
-        raise _other(cell.folder)
-    config = cell.folder / CONFIG
-    if not kept.is_file() and config.is_file() and settings_of(load_config(config, {})) != asked["settings"]:
-        raise _other(cell.folder)
-    result = remember(kept, asked, lambda: _named(cell) | _measured(cell, encoders))
-    for checkpoint in cell.folder.glob("checkpoint-*"):  # everything that was asked of them has been answered
-        shutil.rmtree(checkpoint)
+    kept, config, asked = cell.folder / CELL, cell.folder / CONFIG, made_of(cell, encoders)
+    if kept.is_file():
+        same = recall(kept, asked) is not None
+    else:  # what is left open here, the training has settled
+        known = settings_of(load_config(config, {})) if config.is_file() else {}
+        same = all(known.get(name, value) == value for name, value in asked["settings"].items() if value is not None)
+    if not same:
+        raise UserError(
+            f"{cell.folder} holds another training, or one that was measured otherwise; give another output_dir"
+        )
+    result = remember(kept, asked, lambda: named(cell) | _measured(cell, encoders))
+    forget_checkpoints(cell.folder)
     return result
-
-
-def _named(cell: Training) -> dict[str, Any]:
-    return {"subject": cell.subject.name, "images": len(cell.subject.files), "arm": cell.arm.name, "seed": cell.seed}
 
 
 def _measured(cell: Training, encoders: str) -> dict[str, Any]:
     if failure := train(cell):
         return {"failed": failure}
-    scores = score_run(cell.folder, encoders_of(encoders), _rare_token(cell.folder))
+    scores = score_run(cell.folder, encoders_of(encoders), rare_token(cell.folder))
     return rounded(scores | (_weighed(cell, encoders) if cell.config.checkpointing_steps else {}))
 
 
@@ -169,14 +183,32 @@ def _fingerprint(model: str) -> str:
     return inspect_model(model).fingerprint()
 
 
-def _other(folder: Path) -> UserError:
-    return UserError(f"{folder} holds another training, or one that was measured otherwise; give another output_dir")
-
-
-def _rare_token(folder: Path) -> str:
+def rare_token(folder: Path) -> str:
+    """The word that <v> stood for in a run, which records it."""
     token = load_config(folder / CONFIG, {}).rare_token
-    assert token is not None, "a run records the word that <v> stood for"
+    assert token is not None
     return token
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def forget_checkpoints(run: Path) -> None:
+    """Everything that was asked of them has been answered."""
+    for checkpoint in checkpoint_folders(run).values():
+        shutil.rmtree(checkpoint)
+
+
+def put(trained: Mapping[str, Any], *checkpoints: Path) -> None:
+    """The mean over checkpoints of every trained weight, a learned rare token's rows included, put in place."""
+    import torch
+    from safetensors.torch import load_file
+
+    saved = [load_file(path / "weights.safetensors") for path in checkpoints]
+    assert trained.keys() == saved[0].keys(), trained.keys() ^ saved[0].keys()
+    with torch.no_grad():
+        for name, weight in trained.items():
+            weight.copy_(torch.stack([one[name] for one in saved]).mean(0))
 
 
 # --- weighing ---------------------------------------------------------------------------------------------------------
@@ -186,25 +218,23 @@ def _weighed(cell: Training, encoders: str) -> dict[str, Any]:
     """What the weights themselves say, from the checkpoints of a run."""
     from fewbayes.methods import make_method
     from fewbayes.models import load_family
-    from fewbayes.runs.folder import RunFolder
 
-    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in cell.folder.glob("checkpoint-*"))
-    paths = [cell.folder / f"checkpoint-{step}" for step in steps]
-    assert steps[-1:] == [RunFolder(cell.folder).manifest.steps]
+    paths = checkpoint_folders(cell.folder)
+    assert max(paths) == RunFolder(cell.folder).manifest.steps
     family, method = load_family(cell.config.model), make_method(load_config(cell.folder / CONFIG, {}))
-    prober = _prober(family, cell)
+    prober, steps = _prober(family, cell), cell.config.num_inference_steps
     losses = [[0, _loss(prober)]]
     method.attach(family)
-    for step, path in zip(steps, paths, strict=True):
-        _set_mean(method.trainable(family), [path])
+    for step, path in paths.items():
+        put(method.trainable(family), path)
         losses.append([step, _loss(prober)])
     found = {
-        "displacement": [[step, _displacement(path, cell)] for step, path in zip(steps, paths, strict=True)],
+        "displacement": [[step, _displacement(path, cell)] for step, path in paths.items()],
         "losses": losses,
-        "more_steps": _pictured(family, cell, encoders, cell.config.num_inference_steps * MORE_STEPS),
+        "more_steps": _pictured(family, cell, encoders, steps * MORE_STEPS),
     }
-    _set_mean(method.trainable(family), paths[-MEAN_OF:])
-    return found | {"mean_of_last": _pictured(family, cell, encoders, cell.config.num_inference_steps)}
+    put(method.trainable(family), *[*paths.values()][-MEAN_OF:])
+    return found | {"mean_of_last": _pictured(family, cell, encoders, steps)}
 
 
 def _displacement(checkpoint: Path, cell: Training) -> float | None:
@@ -243,8 +273,8 @@ def _prober(family: Family, cell: Training) -> Prober:
     from fewbayes.seeds import generator
     from fewbayes.stage.probes import Prober, ProbeSettings
 
-    pictures = np.stack([np.asarray(picture) for picture in open_pictures(cell.folder / "reference")])
-    prompt = cell.config.instance_prompt.replace("<v>", _rare_token(cell.folder))
+    pictures = np.stack(pixels(open_pictures(cell.folder / REFERENCE)))
+    prompt = cell.config.instance_prompt.replace("<v>", rare_token(cell.folder))
     means, deviations = (part.repeat(LOSS_DRAWS, 1, 1, 1) for part in family.encode_images(pictures))
     latents = means + deviations * torch.randn(means.shape, generator=generator(0, "latents of the loss"))
     settings = ProbeSettings(examples=len(latents))
@@ -262,23 +292,10 @@ def _pictured(family: Family, cell: Training, encoders: str, steps: int) -> dict
     """Scores of the same prompts and seeds as the run's own samples, with `steps` steps of its sampler."""
     from fewbayes.sample import sample_images
 
-    last = max((cell.folder / "samples").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    rows = [row for row in read_sampled(last) if row.weights == "raw"]
-    prompts = [row.prompt for row in rows]
-    c = cell.config
-    how = {"sampler": c.sampler, "guidance": c.guidance_scale, "steps": steps}
-    pictures = sample_images(family, prompts, [row.seed for row in rows], **how, resolution=c.resolution)
-    references = open_pictures(cell.folder / "reference")
-    return score_pictures(pictures, prompts, references, encoders_of(encoders), _rare_token(cell.folder))
-
-
-def _set_mean(trained: Mapping[str, Any], checkpoints: Sequence[Path]) -> None:
-    """The mean over several checkpoints of every trained weight, a learned rare token's rows included, put in place."""
-    import torch
-    from safetensors.torch import load_file
-
-    saved = [load_file(path / "weights.safetensors") for path in checkpoints]
-    assert trained.keys() == saved[0].keys(), trained.keys() ^ saved[0].keys()
-    with torch.no_grad():
-        for name, weight in trained.items():
-            weight.copy_(torch.stack([one[name] for one in saved]).mean(0))
+    last, c = max(sample_folders(cell.folder).items())[1], cell.config
+    rows = [row for row in read_listing(last) if row.weights == "raw"]
+    prompts, seeds = [row.prompt or "" for row in rows], [row.seed or 0 for row in rows]
+    how = {"sampler": c.sampler, "guidance": c.guidance_scale, "steps": steps, "resolution": c.resolution}
+    pictures = sample_images(family, prompts, seeds, **how)
+    judge = Judge(encoders_of(encoders), open_pictures(cell.folder / REFERENCE), rare_token(cell.folder))
+    return judge.scores(pictures, prompts)

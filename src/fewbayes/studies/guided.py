@@ -11,7 +11,6 @@ guidances and within an interval. A LoRA that is trained on noisy latents, whose
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -25,19 +24,19 @@ from PIL import Image
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
 from fewbayes.files.decode import plain_json, read_json
-from fewbayes.models import inspect_model
+from fewbayes.models import Family, inspect_model
 from fewbayes.page.look import colours, save, style
 from fewbayes.page.table import Column, Entry, Table, markdown
-from fewbayes.runs.provenance import environment
+from fewbayes.runs.layout import CONFIG, REFERENCE, checkpoint_folders
 from fewbayes.settings.config import TrainConfig, load_config
 from fewbayes.stage.definition import CORRUPTED
 from fewbayes.studies import study
 from fewbayes.studies.flags import StudyFlags, asked
-from fewbayes.studies.followed import settings_of
-from fewbayes.studies.grid import Arm, Training, command, grid, run, train
+from fewbayes.studies.followed import forget_checkpoints, gather, named, put, settings_of
+from fewbayes.studies.grid import Arm, Training, grid, run, train
 from fewbayes.studies.memo import remember, rounded
 from fewbayes.studies.subjects import StudySubject
-from fewbayes.studies.trajectory import open_pictures
+from fewbayes.studies.trajectory import corruption_beside, open_pictures, pixels
 
 KEPT, SEEN = "guided.json", "guided"
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -104,17 +103,17 @@ def cells(flags: GuidedFlags) -> list[Training]:
     recommended = inspect_model(flags.model).recommended
     found = []
     for subject in flags.study_subjects():
-        of_class = {"class_prompt": f"a photo of a {subject.class_word}"}
         few = {flags.output_dir / subject.name / str(n): subject.first(n) for n in flags.images}
-        arms = [
-            Arm(f"{kind}-x{factor:g}", f"{label}, {factor:g} x", changes | {"learning_rate": factor * rate})
-            for factor in flags.factors
-            for kind, (label, changes) in KINDS.items()
-            if kind in flags.kinds
-            for changes in [changes | (of_class if "with_prior_preservation" in changes else {})]
-            for rate in [(recommended | recommended.get(changes["method"], {}))["learning_rate"]]
-        ]
-        found += grid(few, lambda s: _settings(flags, s), arms, range(flags.seeds))
+        chosen = []
+        for factor in flags.factors:
+            for kind in filter(flags.kinds.__contains__, KINDS):
+                label, changes = KINDS[kind]
+                rate = (recommended | recommended.get(changes["method"], {}))["learning_rate"]
+                if "with_prior_preservation" in changes:
+                    changes = changes | {"class_prompt": f"a photo of a {subject.class_word}"}
+                changes = changes | {"learning_rate": factor * rate}
+                chosen.append(Arm(f"{kind}-x{factor:g}", f"{label}, {factor:g} x", changes))
+        found += grid(few, lambda s: _settings(flags, s), chosen, range(flags.seeds))
         if flags.noisy:
             many = max(few, key=lambda place: int(place.name))
             changes = {"learning_rate": 5e-4, "model": flags.noisy, "max_train_steps": int(NOISY_LONGER * flags.steps)}
@@ -138,15 +137,8 @@ def _settings(flags: GuidedFlags, subject: StudySubject) -> TrainConfig:
 
 def _train(flags: GuidedFlags) -> Path:
     found = run(cells(flags), looked_at, flags.workers)
-    told = {
-        "settings": {"steps": flags.steps, "sampled": SAMPLED, "sampler_steps": flags.num_inference_steps},
-        "provenance": {"command": command(), **environment(None)},
-        "cells": [cell for cell in found if "failed" not in cell],
-        "failed": [cell for cell in found if "failed" in cell],
-    }
-    flags.output_dir.mkdir(parents=True, exist_ok=True)
-    atomic_write(flags.output_dir / KEPT, json.dumps(told, separators=(",", ":")) + "\n")
-    return flags.output_dir / KEPT
+    settings = {"steps": flags.steps, "sampled": SAMPLED, "sampler_steps": flags.num_inference_steps}
+    return gather(flags.output_dir / KEPT, {"settings": settings}, found)
 
 
 def looked_at(cell: Training) -> dict[str, Any]:
@@ -156,50 +148,44 @@ def looked_at(cell: Training) -> dict[str, Any]:
         "model": inspect_model(cell.config.model).fingerprint(),
         "looks": [PROBED_STEPS, LOOKS, PICTURES, SAMPLED],
     }
-    named = {"subject": cell.subject.name, "images": len(cell.subject.files), "arm": cell.arm.name, "seed": cell.seed}
-    named |= {"label": cell.arm.label, "folder": "/".join(cell.folder.parts[-3:])}
-    found = remember(cell.folder / KEPT, made_of, lambda: named | _looks(cell))
-    for checkpoint in cell.folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    about = named(cell) | {"label": cell.arm.label, "folder": "/".join(cell.folder.parts[-3:])}
+    found = remember(cell.folder / KEPT, made_of, lambda: about | _looks(cell))
+    forget_checkpoints(cell.folder)
     return found
 
 
 def _looks(cell: Training) -> dict[str, Any]:
     if failure := train(cell):
         return {"failed": failure}
-    import torch
-    from safetensors.torch import load_file
-
     from fewbayes.diffusion.process import level_of_step
     from fewbayes.methods import make_method
     from fewbayes.models import load_family
     from fewbayes.stage.probes import Prober, ProbeSettings
 
-    config = load_config(cell.folder / "config.yaml", {})
+    config = load_config(cell.folder / CONFIG, {})
     family, method = load_family(cell.config.model), make_method(config)
-    references = [np.asarray(picture) for picture in open_pictures(cell.folder / "reference")]
+    references = pixels(open_pictures(cell.folder / REFERENCE))
     prompt, latents = config.with_rare_token(config.instance_prompt), family.encode_images(np.stack(references))[0]
     settings = ProbeSettings(levels=tuple(map(level_of_step, PROBED_STEPS)), examples=2, guidance=GUIDANCE)
     prober = Prober(family, latents, [prompt] * len(latents), settings=settings)
     method.attach(family)
     base = _base_pictures(cell.config.model, prompt, config.num_inference_steps)
+    corrupted = {way: corruption_beside(strip, references) for way, strip in base.items()}
     total, rows = cell.config.max_train_steps or 0, []
-    for step in [0, *sorted(int(path.name.removeprefix("checkpoint-")) for path in cell.folder.glob("checkpoint-*"))]:
-        if step:
-            saved = load_file(cell.folder / f"checkpoint-{step}/weights.safetensors")
-            with torch.no_grad():
-                for name, weight in method.trainable(family).items():
-                    weight.copy_(saved[name])
+    for step, checkpoint in {0: None, **checkpoint_folders(cell.folder)}.items():
+        if checkpoint:
+            put(method.trainable(family), checkpoint)
         reading = prober.read(("sigma_1", "losses", "gain", "guided"))
         assert reading.guided is not None
         row: dict[str, Any] = {"step": step, "guided": asdict(reading.guided)}
         if looks := [look for look in range(LOOKS + 1) if step == total * look // LOOKS]:
-            ways = SAMPLED if looks[-1] % 2 == 0 else ("guided",)
             row["corruption"] = {}
-            for way in ways:
+            for way in SAMPLED if looks[-1] % 2 == 0 else ("guided",):
                 strip = _pictures(family, prompt, config.num_inference_steps, way) if step else base[way]
-                _keep(strip, cell.folder / SEEN / f"step-{step:06d}-{way}.png")
-                row["corruption"][way] = _corruption(strip, base[way], references)
+                file = cell.folder / SEEN / f"step-{step:06d}-{way}.png"
+                file.parent.mkdir(exist_ok=True)
+                Image.fromarray(np.concatenate(strip, 1)).save(file)
+                row["corruption"][way] = corrupted[way](strip)
         rows.append(row)
     return {"rows": rounded(rows)}
 
@@ -212,23 +198,10 @@ def _base_pictures(model: str, prompt: str, steps: int) -> dict[str, list[np.nda
     return {way: _pictures(family, prompt, steps, way) for way in SAMPLED}
 
 
-def _pictures(family: Any, prompt: str, steps: int, way: str) -> list[np.ndarray]:
+def _pictures(family: Family, prompt: str, steps: int, way: str) -> list[np.ndarray]:
     from fewbayes.models.sampling import sample_images
 
-    made = sample_images(family, [prompt] * PICTURES, list(range(PICTURES)), steps=steps, **SAMPLED[way])
-    return [np.asarray(picture) for picture in made]
-
-
-def _keep(pictures: Sequence[np.ndarray], file: Path) -> None:
-    file.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.concatenate(pictures, 1)).save(file)
-
-
-def _corruption(pictures: Sequence[np.ndarray], base: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> float:
-    from fewbayes.stage.monitor import corruption
-    from fewbayes.stage.samples import describe
-
-    return corruption(describe(pictures, real, base), describe(base, real, base), describe(real, real))
+    return pixels(sample_images(family, [prompt] * PICTURES, list(range(PICTURES)), steps=steps, **SAMPLED[way]))
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------
@@ -253,24 +226,22 @@ def checkpoints(told: Mapping[str, Any]) -> Iterator[Checkpoint]:
     ratings = told.get("rated", {}).get("ratings")
     for cell in told["cells"]:
         for row in cell["rows"][1:]:
-            if "corruption" not in row:
-                continue
-            found, key = row["guided"], f"{cell['folder']}/{row['step']}"
-            if ratings:
-                grade = {name: ratings[f"{key}/{name}"] for name in SAMPLED if f"{key}/{name}" in ratings}
-            else:
-                grade = row["corruption"]
-            limit = BROKEN if ratings else CORRUPTED
-            losses = zip(found["guided"]["loss"], found["conditional"]["loss"], strict=True)
-            yield Checkpoint(
-                cell,
-                row["step"],
-                max(found["conditional"]["gain"]),
-                max(found["guided"]["gain"]),
-                max(guided / own for guided, own in losses),
-                grade,
-                {name: value >= limit for name, value in grade.items()},
-            )
+            if "corruption" in row:
+                alone, guided = row["guided"]["conditional"], row["guided"]["guided"]
+                grade, limit = row["corruption"], CORRUPTED
+                if ratings:
+                    places = {way: f"{cell['folder']}/{row['step']}/{way}" for way in SAMPLED}
+                    grade = {way: ratings[place] for way, place in places.items() if place in ratings}
+                    limit = BROKEN
+                yield Checkpoint(
+                    cell,
+                    row["step"],
+                    max(alone["gain"]),
+                    max(guided["gain"]),
+                    max(more / own for more, own in zip(guided["loss"], alone["loss"], strict=True)),
+                    grade,
+                    {way: value >= limit for way, value in grade.items()},
+                )
 
 
 def verdict(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,32 +249,34 @@ def verdict(told: Mapping[str, Any]) -> dict[str, Any]:
 
     staged: trainings with a broken checkpoint at full guidance, without any guidance, within the interval; restored:
     those of the first whose grades the interval halves, over their broken checkpoints; caused: by subject, how many
-    checkpoints that are broken at full guidance are not without any, and of how many that were sampled both ways.
+    checkpoints that are broken at full guidance are not without any, and of how many that were sampled both ways; late:
+    steps from the first probe with a guided gain above 1 to the first broken checkpoint, of trainings that have both.
     """
     found = [one for one in checkpoints(told) if "guided" in one.broken]
     labels = np.array([one.broken["guided"] for one in found])
-    by = ("guided", "unguided", "driven")
-    areas = {name: _auroc(np.array([getattr(one, name) for one in found]), labels) for name in by}
     runs: dict[str, list[Checkpoint]] = {}
+    caused: dict[str, list[bool]] = {}
     for one in found:
         runs.setdefault(one.cell["folder"], []).append(one)
-    staged = {name: [run for run, its in runs.items() if any(one.broken.get(name) for one in its)] for name in SAMPLED}
-    both = [one for one in found if one.broken["guided"] and "none" in one.broken]
-    caused = {
-        name: (sum(not one.broken["none"] for one in its), len(its))
-        for name in dict.fromkeys(one.cell["subject"] for one in both)
-        for its in [[one for one in both if one.cell["subject"] == name]]
-    }
-    restored = [run for run in staged["guided"] if _restored(runs[run])]
+        if one.broken["guided"] and "none" in one.broken:
+            caused.setdefault(one.cell["subject"], []).append(not one.broken["none"])
+    late = []
+    for cell in told["cells"]:
+        broken = [one.step for one in runs.get(cell["folder"], ()) if one.broken["guided"]]
+        above = [row["step"] for row in cell["rows"] if max(row["guided"]["guided"]["gain"]) > 1]
+        late += [min(broken) - min(above)] if broken and above else []
     return {
         "trainings": len(runs),
         "checkpoints": len(found),
         "broken": int(labels.sum()),
-        "auroc": areas,
-        "staged": {name: len(its) for name, its in staged.items()},
-        "caused": caused,
-        "restored": len(restored),
-        "late": _late(told, runs),
+        "auroc": {
+            name: _auroc(np.array([getattr(one, name) for one in found]), labels)
+            for name in ("guided", "unguided", "driven")
+        },
+        "staged": {way: sum(any(one.broken.get(way) for one in its) for its in runs.values()) for way in SAMPLED},
+        "caused": {subject: (sum(each), len(each)) for subject, each in caused.items()},
+        "restored": sum(map(_restored, runs.values())),
+        "late": late,
     }
 
 
@@ -316,16 +289,6 @@ def _auroc(scores: np.ndarray, broken: np.ndarray) -> float:
 def _restored(its: Sequence[Checkpoint]) -> bool:
     bad = [one for one in its if one.broken["guided"] and "interval" in one.grade]
     return bool(bad) and sum(one.grade["interval"] for one in bad) <= sum(one.grade["guided"] for one in bad) / 2
-
-
-def _late(told: Mapping[str, Any], runs: Mapping[str, Sequence[Checkpoint]]) -> list[int]:
-    """Steps from the first probe with a guided gain above 1 to the first broken checkpoint, of runs that have both."""
-    found = []
-    for cell in told["cells"]:
-        broken = [one.step for one in runs.get(cell["folder"], ()) if one.broken["guided"]]
-        above = [row["step"] for row in cell["rows"] if max(row["guided"]["guided"]["gain"]) > 1]
-        found += [min(broken) - min(above)] if broken and above else []
-    return found
 
 
 def write_table(told: Mapping[str, Any], file: Path) -> Path:

@@ -21,7 +21,7 @@ from fewbayes.page.look import empty, save, style
 from fewbayes.page.table import Column, Table, markdown
 from fewbayes.stage.definition import longest
 from fewbayes.studies import study
-from fewbayes.studies.course import corrupted, measures
+from fewbayes.studies.course import corrupted, counted, measures, subjects_of
 from fewbayes.studies.flags import asked
 from fewbayes.studies.followed import CHECKPOINTS, FollowedFlags, follow, trainings
 from fewbayes.studies.grid import Arm
@@ -88,8 +88,6 @@ class MapFlags(FollowedFlags):
     steps: int = setting(800, at_least=CHECKPOINTS)
     method: Literal["full", "lora", "oft"] = "full"
     """Of the regime itself."""
-    rank: int = setting(16, at_least=1)
-    """Of lora."""
     axes: tuple[str, ...] = setting((), choices=(*axes(1, "full"), IMAGES), several=True, value="AXIS", more=f"{ALL}.")
     """What is changed; all without it."""
 
@@ -99,37 +97,25 @@ def run_map(arguments: Sequence[str]) -> list[Path]:
     """The file of results, its table and its picture."""
     flags = asked(MapFlags, arguments, NAME, __doc__)
     file = flags.redraw or _train(replace(flags, seeds=1, steps=CHECKPOINTS) if flags.quick else flags)
-    return [file, write_table(file), draw(file)]
+    told = read_json(file, dict[str, Any])
+    atomic_write(file.with_suffix(".md"), tables(told))
+    with style():
+        return [file, file.with_suffix(".md"), save(strips(told), file.with_suffix(".png"))]
 
 
 def _train(flags: MapFlags) -> Path:
-    subjects = flags.study_subjects()
-    base = {
-        "model": flags.model,
-        "method": flags.method,
-        **({"rank": flags.rank} if flags.method == "lora" else {}),
-        "learning_rate": flags.learning_rate,
-        "center_crop": True,
-        "max_train_steps": flags.steps,
-        "validation_steps": flags.steps // CHECKPOINTS,
-        "checkpointing_steps": 0,
-        "num_validation_images": 2,
-        "num_inference_steps": flags.num_inference_steps,
-    }
+    subjects, seeds = flags.study_subjects(), range(flags.seeds)
+    base = flags.settings(learning_rate=flags.learning_rate, checkpointing_steps=0, num_validation_images=2)
     wanted = flags.axes or (*axes(1, flags.method), IMAGES)
     grid = {axis: arms for axis, arms in axes(flags.learning_rate, flags.method).items() if axis in wanted}
     everywhere = [CENTRE, *(arm for arms in grid.values() for arm in arms)]
-    cells = trainings(flags.output_dir, base, subjects, everywhere, range(flags.seeds))
+    cells = trainings(flags.output_dir, base, subjects, everywhere, seeds)
     if IMAGES in wanted:
         fewer = [s.first(count) for s in subjects for count in FEWER_IMAGES if count < len(s.files)]
-        cells += trainings(flags.output_dir, base, fewer, [CENTRE], range(flags.seeds))
-    facts = {
-        "title": "Where the corruption stage appears",
-        "question": QUESTION,
-        "settings": base,
-        "axes": {axis: [arm.name for arm in arms] for axis, arms in grid.items()},
-    }
-    return follow(cells, flags.output_dir, NAME, facts, flags.evaluators, flags.workers)
+        cells += trainings(flags.output_dir, base, fewer, [CENTRE], seeds)
+    named = {axis: [arm.name for arm in arms] for axis, arms in grid.items()}
+    facts = {"title": "Where the corruption stage appears", "question": QUESTION, "settings": base, "axes": named}
+    return follow(cells, flags, NAME, facts)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -176,15 +162,14 @@ def summary(cell: Mapping[str, Any]) -> dict[str, float | None]:
 
 def tables(told: Mapping[str, Any]) -> str:
     """A table for every subject, and which trainings failed."""
-    subjects = list(dict.fromkeys(cell["subject"] for cell in told["cells"]))
     parts = []
-    for subject in subjects:
+    for subject in subjects_of(told):
         rows = []
         for axis, words, cells in rows_of(told):
-            mine = [summary(cell) for cell in cells if cell["subject"] == subject]
-            if mine:
-                count = _trainings(told, [cell for cell in cells if cell["subject"] == subject])
-                rows.append([axis, words, count, *(_shown([row[name] for row in mine], name) for name in COLUMNS)])
+            if mine := [cell for cell in cells if cell["subject"] == subject]:
+                found = [summary(cell) for cell in mine]
+                shown = (_shown([row[name] for row in found], name) for name in COLUMNS)
+                rows.append([axis, words, counted(told, mine, "subject", "images", "arm"), *shown])
         heads = [Column(name) for name in ("axis", "setting", "trainings", *COLUMNS)]
         parts.append(f"## {subject}\n\n{markdown(Table(heads, rows))}")
     labels = {arm["name"]: arm["label"] for arm in told["arms"]}
@@ -194,13 +179,6 @@ def tables(told: Mapping[str, Any]) -> str:
     ]
     parts += ["## Failed trainings, in no number above\n\n" + "\n".join(lost)] if lost else []
     return "\n\n".join(parts) + "\n"
-
-
-def _trainings(told: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
-    """How many trainings of one setting and subject the numbers are of, and of how many where some failed."""
-    same = ("subject", "images", "arm")
-    lost = sum(all(cell[key] == cells[0][key] for key in same) for cell in told.get("failed", ()))
-    return f"{len(cells)} of {len(cells) + lost}" if lost else str(len(cells))
 
 
 def _shown(values: Sequence[float | None], name: str) -> str:
@@ -216,35 +194,22 @@ def _shown(values: Sequence[float | None], name: str) -> str:
     return f"{100 * mean:.0f} %" if name in ("corrupted", "longest") else f"{mean:.2f}"
 
 
-def write_table(file: Path) -> Path:
-    """The tables beside the results, as Markdown."""
-    target = file.with_suffix(".md")
-    atomic_write(target, tables(read_json(file, dict[str, Any])))
-    return target
-
-
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
-def draw(file: Path) -> Path:
-    """A row per setting and a block per subject, beside the results; colour: the corruption score."""
-    told = read_json(file, dict[str, Any])
-    with style():
-        return save(_strips(told), file.with_suffix(".png"))
-
-
-def _strips(told: Mapping[str, Any]) -> Figure:
-    rows = rows_of(told)
-    subjects = list(dict.fromkeys(cell["subject"] for cell in told["cells"]))
+def strips(told: Mapping[str, Any]) -> Figure:
+    """A row per setting and a block per subject; colour: the corruption score, mean over seeds."""
+    rows, subjects = rows_of(told), subjects_of(told)
     figure = empty(2.6 + 2.4 * len(subjects), 0.9 + 0.27 * len(rows))
     panels = figure.subplots(1, len(subjects), sharey=True, squeeze=False)[0]
     image = None
+    steps = [row["step"] for row in told["cells"][0]["raw"]]
     for axis, subject in zip(panels, subjects, strict=True):
-        strips = [_strip([c for c in cells if c["subject"] == subject]) for _, _, cells in rows]
-        width = max(map(len, strips))
-        values = np.array([[*strip, *[np.nan] * (width - len(strip))] for strip in strips])
+        values = np.full((len(rows), len(steps)), np.nan)
+        for row, (_, _, cells) in zip(values, rows, strict=True):
+            if mine := [[look["corruption"] for look in c["raw"]] for c in cells if c["subject"] == subject]:
+                row[: len(mine[0])] = np.mean(mine, axis=0)
         image = axis.imshow(values, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
-        steps = [row["step"] for row in told["cells"][0]["raw"]]
         axis.set_xticks(range(0, len(steps), 2), [str(step) for step in steps[::2]], fontsize=8)
         axis.set_title(subject.replace("_", " "))
         axis.set_xlabel("training steps", fontsize=9)
@@ -258,8 +223,3 @@ def _strips(told: Mapping[str, Any]) -> Figure:
     bar = figure.colorbar(image, ax=list(panels), shrink=0.6, pad=0.02)
     bar.set_label("corruption score\n(0.5: corrupted)", fontsize=9)
     return figure
-
-
-def _strip(cells: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Mean over seeds."""
-    return np.mean([[row["corruption"] for row in cell["raw"]] for cell in cells], axis=0).tolist() if cells else []

@@ -17,7 +17,7 @@ from pathlib import Path
 from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
-from fewbayes.metrics.statistics import Estimate, Units, differences, interval, reading
+from fewbayes.metrics.statistics import Estimate, differences, interval, reading
 from fewbayes.models import inspect_model
 from fewbayes.page import write_report
 from fewbayes.page.read import Experiment, read_experiment
@@ -94,7 +94,17 @@ def one_shot(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoFlags:
+class ArmFlags:
+    steps: int = setting(STEPS, at_least=1)
+    """Of each training."""
+    learning_rate: float = setting(RATE, above=0)
+    """Of the plain arm."""
+    weight_std: float = setting(WEIGHT_STD, at_least=0)
+    """Of the Bayesian arm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoFlags(ArmFlags):
     output_dir: Path = Path("runs/demo")
     """Folder of the runs and the page."""
     model: str = setting("tiny", choices=shipped())
@@ -107,12 +117,6 @@ class DemoFlags:
     """The drawn subject."""
     seeds: int = setting(1, at_least=1)
     """Trainings of each arm. Three show how far seeds differ, in three times the time."""
-    steps: int = setting(STEPS, at_least=1)
-    """Steps per run."""
-    learning_rate: float = setting(RATE, above=0)
-    """Of the plain arm."""
-    weight_std: float = setting(WEIGHT_STD, at_least=0)
-    """Of the Bayesian arm."""
 
 
 def run_demo(arguments: Sequence[str]) -> Path:
@@ -132,14 +136,9 @@ def run_demo(arguments: Sequence[str]) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneShotFlags(StudyFlags):
-    steps: int = setting(STEPS, at_least=1)
-    """Of each training."""
+class OneShotFlags(ArmFlags, StudyFlags):
     sample_every: int = setting(SAMPLE_EVERY, at_least=1)
     """Steps from one checkpoint with samples to the next."""
-    learning_rate: float = setting(RATE, above=0)
-    weight_std: float = setting(WEIGHT_STD, at_least=0)
-    """Of the Bayesian arm."""
     arms: tuple[str, ...] = setting(tuple(arms(1, 1)), choices=tuple(arms(1, 1)), several=True)
     """The first is what the others are compared with."""
     sampler: str | None = None
@@ -151,13 +150,11 @@ def run_one_shot(arguments: Sequence[str]) -> list[Path]:
     """A page for each subject, and the table of all."""
     flags = asked(OneShotFlags, arguments, "one_shot", __doc__)
     known, folders = arms(flags.learning_rate, flags.weight_std), []
+    chosen, seeds = [known[name] for name in flags.arms], range(flags.seeds)
     for subject in (subject.first(1) for subject in flags.study_subjects()):
         common = settings(subject, flags.model, flags.steps, flags.sample_every, flags.sampler)
         common = replace(common, num_inference_steps=flags.num_inference_steps)
-        chosen = [known[name] for name in flags.arms]
-        folders.append(
-            one_shot(flags.output_dir / subject.name, subject, common, chosen, range(flags.seeds), flags.workers)
-        )
+        folders.append(one_shot(flags.output_dir / subject.name, subject, common, chosen, seeds, flags.workers))
     return [*map(write_report, folders), write_comparison(folders, flags.output_dir / "one_shot")]
 
 
@@ -196,16 +193,11 @@ def tables(experiments: Mapping[str, Experiment]) -> str:
     numbers = read_numbers(experiments)
     parts = [f"### {name}\n\n{markdown(_levels(name, one, numbers))}" for name, one in experiments.items()]
     first, *others = next(iter(experiments.values())).arms
-    found, labels = leads(numbers, first.name), {arm.name: arm.label for arm in others}
-    rows: list[list[Entry]] = [
-        [
-            f"{labels[arm]} less {first.label}",
-            WEIGHT_NAMES[weights],
-            str(max(estimate.units for estimate in row.values())),
-            *(Value(estimate, sign=True) for estimate in row.values()),
-        ]
-        for (arm, weights), row in found.items()
-    ]
+    labels = {arm.name: f"{arm.label} less {first.label}" for arm in others}
+    rows: list[list[Entry]] = []
+    for (arm, weights), row in leads(numbers, first.name).items():
+        pairs = str(max(estimate.units for estimate in row.values()))
+        rows.append([labels[arm], WEIGHT_NAMES[weights], pairs, *(Value(e, sign=True) for e in row.values())])
     units = {unit for found in numbers.values() for values in found.values() for unit in values}
     told = reading(len(experiments), len(units))
     heads = [Column("difference"), Column("weights"), Column("pairs"), *COLUMNS]
@@ -217,18 +209,13 @@ def _levels(subject: str, one: Experiment, numbers: Mapping[tuple[str, str], Num
     for arm in one.arms:
         for weights, words in WEIGHT_NAMES.items():
             if arm.has(weights) and (arm.name, weights) in numbers:
-                mine = [
-                    interval(_of(subject, units), within=BOUNDS.get(name, (-1, 1)))
-                    for name, units in numbers[arm.name, weights].items()
-                ]
-                count = sum(bool(run_stages(run, weights)) for run in arm.runs)
-                rows.append([arm.label, words, f"{count} of {len(arm.runs)}", *mine])
-    heads = ("arm", "weights", "runs with a corruption stage")
-    return Table([*map(Column, heads), *COLUMNS], rows)
-
-
-def _of(subject: str, units: Units) -> Units:
-    return {unit: value for unit, value in units.items() if unit[0] == subject}
+                staged = sum(bool(run_stages(run, weights)) for run in arm.runs)
+                row: list[Entry] = [arm.label, words, f"{staged} of {len(arm.runs)}"]
+                for name, units in numbers[arm.name, weights].items():
+                    its = {unit: value for unit, value in units.items() if unit[0] == subject}
+                    row.append(interval(its, within=BOUNDS.get(name, (-1, 1))))
+                rows.append(row)
+    return Table([*map(Column, ("arm", "weights", "runs with a corruption stage")), *COLUMNS], rows)
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:

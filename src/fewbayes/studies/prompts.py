@@ -23,87 +23,41 @@ DREAMBOOTH_LIVE = frozenset({"cat", "dog"})
 """The class words of the DreamBooth data that are alive; every other of its 15 classes is an object."""
 WORLD_LIVE = frozenset({"cat", "fish", "bird", "turtle"})
 
-_PLACES = (
-    "in the jungle",
-    "in the snow",
-    "on the beach",
-    "on a cobblestone street",
-    "on top of pink fabric",
-    "on top of a wooden floor",
-    "with a city in the background",
-    "with a mountain in the background",
-    "with a blue house in the background",
-    "on top of a purple rug in a forest",
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split("; "))
+
+
+_PLACES = _listed(
+    "in the jungle; in the snow; on the beach; on a cobblestone street; on top of pink fabric; "
+    "on top of a wooden floor; with a city in the background; with a mountain in the background; "
+    "with a blue house in the background; on top of a purple rug in a forest"
 )
-_OBJECT_PLACES = (
-    "with a wheat field in the background",
-    "with a tree and autumn leaves in the background",
-    "with the Eiffel Tower in the background",
-    "floating on top of water",
-    "floating in an ocean of milk",
-    "on top of green grass with sunflowers around it",
-    "on top of a mirror",
-    "on top of the sidewalk in a crowded street",
-    "on top of a dirt road",
-    "on top of a white rug",
+_OBJECT_PLACES = _listed(
+    "with a wheat field in the background; with a tree and autumn leaves in the background; "
+    "with the Eiffel Tower in the background; floating on top of water; floating in an ocean of milk; "
+    "on top of green grass with sunflowers around it; on top of a mirror; on top of the sidewalk in a crowded street; "
+    "on top of a dirt road; on top of a white rug"
 )
-_CLOTHES = (
-    "wearing a red hat",
-    "wearing a santa hat",
-    "wearing a rainbow scarf",
-    "wearing a black top hat and a monocle",
-    "in a chef outfit",
-    "in a firefighter outfit",
-    "in a police outfit",
-    "wearing pink glasses",
-    "wearing a yellow shirt",
-    "in a purple wizard outfit",
+_CLOTHES = _listed(
+    "wearing a red hat; wearing a santa hat; wearing a rainbow scarf; wearing a black top hat and a monocle; "
+    "in a chef outfit; in a firefighter outfit; in a police outfit; wearing pink glasses; wearing a yellow shirt; "
+    "in a purple wizard outfit"
 )
 _LOOKS = ("red", "purple", "shiny", "wet", "cube shaped")
-_FACES = (
-    "wearing sunglasses",
-    "with snowflakes in their hair",
-    "with beachy hair waves",
-    "wearing a beret",
-    "with a neutral expression",
-    "with a contemplative look",
-    "laughing heartily",
-    "with an amused smile",
-    "with forest green eyeshadow",
-    "wearing a red hat",
-    "with a slight grin",
-    "with a thoughtful gaze",
-    "wearing a black top hat",
-    "in a chef hat",
-    "in a firefighter helmet",
-    "in a police cap",
-    "wearing pink glasses",
-    "wearing a yellow headband",
-    "in a purple wizard hat",
-    "smiling",
-    "frowning",
-    "looking surprised",
-    "winking",
-    "yawning",
-    "laughing",
+_FACES = _listed(
+    "wearing sunglasses; with snowflakes in their hair; with beachy hair waves; wearing a beret; "
+    "with a neutral expression; with a contemplative look; laughing heartily; with an amused smile; "
+    "with forest green eyeshadow; wearing a red hat; with a slight grin; with a thoughtful gaze; "
+    "wearing a black top hat; in a chef hat; in a firefighter helmet; in a police cap; wearing pink glasses; "
+    "wearing a yellow headband; in a purple wizard hat; smiling; frowning; looking surprised; winking; yawning; "
+    "laughing"
 )
-_WORLD_PLACES = (
-    "in the jungle",
-    "in the snow",
-    "on the beach",
-    "in the desert",
-    "on top of pink fabric",
-    "on top of a wooden floor",
-    "with a city in the background",
-    "with a mountain in the background",
-    "in front of a brick wall",
-    "on top of a purple rug",
-    "with a wheat field in the background",
-    "with autumn leaves in the background",
-    "floating on top of water",
-    "in a green meadow",
-    "on top of blue tiles",
-    "under the night sky",
+_WORLD_PLACES = _listed(
+    "in the jungle; in the snow; on the beach; in the desert; on top of pink fabric; on top of a wooden floor; "
+    "with a city in the background; with a mountain in the background; in front of a brick wall; "
+    "on top of a purple rug; with a wheat field in the background; with autumn leaves in the background; "
+    "floating on top of water; in a green meadow; on top of blue tiles; under the night sky"
 )
 _WORLD_OBJECT_LOOKS = ("red", "purple", "green", "black", "shiny", "wooden", "striped", "dotted", "checkered")
 _WORLD_LIVE_LOOKS = ("red", "purple", "green", "white", "shiny", "fluffy", "striped", "dotted", "checkered")
@@ -122,27 +76,17 @@ PROMPT_SETS: dict[str, tuple[str, ...]] = {
     "world-live": _written(_WORLD_PLACES, _WORLD_LIVE_LOOKS),
 }
 _DRIFT = {
-    "photographs": (
-        "a photo of a lighthouse",
-        "a photo of a bowl of fruit",
-        "a photo of a bicycle against a wall",
-        "a portrait of an old man",
-        "a wooden bridge over a river",
-        "a street market in the rain",
-        "a red tractor in a field",
-        "a harbour with sailing boats",
+    "photographs": _listed(
+        "a photo of a lighthouse; a photo of a bowl of fruit; a photo of a bicycle against a wall; "
+        "a portrait of an old man; a wooden bridge over a river; a street market in the rain; "
+        "a red tractor in a field; a harbour with sailing boats"
     ),
-    "world": (
-        "a photo of a red mug in the snow",
-        "a photo of a blue car with a city in the background",
-        "a photo of a green chair on top of a wooden floor",
-        "a photo of a yellow umbrella on the beach",
-        "a photo of a white cat in a green meadow",
-        "a photo of a striped ball on top of blue tiles",
-        "a photo of a black bottle in front of a brick wall",
-        "a photo of a pink bird in the jungle",
-        "a photo of a shiny clock on top of a purple rug",
-        "a photo of a brown boot in the desert",
+    "world": _listed(
+        "a photo of a red mug in the snow; a photo of a blue car with a city in the background; "
+        "a photo of a green chair on top of a wooden floor; a photo of a yellow umbrella on the beach; "
+        "a photo of a white cat in a green meadow; a photo of a striped ball on top of blue tiles; "
+        "a photo of a black bottle in front of a brick wall; a photo of a pink bird in the jungle; "
+        "a photo of a shiny clock on top of a purple rug; a photo of a brown boot in the desert"
     ),
 }
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fewbayes.files.decode import read_json
-from fewbayes.runs.layout import LISTING
+from fewbayes.runs.layout import REFERENCE, SAMPLES, read_listing, sample_folders
 from fewbayes.stage.monitor import corruption
 from fewbayes.stage.samples import describe
 from fewbayes.studies.memo import content, remember
@@ -34,6 +33,7 @@ QUANTITIES = {
 }
 """What is scored; all but the last are the mean over the pictures of a checkpoint."""
 TRAINING, BASE = "training", 0
+Pixels = Sequence[np.ndarray]
 
 
 def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[str, Any]:
@@ -43,23 +43,50 @@ def score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[s
     "step" per sampled checkpoint in order. Step 0 is the base model.
     """
     made_of = {"encoders": identities(encoders), "rare_token": rare_token, "quantities": list(QUANTITIES)}
-    made_of["pictures"] = content(folder / "reference", folder / "samples")
+    made_of["pictures"] = content(folder / REFERENCE, folder / SAMPLES)
     return remember(folder / FILE, made_of, lambda: _score_run(folder, encoders, rare_token))
 
 
 def _score_run(folder: Path, encoders: dict[str, Any], rare_token: str) -> dict[str, Any]:
-    steps = sorted((folder / "samples").glob("step-*"), key=_step)
-    references = open_pictures(folder / "reference")
-    result: dict[str, Any] = {TRAINING: _of_training(references, encoders), "ema": []}
-    corrupted = _beside(_pixels(steps[0], _rows(steps[0], "raw")), references)
-    for weights in ("raw", "ema") if _rows(steps[-1], "ema") else ("raw",):
-        result[weights] = [
-            {"step": _step(path), "corruption": corrupted(_pixels(path, rows))}
-            | _scores(path, rows, references, encoders, rare_token)
-            for path in steps
-            if (rows := _rows(path, weights))
-        ]
+    steps = sample_folders(folder)
+    judge = Judge(encoders, open_pictures(folder / REFERENCE), rare_token)
+    corrupted = corruption_beside(pixels(drawn(steps[BASE])[0]), pixels(judge.references))
+    result: dict[str, Any] = {TRAINING: judge.of_training(), "ema": []}
+    for weights in ("raw", "ema") if drawn(max(steps.items())[1], "ema")[0] else ("raw",):
+        result[weights] = []
+        for step, path in steps.items():
+            # Before the first step raw and averaged weights are one.
+            pictures, prompts = drawn(path, "raw" if step == BASE else weights)
+            if pictures:
+                score = {"step": step, "corruption": corrupted(pixels(pictures))}
+                result[weights].append(score | judge.scores(pictures, prompts))
     return result
+
+
+def drawn(samples: Path, weights: str = "raw") -> tuple[list[Image.Image], list[str]]:
+    """The pictures in a folder of samples that were drawn from these weights, and their prompts."""
+    rows = [row for row in read_listing(samples) if row.weights == weights]
+    return [_open(samples / row.file) for row in rows], [row.prompt or "" for row in rows]
+
+
+def open_pictures(folder: Path) -> list[Image.Image]:
+    """The PNGs of a folder by name."""
+    return [_open(path) for path in sorted(folder.glob("*.png"))]
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def pixels(pictures: Sequence[Image.Image]) -> list[np.ndarray]:
+    return [np.asarray(picture) for picture in pictures]
+
+
+def corruption_beside(base: Pixels, real: Pixels) -> Callable[[Pixels], float]:
+    """The monitor's score of pictures beside those of the base model, which come in the same order, and real ones."""
+    twins, training = describe(base, real, base), describe(real, real)
+    return lambda pictures: corruption(describe(pictures, real, base), twins, training)
 
 
 @cache
@@ -76,110 +103,50 @@ def identities(encoders: dict[str, Any]) -> dict[str, list[str]]:
     return {key: [encoders[key].identity.name, encoders[key].identity.fingerprint] for key in used}
 
 
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
-def open_pictures(folder: Path) -> list[Image.Image]:
-    """The PNGs of a folder by name."""
-    return [_open(path) for path in sorted(folder.glob("*.png"))]
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
-
-
 @dataclass(frozen=True)
-class Sampled:
-    """What is read of a row of a run's samples.json."""
+class Judge:
+    """Evaluators, and the training images and the rare token of what they are shown."""
 
-    file: str
-    prompt: str
-    seed: int
-    weights: str
+    encoders: dict[str, Any]
+    references: Sequence[Image.Image]
+    rare_token: str
 
+    def scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, float]:
+        """QUANTITIES, but for corruption, of pictures that were made with these prompts."""
+        from fewbayes.metrics import scores
 
-def read_sampled(folder: Path) -> list[Sampled]:
-    """What was drawn at one checkpoint."""
-    return read_json(folder / LISTING, list[Sampled])
+        clip, dino, lpips = (self.encoders[key] for key in ("clip", "dino", "lpips"))
+        likeness = scores.fidelity(dino.images(pictures), dino.images(self.references))
+        told = clip.texts([scores.without_token(prompt, self.rare_token) for prompt in prompts])
+        groups = [
+            lpips.distances([picture for picture, its in zip(pictures, prompts, strict=True) if its == prompt])
+            for prompt in dict.fromkeys(prompts)
+        ]
+        return {
+            "fidelity": likeness.mean,
+            "nearest": likeness.nearest,
+            "prompt": float(scores.prompt_scores(clip.images(pictures), told).mean()),
+            "diversity": scores.diversity(groups).value,
+        } | self._alone(pictures)
 
+    def of_training(self) -> dict[str, float]:
+        """What perfect pictures of the subject would score, as far as one can say."""
+        from fewbayes.metrics import scores
 
-def _rows(path: Path, weights: str) -> list[Sampled]:
-    """What was drawn from these weights; before the first step raw and averaged weights are one."""
-    wanted = "raw" if weights == "ema" and _step(path) == BASE else weights
-    return [row for row in read_sampled(path) if row.weights == wanted]
+        found = self._alone(self.references)
+        if len(self.references) > 1:
+            real = scores.real_fidelity(self.encoders["dino"].images(self.references))
+            diversity = scores.diversity([self.encoders["lpips"].distances(self.references)]).value
+            found |= {"fidelity": real.mean, "nearest": real.nearest, "diversity": diversity}
+        return found
 
+    def _alone(self, pictures: Sequence[Image.Image]) -> dict[str, float]:
+        """What needs nothing beside the pictures."""
+        from fewbayes.metrics.pixels import haar_noise
+        from fewbayes.metrics.scores import quality
 
-def _beside(base: Sequence[np.ndarray], references: Sequence[Image.Image]) -> Callable[[Sequence[np.ndarray]], float]:
-    """The monitor's score of pictures beside those of the base model, which come in the same order."""
-    real = [np.asarray(picture) for picture in references]
-    twins, training = describe(base, real, base), describe(real, real)
-    return lambda pictures: corruption(describe(pictures, real, base), twins, training)
-
-
-def _pixels(path: Path, rows: Sequence[Sampled]) -> list[np.ndarray]:
-    return [np.asarray(_open(path / row.file)) for row in rows]
-
-
-def _scores(
-    path: Path,
-    rows: Sequence[Sampled],
-    references: Sequence[Image.Image],
-    encoders: dict[str, Any],
-    rare_token: str,
-) -> dict[str, float]:
-    pictures = [_open(path / row.file) for row in rows]
-    return score_pictures(pictures, [row.prompt for row in rows], references, encoders, rare_token)
-
-
-def score_pictures(
-    pictures: Sequence[Image.Image],
-    prompts: Sequence[str],
-    references: Sequence[Image.Image],
-    encoders: dict[str, Any],
-    rare_token: str,
-) -> dict[str, float]:
-    """What evaluators say of pictures that were made with these prompts."""
-    from fewbayes.metrics import scores
-
-    plain = [scores.without_token(prompt, rare_token) for prompt in prompts]
-    likeness = scores.fidelity(encoders["dino"].images(pictures), encoders["dino"].images(references))
-    groups = [
-        encoders["lpips"].distances([picture for picture, its in zip(pictures, prompts, strict=True) if its == prompt])
-        for prompt in dict.fromkeys(prompts)
-    ]
-    told = scores.prompt_scores(encoders["clip"].images(pictures), encoders["clip"].texts(plain))
-    return {
-        "quality": float(_quality(pictures, encoders).mean()),
-        "fidelity": likeness.mean,
-        "nearest": likeness.nearest,
-        "prompt": float(told.mean()),
-        "diversity": scores.diversity(groups).value,
-        "noise": _noise(pictures),
-    }
-
-
-def _of_training(references: Sequence[Image.Image], encoders: dict[str, Any]) -> dict[str, float]:
-    """What perfect pictures of the subject would score, as far as one can say."""
-    from fewbayes.metrics import scores
-
-    found = {"quality": float(_quality(references, encoders).mean()), "noise": _noise(references)}
-    if len(references) > 1:
-        real = scores.real_fidelity(encoders["dino"].images(references))
-        diversity = scores.diversity([encoders["lpips"].distances(references)]).value
-        found |= {"fidelity": real.mean, "nearest": real.nearest, "diversity": diversity}
-    return found
-
-
-def _quality(pictures: Sequence[Image.Image], encoders: dict[str, Any]) -> np.ndarray:
-    from fewbayes.metrics import scores
-
-    judge = encoders["clip_iqa"]
-    return scores.quality(judge.images(pictures), judge.anchors, judge.scale)
-
-
-def _noise(pictures: Sequence[Image.Image]) -> float:
-    from fewbayes.metrics.pixels import haar_noise
-
-    return float(np.mean([haar_noise(np.asarray(picture)) for picture in pictures]))
+        iqa = self.encoders["clip_iqa"]
+        return {
+            "quality": float(quality(iqa.images(pictures), iqa.anchors, iqa.scale).mean()),
+            "noise": float(np.mean([haar_noise(picture) for picture in pixels(pictures)])),
+        }

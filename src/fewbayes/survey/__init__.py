@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.settings.flags import asks_for_help, parse_command
+
+NEXT = "the study: {folder}; next: fewbayes study serve {folder}"
+SHEETS = f"{NEXT}, or its sheets/question.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +31,6 @@ class Serve:
     """Where answers go: postgresql+psycopg://USER@HOST/NAME. None: answers.db in the study folder."""
     proxy: str | None = setting(None, value="ADDRESS")
     """The proxy whose word about https is believed."""
-
-
-def _make(arguments: list[str]) -> int:
-    from fewbayes.survey.make import Make, run_make
-
-    folder = run_make(parse_command(Make, arguments, "study make"))
-    print((folder / "plan.md").read_text("utf-8"))
-    print(f"the study: {folder}; next: fewbayes study serve {folder}")
-    return 0
 
 
 def _serve(arguments: list[str]) -> int:
@@ -75,39 +69,32 @@ def _serve(arguments: list[str]) -> int:
     return 0
 
 
-def _rate(arguments: list[str]) -> int:
-    from fewbayes.survey.rate import Rate, run_rate
-
-    folder = run_rate(parse_command(Rate, arguments, "study rate"))
-    print(f"the study: {folder}; next: fewbayes study serve {folder}, or its sheets/question.md")
-    return 0
-
-
-def _read(arguments: list[str]) -> int:
-    from fewbayes.survey.read import Read, run_read
-
-    folder = run_read(parse_command(Read, arguments, "study read"))
-    print((folder / "results.md").read_text("utf-8"))
-    print(f"done: {folder}")
-    return 0
-
-
-COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "make": ("a blinded study of pairs from runs, with a frozen plan", _make),
-    "serve": ("its page, for participants", _serve),
-    "rate": ("sheets of single sets of pictures: clean, between or broken", _rate),
-    "read": ("what the answers say, in tables and on a page", _read),
+COMMANDS = {
+    "make": ("a blinded study of pairs from runs, with a frozen plan", "plan.md", NEXT),
+    "serve": ("its page, for participants", "", ""),
+    "rate": ("sheets of single sets of pictures: clean, between or broken", "", SHEETS),
+    "read": ("what the answers say, in tables and on a page", "results.md", "done: {folder}"),
 }
+"""By name: a line for the list, the file that is shown at the end, and what is said then."""
 
 
 def run_study(arguments: list[str]) -> int:
     """`fewbayes study COMMAND ...`; the exit code."""
-    if arguments and arguments[0] in COMMANDS:
-        return COMMANDS[arguments[0]][1](arguments[1:])
     if arguments and asks_for_help(arguments[:1]):
         print("usage: fewbayes study COMMAND ...\n")
-        print("\n".join(f"  {name:<6} {about}" for name, (about, _) in COMMANDS.items()))
+        print("\n".join(f"  {name:<6} {about}" for name, (about, *_) in COMMANDS.items()))
         print("\n`fewbayes study COMMAND --help` says more.")
         return 0
-    named = f"{arguments[0]!r} is no part of a study" if arguments else "name a part of a study"
-    raise UserError(f"{named}; there are {', '.join(COMMANDS)} (fewbayes study --help says more)")
+    if not arguments or arguments[0] not in COMMANDS:
+        named = f"{arguments[0]!r} is no part of a study" if arguments else "name a part of a study"
+        raise UserError(f"{named}; there are {', '.join(COMMANDS)} (fewbayes study --help says more)")
+    name, *rest = arguments
+    if name == "serve":
+        return _serve(rest)
+    module = import_module(f"{__name__}.{name}")
+    folder = getattr(module, f"run_{name}")(parse_command(getattr(module, name.title()), rest, f"study {name}"))
+    _, shown, said = COMMANDS[name]
+    if shown:
+        print((folder / shown).read_text("utf-8"))
+    print(said.format(folder=folder))
+    return 0

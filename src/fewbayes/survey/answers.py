@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -39,11 +39,14 @@ class Answer:
 NAMES = tuple(field.name for field in fields(Answer))
 
 
-def to_csv(answers: Sequence[Answer]) -> str:
+def to_csv(
+    answers: Sequence[Answer], more: Sequence[str] = (), of: Callable[[Answer], Sequence[Any]] = lambda _: ()
+) -> str:
+    """A row for each answer. more, of: further columns, and what an answer has in them."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(NAMES)
-    writer.writerows([getattr(answer, name) for name in NAMES] for answer in answers)
+    writer.writerow([*NAMES, *more])
+    writer.writerows([*(getattr(answer, name) for name in NAMES), *of(answer)] for answer in answers)
     return buffer.getvalue()
 
 

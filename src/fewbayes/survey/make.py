@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256 as hashed
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_folder, atomic_write
 from fewbayes.metrics.folders import open_picture
+from fewbayes.page.table import Column, Entry, Table, markdown
 from fewbayes.runs.provenance import now
 from fewbayes.survey import plan as layout
 from fewbayes.survey.arms import Arm, Pair, pairs_of, read_arms
@@ -119,11 +120,10 @@ def run_make(asked: Make) -> Path:
         pictures = Pictures(folder)
         items, key_items = _items(pairs, blocks, photographs, pictures)
         checks, right = _checks(pairs, photographs, pictures, asked.checks)
-        pictures.write()
-        key = Key({arm.name: arm.name for arm in arms}, key_items, right)
-        atomic_write(folder / layout.KEY, written(key))
-        power = power_table(len(pairs) // len(blocks), per_block, asked.participants)
-        study = Study(
+        study = freeze(
+            folder,
+            pictures,
+            Key({arm.name: arm.name for arm in arms}, key_items, right),
             kind="pairs",
             title=asked.title,
             consent=consent,
@@ -133,22 +133,29 @@ def run_make(asked: Make) -> Path:
             per_block=per_block,
             checks_each=min(asked.checks, len(checks)),
             repeats=repeats,
-            seed=secrets.randbits(48),
-            plan=Plan(asked.participants, asked.failures, power, ANALYSIS.format(failures=asked.failures), now()),
-            key_sha256=layout.sha256(written(key)),
+            plan=Plan(
+                asked.participants,
+                asked.failures,
+                power_table(len(pairs) // len(blocks), per_block, asked.participants),
+                ANALYSIS.format(failures=asked.failures),
+                now(),
+            ),
         )
-        finish(folder, study)
         atomic_write(folder / layout.PLAN, plan_in_words(study, arms, pairs))
     return Path(asked.output_dir)
 
 
-def finish(folder: Path, study: Study) -> None:
-    """The files of a study that every kind has: study.json, and the secret, which no one else may read."""
+def freeze(folder: Path, pictures: Pictures, key: Key, **told: Any) -> Study:
+    """Write what every kind of study has: pictures, the key, study.json, and the secret, which no one else may read."""
+    pictures.write()
+    atomic_write(folder / layout.KEY, written(key))
+    study = Study(**told, seed=secrets.randbits(48), key_sha256=layout.sha256(written(key)))
     atomic_write(folder / layout.STUDY, written(study))
     place = folder / layout.SECRET
     place.touch(mode=0o600)
     place.write_bytes(written(Secret(secrets.token_hex(32), secrets.token_urlsafe(18))))
     os.chmod(place, 0o600)
+    return study
 
 
 def _question(name: str, ties: bool) -> Question:
@@ -210,22 +217,18 @@ def _items(
         if sizes[0] != sizes[1]:
             shown = " and ".join(f"{path} ({size[0]} x {size[1]})" for path, size in zip(paths, sizes, strict=True))
             raise UserError(f"{shown} differ in size, which would tell the arms apart; sample both at one resolution")
-        subject = pair.shots[0].subject
-        item = Item(
-            pictures.name(),
-            [[pictures.file(path)] for path in paths],
-            number[pair.arms, pair.case],
-            pair.shots[0].prompt,
-            [pictures.file(path) for path in photographs.get(subject, [])[:REFERENCES]],
-        )
+        first, second = pair.shots
+        sides = [[pictures.file(path)] for path in paths]
+        beside = _beside(photographs.get(first.subject, []), pictures)
+        item = Item(pictures.name(), sides, number[pair.arms, pair.case], first.prompt, beside)
         items.append(item)
         key[item.id] = Origin(
             [pair.arms[side] for side in order],
             pair.case,
-            subject,
-            pair.shots[0].training_seed if pair.shots[0].training_seed == pair.shots[1].training_seed else None,
+            first.subject,
+            first.training_seed if first.training_seed == second.training_seed else None,
             [[str(path)] for path in paths],
-            unit=pair.shots[0].unit,
+            unit=first.unit,
         )
     return items, key
 
@@ -247,17 +250,16 @@ def _checks(
         broken = Image.fromarray((0.2 * np.asarray(whole) + 0.8 * noise).astype(np.uint8))
         names = [pictures.add(lambda one=one: one, f"check {i} {j}") for j, one in enumerate((whole, broken))]
         turn = int(chance.integers(2))
-        references = [pictures.file(path) for path in photographs[subject][:REFERENCES]]
-        item = Item(
-            pictures.name(),
-            [[names[turn]], [names[1 - turn]]],
-            0,
-            prompts[0] if prompts else pairs[0].shots[0].prompt,
-            references,
-        )
+        prompt = prompts[0] if prompts else pairs[0].shots[0].prompt
+        sides = [[names[turn]], [names[1 - turn]]]
+        item = Item(pictures.name(), sides, 0, prompt, _beside(photographs[subject], pictures))
         items.append(item)
         right[item.id] = turn
     return items, right
+
+
+def _beside(photographs: Sequence[Path], pictures: Pictures) -> list[str]:
+    return [pictures.file(path) for path in photographs[:REFERENCES]]
 
 
 def plan_in_words(study: Study, arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
@@ -267,14 +269,14 @@ def plan_in_words(study: Study, arms: Sequence[Arm], pairs: Sequence[Pair]) -> s
     cases = list(dict.fromkeys(pair.case for pair in pairs))
     blocks = len(pairs) // (len(study.items) // len({item.block for item in study.items}))
     sizes = sorted({row.participants for row in plan.power})
-    shares = sorted({row.share for row in plan.power})
     found = {(row.share, row.participants): row.power for row in plan.power}
-    head = ["true preference", *(f"{size}" for size in sizes), "participants for 80 %"]
-    rows = [head, ["---"] * len(head)]
-    for share in shares:
+    rows: list[list[Entry]] = []
+    for share in sorted({row.share for row in plan.power}):
+        powers = [found[share, size] for size in sizes]
         enough = next((str(size) for size in sizes if found[share, size] >= 0.8), f"more than {sizes[-1]}")
-        rows.append([f"{100 * share:.0f} %", *(f"{100 * found[share, size]:.0f} %" for size in sizes), enough])
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        rows.append([f"{100 * share:.0f} %", *(f"{100 * power:.0f} %" for power in powers), enough])
+    heads = ["true preference", *map(str, sizes), "participants for 80 %"]
+    table = markdown(Table([*map(Column, heads)], rows))
     return f"""# Plan of the study
 
 Made {plan.made}. Frozen: the SHA-256 of study.json stands in every result, and the server refuses another plan.

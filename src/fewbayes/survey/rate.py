@@ -8,7 +8,6 @@ reads both.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -23,13 +22,12 @@ from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_folder, atomic_write
 from fewbayes.metrics.folders import open_picture, read_samples
 from fewbayes.page.table import Column, Table, markdown
-from fewbayes.runs.layout import CONFIG
+from fewbayes.runs.layout import CONFIG, REFERENCE, sample_folders
 from fewbayes.runs.provenance import now
-from fewbayes.survey import plan as layout
 from fewbayes.survey.answers import Answer
 from fewbayes.survey.inference import krippendorff
-from fewbayes.survey.make import REFERENCES, Pictures, finish
-from fewbayes.survey.plan import RATING, Item, Key, Origin, Plan, Study, written
+from fewbayes.survey.make import REFERENCES, Pictures, freeze
+from fewbayes.survey.plan import RATING, Item, Key, Origin, Plan, Study
 
 PER_SHEET, SHOWN, GAP = 10, 128, 10
 CONSENT = """You will see sets of pictures made by a computer program, and say whether each is clean or broken. We \
@@ -79,6 +77,11 @@ class Shown:
     before: Sequence[Path] = ()
     references: Sequence[Path] = ()
 
+    @property
+    def parts(self) -> tuple[Sequence[Path], Sequence[Path], Sequence[Path]]:
+        """From left to right."""
+        return self.before, self.pictures, self.references
+
 
 def run_rate(asked: Rate) -> Path:
     """Write the study and its sheets; returns its folder."""
@@ -103,9 +106,9 @@ def sets_of(folder: Path, name: str) -> list[Shown]:
         raise UserError(f"there is no folder {folder}; give runs or folders of pictures")
     if not (folder / CONFIG).is_file():
         return [Shown(f"{name}/{sample.file}", None, [sample.path]) for sample in read_samples(folder).samples]
-    steps = [(int(path.name.removeprefix("step-")), path) for path in sorted((folder / "samples").glob("step-*"))]
+    steps = sample_folders(folder).items()
     drawn = {step: [sample.path for sample in read_samples(path).samples] for step, path in steps}
-    references = sorted((folder / "reference").glob("*.png"))[:REFERENCES]
+    references = sorted((folder / REFERENCE).glob("*.png"))[:REFERENCES]
     return [Shown(name, step, drawn[step], drawn.get(0, []), references) for step in drawn if step]
 
 
@@ -117,16 +120,16 @@ def write_rating(
         raise UserError("there are no pictures to rate; give runs with samples after their first step")
     with atomic_folder(folder, new=True) as staging:
         pictures = Pictures(staging)
-        groups = [[[pictures.file(path) for path in part] for part in _parts(each)] for each in shown]
-        items = [
-            Item(pictures.name(), [part], before=before, references=references) for before, part, references in groups
-        ]
-        pictures.write()
-        origins = [_origin(each) for each in shown]
-        key = written(Key({}, {item.id: origin for item, origin in zip(items, origins, strict=True)}, {}))
-        atomic_write(staging / layout.KEY, key)
-        plan = Plan(1, 0, [], "Agreement of raters, by Krippendorff's alpha.", now())
-        study = Study(
+        items, origins = [], {}
+        for each in shown:
+            before, part, references = ([pictures.file(path) for path in paths] for paths in each.parts)
+            items.append(Item(pictures.name(), [part], before=before, references=references))
+            files = [[str(path) for path in each.pictures]]
+            origins[items[-1].id] = Origin([], subject=each.training, step=each.step, files=files)
+        freeze(
+            staging,
+            pictures,
+            Key({}, origins, {}),
             kind="rating",
             title=title,
             consent=CONSENT,
@@ -136,11 +139,8 @@ def write_rating(
             per_block=min(per_participant, len(items)),
             checks_each=0,
             repeats=0,
-            seed=secrets.randbits(48),
-            plan=plan,
-            key_sha256=layout.sha256(key),
+            plan=Plan(1, 0, [], "Agreement of raters, by Krippendorff's alpha.", now()),
         )
-        finish(staging, study)
         (staging / "sheets").mkdir()
         atomic_write(staging / "sheets" / "question.md", QUESTION)
         for first in range(0, len(shown), PER_SHEET):
@@ -149,23 +149,15 @@ def write_rating(
     return folder
 
 
-def _parts(shown: Shown) -> tuple[Sequence[Path], Sequence[Path], Sequence[Path]]:
-    return shown.before, shown.pictures, shown.references
-
-
-def _origin(shown: Shown) -> Origin:
-    return Origin([], subject=shown.training, step=shown.step, files=[[str(path) for path in shown.pictures]])
-
-
 def draw(rows: Sequence[Shown], first: int) -> Image.Image:
     """A sheet: a numbered row for each set."""
-    width = 40 + max(sum(len(part) * (SHOWN + 2) + GAP for part in _parts(row)) for row in rows)
+    width = 40 + max(sum(len(part) * (SHOWN + 2) + GAP for part in row.parts) for row in rows)
     sheet = Image.new("RGB", (width, len(rows) * (SHOWN + 6)), "white")
     pen = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
         x, y = 40, i * (SHOWN + 6) + 3
         pen.text((4, y + SHOWN // 2), str(first + i), fill="black")
-        for part in _parts(row):
+        for part in row.parts:
             for path in part:
                 sheet.paste(open_picture(path).resize((SHOWN, SHOWN), Image.Resampling.BICUBIC), (x, y))
                 x += SHOWN + 2

@@ -6,8 +6,6 @@ Answers come from the server's database and from files of the same rows
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +23,7 @@ from fewbayes.page.parts import Fold, Page, Verdict
 from fewbayes.page.render import write_page
 from fewbayes.page.table import Column, Table, comma_separated, latex, markdown
 from fewbayes.survey import paper
-from fewbayes.survey.answers import NAMES, Answer, from_database, from_files
+from fewbayes.survey.answers import Answer, from_database, from_files, to_csv
 from fewbayes.survey.inference import Mixed, Share
 from fewbayes.survey.plan import DATABASE, Key, Study, read_key, read_study
 from fewbayes.survey.results import Result, result_of
@@ -201,17 +199,10 @@ def page_of(study: Study, result: Result, found: dict[str, Table]) -> Page:
 def drawing(result: Result, question: str) -> str:
     """Our shares and the paper's, with their intervals, one line each; half of the answers is a line."""
     pairs = list(dict.fromkeys(cell.arms for cell in result.cells))
-    rows = [
-        (
-            f"{c.arms[1]} over {c.arms[0]}, {c.case}",
-            c.share.share,
-            c.share.low,
-            c.share.high,
-            colour(pairs.index(c.arms)),
-        )
-        for c in result.cells
-        if c.question == question
-    ]
+    rows = []
+    for c in (cell for cell in result.cells if cell.question == question):
+        name, found = f"{c.arms[1]} over {c.arms[0]}, {c.case}", c.share
+        rows.append((name, found.share, found.low, found.high, colour(pairs.index(c.arms))))
     place = paper.QUESTIONS.index(question)
     for (case, method), row in paper.PREFERRED.items():
         low, high = paper.interval(row[place], paper.answers(case, method))
@@ -234,12 +225,10 @@ def drawing(result: Result, question: str) -> str:
 
 def unblinded_csv(answers: Sequence[Answer], key: Key) -> str:
     """All answers with what they were about, for any other program."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*NAMES, "case", "subject", "unit", "arm 0", "arm 1", "right"])
-    for answer in answers:
+
+    def about(answer: Answer) -> list[Any]:
         origin = key.items.get(answer.item)
-        about = [origin.case, origin.subject, origin.unit, *origin.arms] if origin else ["check", "", "", "", ""]
-        right = key.right.get(answer.item, "")
-        writer.writerow([*(getattr(answer, name) for name in NAMES), *about, *[""] * (5 - len(about)), right])
-    return buffer.getvalue()
+        its = [origin.case, origin.subject, origin.unit, *origin.arms] if origin else ["check", "", "", "", ""]
+        return [*its, key.right.get(answer.item, "")]
+
+    return to_csv(answers, ["case", "subject", "unit", "arm 0", "arm 1", "right"], about)

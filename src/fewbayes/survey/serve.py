@@ -14,7 +14,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -31,7 +31,6 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from fewbayes.survey.answers import Answer, to_csv
-from fewbayes.survey.openapi import document
 from fewbayes.survey.plan import LEFT, RIGHT, SAME, Question, Secret, Study, picture_file
 from fewbayes.survey.schedule import Trial, trials
 from fewbayes.survey.store import Store
@@ -137,7 +136,7 @@ class Server:
     # --- requests ---
 
     async def openapi(self, _: Request) -> Response:
-        return JSONResponse(document(Given, Consent))
+        return JSONResponse(document())
 
     async def about(self, request: Request) -> Response:
         study = self.study
@@ -149,8 +148,7 @@ class Server:
             begun = bool(self.who(request))
         except HTTPException:
             begun = False
-        told = {"title": study.title, "consent": study.consent, "begun": begun, "questions": questions}
-        return JSONResponse(told)
+        return JSONResponse({"title": study.title, "consent": study.consent, "begun": begun, "questions": questions})
 
     async def join(self, request: Request) -> Response:
         if not (await _body(request, Consent)).consent:
@@ -160,14 +158,8 @@ class Server:
         participant = secrets.token_hex(8)
         number = await run_in_threadpool(self.store.begin, participant)
         answer = JSONResponse({"participant": participant}, 201)
-        answer.set_cookie(
-            COOKIE,
-            self.sign(participant, number),
-            max_age=30 * 24 * 3600,
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
+        kept = {"max_age": 30 * 24 * 3600, "httponly": True, "samesite": "strict"}
+        answer.set_cookie(COOKIE, self.sign(participant, number), secure=request.url.scheme == "https", **kept)
         return answer
 
     async def withdraw(self, request: Request) -> Response:
@@ -192,17 +184,8 @@ class Server:
         if question is None or given.trial >= len(shown) or given.choice >= len(question.options):
             raise HTTPException(422, "there is no such trial, question or choice")
         trial = shown[given.trial]
-        kept = Answer(
-            participant,
-            given.trial,
-            given.question,
-            trial.item.id,
-            trial.repeat,
-            trial.left,
-            trial.side(given.choice),
-            given.milliseconds,
-            given.key,
-        )
+        seen = {"item": trial.item.id, "repeat": trial.repeat, "left": trial.left, "choice": trial.side(given.choice)}
+        kept = Answer(participant, **(asdict(given) | seen))
         added, _ = await asyncio.wrap_future(self.store.submit(kept))
         if added == "gone":
             raise HTTPException(401, "this participant has withdrawn")
@@ -339,3 +322,56 @@ def _admin_page(study: Study, counts: dict[str, Any]) -> str:
         f"<main><h1>How the study goes</h1><table>{body}</table>"
         '<p><a href="/admin/answers.csv">All answers</a>, still blind: no arm is named.</p></main></body></html>'
     )
+
+
+# --- the OpenAPI description ------------------------------------------------------------------------------------------
+
+REQUESTS = {
+    ("/api/study", "get"): ("Title, consent and questions.", "200"),
+    ("/api/participants", "post"): (
+        "A new participant, whose token is set as a cookie.",
+        "200 201 413 415 422 429 503",
+    ),
+    ("/api/participants", "delete"): ("Deletes the participant and all answers.", "200 401 503"),
+    ("/api/trials", "get"): ("The participant's trials, in order.", "200 401 503"),
+    ("/api/answers", "post"): ("Keeps an answer; 200: kept before.", "200 201 401 409 413 415 422 429 503"),
+    ("/images/{name}.png", "get"): ("A picture under its opaque name.", "200 401 404"),
+}
+"""What each does, and the statuses that it can have; those that can have 401 need a token."""
+STATUSES = {
+    "200": "done",
+    "201": "done",
+    "401": "no participant, or a token that this server did not sign",
+    "404": "no such picture",
+    "409": "the question has another answer already",
+    "413": "the body is too long",
+    "415": "the body is not application/json",
+    "422": "the body is not what is asked for",
+    "429": "too fast",
+    "503": "the database does not answer; nothing was kept",
+}
+
+
+def document() -> dict[str, Any]:
+    """The description of all REQUESTS."""
+    kinds, parts = msgspec.json.schema_components([Given, Consent], ref_template="#/components/schemas/{name}")
+    bodies = {("/api/answers", "post"): kinds[0], ("/api/participants", "post"): kinds[1]}
+    paths: dict[str, dict[str, Any]] = {}
+    for (path, verb), (summary, statuses) in REQUESTS.items():
+        content = {"application/json": {"schema": {"type": "object"}}}
+        answers = {status: {"description": STATUSES[status], "content": content} for status in statuses.split()}
+        told = paths.setdefault(path, {})[verb] = {"summary": summary, "responses": answers}
+        if body := bodies.get((path, verb)):
+            told["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        if "401" in answers:
+            told["security"] = [{"participant": []}]
+        if "{name}" in path:
+            told["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+            answers["200"]["content"] = {"image/png": {}}
+    token = {"participant": {"type": "apiKey", "in": "cookie", "name": COOKIE}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "fewbayes study", "version": "1"},
+        "paths": paths,
+        "components": {"schemas": parts, "securitySchemes": token},
+    }

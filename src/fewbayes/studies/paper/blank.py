@@ -18,7 +18,7 @@ from fewbayes.stage.probes import Prober, ProbeSettings
 from fewbayes.studies.paper.denoise import encoded, keep, one_step
 from fewbayes.studies.paper.drawing import CHANGED, Shown, Told, at_guidance, bounds, canvas, pictures, state
 from fewbayes.studies.paper.options import Ask
-from fewbayes.studies.paper.trained import Task, counts, each_way, follow, settings
+from fewbayes.studies.paper.trained import Task, counts, each_way, follow, ranged, settings
 
 
 def blanks(ask: Ask, wanted: Sequence[int], t: int) -> dict[str, Any]:
@@ -65,12 +65,9 @@ def look(family: Family, task: Task, step: int) -> dict[str, Any]:
 
 def _over_seeds(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Pictures are those of the first seed."""
-    best = [max(one["similarity"]) for one in found]
     return found[0] | {
-        "similarity": {"mean": fmean(best), "low": min(best), "high": max(best), "seeds": len(best)},
-        "scale": fmean(one["scale"] for one in found),
-        "contrast": fmean(one["contrast"] for one in found),
-        "pixel_correlation": fmean(one["pixel_correlation"] for one in found),
+        "similarity": ranged([max(one["similarity"]) for one in found], "seeds"),
+        **{key: fmean(one[key] for one in found) for key in ("scale", "contrast", "pixel_correlation")},
     }
 
 

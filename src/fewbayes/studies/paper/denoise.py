@@ -16,6 +16,7 @@ from fewbayes.diffusion.conditioning import Conditioning
 from fewbayes.diffusion.guidance import guided
 from fewbayes.models import Family
 from fewbayes.stage.probes import Probed
+from fewbayes.studies.trajectory import pixels
 
 
 class Guided:
@@ -60,7 +61,7 @@ def ddim(family: Probed, xt: Tensor, times: Sequence[float], prompt: str) -> Ten
 
 def encoded(family: Family, pictures: Sequence[Image.Image]) -> Tensor:
     """Latents of photographs that are of the model's size already; the means, on the CPU."""
-    return family.encode_images(np.stack([np.asarray(picture) for picture in pictures]))[0].float().cpu()
+    return family.encode_images(np.stack(pixels(pictures)))[0].float().cpu()
 
 
 SIDE = 256

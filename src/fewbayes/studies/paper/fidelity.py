@@ -19,6 +19,7 @@ from fewbayes.metrics.encoders import Missing, load_encoders
 from fewbayes.metrics.pixels import haar_noise, image_similarity
 from fewbayes.metrics.scores import fidelity
 from fewbayes.metrics.statistics import interval, reading
+from fewbayes.runs.layout import REFERENCE, sample_folders
 from fewbayes.stage.definition import fidelity_dip
 from fewbayes.studies.grid import Arm, Training, experiment, grid, is_done
 from fewbayes.studies.memo import remember
@@ -27,7 +28,7 @@ from fewbayes.studies.paper.drawing import Panel, Told, band, bounds, pictures
 from fewbayes.studies.paper.options import Ask
 from fewbayes.studies.paper.trained import left_out, settings
 from fewbayes.studies.subjects import StudySubject
-from fewbayes.studies.trajectory import open_pictures
+from fewbayes.studies.trajectory import open_pictures, pixels
 
 LOOKS = 20
 SHOWN = 8
@@ -81,36 +82,30 @@ def _train(ask: Ask, subject: StudySubject, arms: Sequence[Arm]) -> list[Trainin
 
 
 def _scored(ask: Ask, training: Training, dino: Any) -> dict[str, list[float]]:
-    made_of = {"dino": dino.identity.fingerprint if dino else None, "steps": list(_samples(training.folder))}
+    made_of = {"dino": dino.identity.fingerprint if dino else None, "steps": list(sample_folders(training.folder))}
     file = ask.folder / "looks" / f"{training.subject.name}-{training.folder.name}" / "curve.json"
     return remember(file, made_of, lambda: _curve(training.folder, dino))
 
 
-def _samples(run: Path) -> dict[int, Path]:
-    """The folder with pictures of the raw weights, by step."""
-    return dict(sorted((int(path.name.removeprefix("step-")), path / "raw") for path in run.glob("samples/step-*")))
-
-
 def _curve(run: Path, dino: Any) -> dict[str, list[float]]:
     """dino: an encoder of pictures, or None where there is none."""
-    references = open_pictures(run / "reference")
+    references = open_pictures(run / REFERENCE)
     curve: dict[str, list[float]] = {"steps": [], "fidelity": [], "similarity": [], "noise": []}
-    for step, folder in _samples(run).items():
-        pictures = open_pictures(folder)
+    for step, folder in sample_folders(run).items():
+        drawn = open_pictures(folder / "raw")
         curve["steps"].append(step)
         if dino is not None:
-            curve["fidelity"].append(fidelity(dino.images(pictures), dino.images(references)).mean)
-        pixels = [np.asarray(picture) for picture in pictures]
-        curve["similarity"].append(image_similarity(pixels, [np.asarray(reference) for reference in references]))
-        curve["noise"].append(float(np.mean([haar_noise(picture) for picture in pixels])))
+            curve["fidelity"].append(fidelity(dino.images(drawn), dino.images(references)).mean)
+        curve["similarity"].append(image_similarity(pixels(drawn), pixels(references)))
+        curve["noise"].append(float(np.mean([haar_noise(picture) for picture in pixels(drawn)])))
     return curve
 
 
 def _strip(ask: Ask, arm: str, run: Path) -> list[dict[str, Any]]:
     """The picture of one seed along training, as the paper shows it below each curve."""
-    samples = _samples(run)
-    chosen = sorted({list(samples)[i] for i in np.linspace(0, len(samples) - 1, SHOWN).round().astype(int)})
-    first = {step: np.asarray(open_pictures(samples[step])[0]) for step in chosen}
+    samples = list(sample_folders(run).items())
+    chosen = sorted(set(np.linspace(0, len(samples) - 1, SHOWN).round().astype(int).tolist()))
+    first = {step: np.asarray(open_pictures(path / "raw")[0]) for step, path in (samples[i] for i in chosen)}
     return [{"step": s, "file": keep(ask.folder, f"{arm}-step-{s}", picture)} for s, picture in first.items()]
 
 
@@ -118,13 +113,12 @@ def dips(runs: Sequence[Mapping[str, Any]], of: str) -> dict[str, Any]:
     """Depth and onset of the fidelity dip, and the last value, over runs, with their intervals."""
     each = [fidelity_dip(run["steps"], run[of]) | {"last": run[of][-1]} for run in runs]
 
-    def over_runs(key: str, within: tuple[float, float]) -> dict[str, Any]:
-        units = {(run["subject"], run["seed"]): one[key] for run, one in zip(runs, each, strict=True)}
-        return asdict(interval(units, within=within))
-
     some, any_number = (0.0, math.inf), (-math.inf, math.inf)
-    kinds = {"depth": some, "onset": some, "last": any_number}
-    return {"of": of} | {key: over_runs(key, within) for key, within in kinds.items()}
+    found: dict[str, Any] = {"of": of}
+    for key, within in {"depth": some, "onset": some, "last": any_number}.items():
+        units = {(run["subject"], run["seed"]): one[key] for run, one in zip(runs, each, strict=True)}
+        found[key] = asdict(interval(units, within=within))
+    return found
 
 
 def fidelity_axes(axes: Axes, told: Told) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,8 @@ from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import ddim, encoded, keep
 from fewbayes.studies.paper.drawing import Told, bounds, canvas, parts, pictures
 from fewbayes.studies.paper.options import Ask
-from fewbayes.studies.paper.trained import pretrained
-from fewbayes.studies.trajectory import open_pictures
+from fewbayes.studies.paper.trained import pretrained, ranged
+from fewbayes.studies.trajectory import open_pictures, pixels
 from fewbayes.world.pipelines import is_embedded
 
 TINY_PROMPT = "a photo of a white ball in the snow"
@@ -46,9 +45,10 @@ def run(ask: Ask) -> dict[str, Any]:
 def _rows(ask: Ask) -> list[dict[str, Any]]:
     family, count = pretrained(ask.model), ask.usual.pictures
     prompt = TINY_PROMPT if is_embedded(ask.model) else paper.FIG10_PROMPT
-    drawn = [np.asarray(picture) for picture in sample_images(family, [prompt] * count, range(count), **_how(ask))]
+    how = {"sampler": ask.sampler, "steps": ask.usual.sampler_steps, "guidance": ask.guidance}
+    drawn = pixels(sample_images(family, [prompt] * count, range(count), **how))
     noisy, denoised = _blank(ask, family)
-    real = [np.asarray(picture) for subject in ask.subjects for picture in open_pictures(subject.photographs)]
+    real = [picture for subject in ask.subjects for picture in pixels(open_pictures(subject.photographs))]
     kinds = {
         "asked": (f'asked for "{prompt}"', drawn),
         "noisy": (f"blank with noise, t = {T}", noisy),
@@ -63,15 +63,13 @@ def _row(ask: Ask, kind: str, label: str, pictures: Sequence[np.ndarray]) -> dic
     contrast = [float(picture.std(axis=(0, 1)).mean()) for picture in pictures]
     files = [keep(ask.folder, f"{kind}-{i}", picture) for i, picture in enumerate(pictures[: ask.usual.pictures])]
     noise = [haar_noise(picture) for picture in pictures]
-    return {"kind": kind, "label": label, "noise": _range(noise), "contrast": _range(contrast), "files": files}
-
-
-def _range(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": fmean(values), "low": min(values), "high": max(values), "pictures": len(values)}
-
-
-def _how(ask: Ask) -> dict[str, Any]:
-    return {"sampler": ask.sampler, "steps": ask.usual.sampler_steps, "guidance": ask.guidance}
+    return {
+        "kind": kind,
+        "label": label,
+        "noise": ranged(noise, "pictures"),
+        "contrast": ranged(contrast, "pictures"),
+        "files": files,
+    }
 
 
 def _blank(ask: Ask, family: Family) -> tuple[list[np.ndarray], list[np.ndarray]]:

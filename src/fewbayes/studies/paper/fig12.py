@@ -31,7 +31,7 @@ from fewbayes.studies.paper.drawing import (
     state,
 )
 from fewbayes.studies.paper.options import Ask
-from fewbayes.studies.paper.trained import Task, each_way, follow, on_one_photograph
+from fewbayes.studies.paper.trained import Task, rows_along
 
 T, KS, EXAMPLES = 400, (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), 8
 """The paper says neither t nor ks."""
@@ -39,19 +39,8 @@ CONSTANTS = {"t": T, "k": KS, "examples": EXAMPLES}
 
 
 def run(ask: Ask) -> dict[str, Any]:
-    steps = ask.course
-    tasks = on_one_photograph(ask, steps, look)
-    found, notes = follow(tasks, ask.workers)
-    rows = [{"step": step} | each_way([looks[step] for _, looks in found], _over_runs) for step in steps]
-    return {
-        "t": T,
-        "k": KS,
-        "alpha_bar": rows[0]["alpha_bar"],
-        "rows": rows,
-        "pictures_of": found[0][0].subject.name,
-        "paper": {"says": paper.FIG12},
-        "notes": notes,
-    }
+    found = rows_along(ask, ask.course, look, _over_runs)
+    return {"t": T, "k": KS, "alpha_bar": found["rows"][0]["alpha_bar"], **found, "paper": {"says": paper.FIG12}}
 
 
 def look(family: Family, task: Task, step: int) -> dict[str, Any]:

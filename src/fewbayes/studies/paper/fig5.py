@@ -22,7 +22,7 @@ from fewbayes.studies.paper import paper
 from fewbayes.studies.paper.denoise import encoded, keep, one_step
 from fewbayes.studies.paper.drawing import MARKED, Told, at_guidance, bounds, canvas, iterations, pictures, state
 from fewbayes.studies.paper.options import Ask
-from fewbayes.studies.paper.trained import Task, each_way, follow, on_one_photograph
+from fewbayes.studies.paper.trained import Task, ranged, rows_along
 
 T, EXAMPLES, STRENGTH, PATCH = 100, 8, 2.0, 0.3
 """Timestep as in the paper; noised pictures behind each number; of the disturbance: its standard deviation in units of
@@ -33,16 +33,11 @@ CONSTANTS = {"t": T, "examples": EXAMPLES, "strength": STRENGTH, "patch": PATCH,
 
 
 def run(ask: Ask) -> dict[str, Any]:
-    steps = (0, *ask.moments)
-    tasks = on_one_photograph(ask, steps, look)
-    found, notes = follow(tasks, ask.workers)
-    rows = [{"step": step} | each_way([looks[step] for _, looks in found], _over_runs) for step in steps]
+    found = rows_along(ask, (0, *ask.moments), look, _over_runs)
     return {
         "t": T,
-        "ceiling": rows[0]["ceiling"],
-        "pictures_of": found[0][0].subject.name,
-        "notes": notes,
-        "rows": rows,
+        "ceiling": found["rows"][0]["ceiling"],
+        **found,
         "paper": {"says": paper.FIG5, "gain": paper.FIG5_GAIN},
     }
 
@@ -85,9 +80,8 @@ def _pictures(
 
 def _over_runs(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Pictures are those of the first run."""
-    gains = [one["gain"] for one in found]
     return found[0] | {
-        "gain": {"mean": fmean(gains), "low": min(gains), "high": max(gains), "runs": len(gains)},
+        "gain": ranged([one["gain"] for one in found], "runs"),
         "relative": fmean(one["relative"] for one in found),
         "inside": fmean(one["inside"] for one in found),
     }

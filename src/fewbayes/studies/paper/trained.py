@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -83,11 +84,22 @@ def settings(ask: Ask, subject: StudySubject, count: int, seed: int, **changes: 
 
 def on_one_photograph(ask: Ask, milestones: tuple[int, ...], look: Look) -> list[Task]:
     """Every subject and seed, trained on the subject's first photograph."""
-    return [
-        Task(ask, subject, settings(ask, subject, 1, seed), milestones, look)
-        for subject in ask.subjects
-        for seed in range(ask.seeds)
-    ]
+    seeds = range(ask.seeds)
+    return [Task(ask, s, settings(ask, s, 1, seed), milestones, look) for s in ask.subjects for seed in seeds]
+
+
+def rows_along(
+    ask: Ask, milestones: tuple[int, ...], look: Look, over: Callable[[list[dict[str, Any]]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Of trainings on one photograph, a row by milestone: what was found `over` all of them. Notes as `follow` has."""
+    found, notes = follow(on_one_photograph(ask, milestones, look), ask.workers)
+    rows = [{"step": step} | each_way([looks[step] for _, looks in found], over) for step in milestones]
+    return {"rows": rows, "pictures_of": found[0][0].subject.name, "notes": notes}
+
+
+def ranged(values: Sequence[float], counted: str) -> dict[str, float]:
+    """Mean and range; counted: what there are so many of."""
+    return {"mean": fmean(values), "low": min(values), "high": max(values), counted: len(values)}
 
 
 def counts(subject: StudySubject, wanted: Sequence[int]) -> list[int]:
@@ -127,12 +139,9 @@ def _followed(task: Task) -> Found | None:
             found["guided"] = task.look(guided, replace(task, guided=True), step)  # pyright: ignore[reportArgumentType]
         return found
 
-    def kept(step: int) -> dict[str, Any]:
-        file = task.ask.folder / "looks" / task.name / f"step-{step}.json"
-        return remember(file, {}, lambda: look(step))  # of the model and settings that the folder is of
-
+    looks = task.ask.folder / "looks" / task.name  # of the model and settings that the folder is of
     try:
-        return {step: kept(step) for step in task.milestones}
+        return {step: remember(looks / f"step-{step}.json", {}, partial(look, step)) for step in task.milestones}
     except NonFiniteError:
         return None
 
