@@ -76,6 +76,11 @@ def _vae(**settings):
     )
 
 
+def _noted(folder: Path, **more) -> Path:
+    (folder / "fewbayes.json").write_text(json.dumps({"rare_token": RARE_TOKEN, "recommended": {}, **more}))
+    return folder
+
+
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
@@ -96,8 +101,7 @@ def build_pipeline(folder: Path, *, prediction_type: str = "epsilon", seed: int 
     StableDiffusionPipeline(
         vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     ).save_pretrained(folder)
-    (folder / "fewbayes.json").write_text(json.dumps({"rare_token": RARE_TOKEN, "recommended": {}}))
-    return folder
+    return _noted(folder)
 
 
 def build_sdxl(folder: Path, *, seed: int = 0) -> Path:
@@ -126,8 +130,7 @@ def build_sdxl(folder: Path, *, seed: int = 0) -> Path:
         EulerDiscreteScheduler(**BETAS, timestep_spacing="leading"),
         add_watermarker=False,
     ).save_pretrained(folder)
-    (folder / "fewbayes.json").write_text(json.dumps({"rare_token": RARE_TOKEN, "recommended": {}}))
-    return folder
+    return _noted(folder)
 
 
 def build_sd3(folder: Path, *, t5: bool = True, seed: int = 0) -> Path:
@@ -171,9 +174,7 @@ def build_sd3(folder: Path, *, t5: bool = True, seed: int = 0) -> Path:
         third,
         tokenizer_3,
     ).save_pretrained(folder)
-    note = {"rare_token": RARE_TOKEN, "recommended": {}}
-    (folder / "fewbayes.json").write_text(json.dumps(note))
-    return folder
+    return _noted(folder)
 
 
 def _t5_tokenizer(folder: Path):
@@ -223,9 +224,7 @@ def build_flux2(folder: Path, *, seed: int = 0) -> Path:
     words = _language_model("Qwen3ForCausalLM", tokenizer, layers=28)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     Flux2KleinPipeline(scheduler, vae, words, tokenizer, transformer).save_pretrained(folder)
-    note = {"rare_token": RARE_TOKEN, "recommended": {}, "resolution": SIDE}
-    (folder / "fewbayes.json").write_text(json.dumps(note))
-    return folder
+    return _noted(folder, resolution=SIDE)
 
 
 def build_z_image(folder: Path, *, seed: int = 0) -> Path:
@@ -244,9 +243,7 @@ def build_z_image(folder: Path, *, seed: int = 0) -> Path:
     words = _language_model("Qwen3Model", tokenizer, layers=2)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
     ZImagePipeline(scheduler, vae, words, tokenizer, transformer).save_pretrained(folder)
-    note = {"rare_token": RARE_TOKEN, "recommended": {}, "resolution": SIDE}
-    (folder / "fewbayes.json").write_text(json.dumps(note))
-    return folder
+    return _noted(folder, resolution=SIDE)
 
 
 def _language_model(kind: str, tokenizer, layers: int):
@@ -277,39 +274,20 @@ def _chat_tokenizer(folder: Path):
     return Qwen2TokenizerFast.from_pretrained(folder)
 
 
-@pytest.fixture(scope="session")
-def eps_model(tmp_path_factory) -> Path:
-    return build_pipeline(tmp_path_factory.mktemp("eps_model"))
+def _shared(build, **how):
+    """A model that all tests of a session have in common."""
+
+    @pytest.fixture(scope="session")
+    def model(tmp_path_factory) -> Path:
+        return build(tmp_path_factory.mktemp("model"), **how)
+
+    return model
 
 
-@pytest.fixture(scope="session")
-def v_model(tmp_path_factory) -> Path:
-    return build_pipeline(tmp_path_factory.mktemp("v_model"), prediction_type="v_prediction")
-
-
-@pytest.fixture(scope="session")
-def sdxl_model(tmp_path_factory) -> Path:
-    return build_sdxl(tmp_path_factory.mktemp("sdxl_model"))
-
-
-@pytest.fixture(scope="session")
-def sd3_model(tmp_path_factory) -> Path:
-    return build_sd3(tmp_path_factory.mktemp("sd3_model"))
-
-
-@pytest.fixture(scope="session")
-def sd3_without_t5_model(tmp_path_factory) -> Path:
-    return build_sd3(tmp_path_factory.mktemp("sd3_without_t5"), t5=False)
-
-
-@pytest.fixture(scope="session")
-def flux2_model(tmp_path_factory) -> Path:
-    return build_flux2(tmp_path_factory.mktemp("flux2_model"))
-
-
-@pytest.fixture(scope="session")
-def z_image_model(tmp_path_factory) -> Path:
-    return build_z_image(tmp_path_factory.mktemp("z_image_model"))
+eps_model, v_model = _shared(build_pipeline), _shared(build_pipeline, prediction_type="v_prediction")
+sdxl_model, sd3_model = _shared(build_sdxl), _shared(build_sd3)
+sd3_without_t5_model = _shared(build_sd3, t5=False)
+flux2_model, z_image_model = _shared(build_flux2), _shared(build_z_image)
 
 
 @pytest.fixture(scope="session")

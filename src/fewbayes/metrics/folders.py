@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -129,17 +129,16 @@ def read_samples(
         if len(kept) < len(rows):
             notes.append(f"of raw and averaged weights, the {len(kept)} samples of the {chosen} ones are scored")
         rows = kept
-        _each_once(folder, [row.file for row in rows])
+        twice = sorted(file for file, count in Counter(row.file for row in rows).items() if count > 1)
+        if twice:
+            raise UserError(f"the listing of {folder} names {', '.join(twice)} more than once; leave one row of each")
         stray = {file.name for file in _files(folder)} - {row.file for row in rows}
         if stray:
             notes.append(f"left out, as the listing does not name them: {', '.join(sorted(stray))}")
     else:
         rows = [Listed(file.name) for file in _files(folder)]
-    found, unreadable = _hashed(folder, [row.file for row in rows], subject)
-    samples = [_sample(row, folder, found, subject, prompt) for row in rows if row.file in found]
-    if not samples and not unreadable:
-        raise UserError(f"{folder} holds no pictures; give a folder of {', '.join(sorted(FORMATS))} files")
-    return Pictures(folder, tuple(_numbered(samples)), unreadable, tuple(notes))
+    samples, unreadable = _read(folder, rows, subject, prompt)
+    return _some(Pictures(folder, tuple(_numbered(samples)), unreadable, tuple(notes)))
 
 
 def read_references(folder: Path, subjects: Sequence[str | None]) -> dict[str | None, Pictures]:
@@ -158,12 +157,14 @@ def read_references(folder: Path, subjects: Sequence[str | None]) -> dict[str | 
 
 
 def _plain(folder: Path, subject: str | None) -> Pictures:
-    files = [file.name for file in _files(folder)]
-    if not files:
-        raise UserError(f"{folder} holds no pictures; reference_dir holds the photographs of the subject")
-    found, unreadable = _hashed(folder, files, subject)
-    samples = [Sample(file, folder / file, found[file], subject) for file in files if file in found]
-    return Pictures(folder, tuple(samples), unreadable)
+    samples, unreadable = _read(folder, [Listed(file.name) for file in _files(folder)], subject)
+    return _some(Pictures(folder, tuple(samples), unreadable), "reference_dir holds the photographs of the subject")
+
+
+def _some(found: Pictures, cure: str = f"give a folder of {', '.join(sorted(FORMATS))} files") -> Pictures:
+    if not found.samples and not found.unreadable:
+        raise UserError(f"{found.folder} holds no pictures; {cure}")
+    return found
 
 
 def _prompt_folders(
@@ -185,9 +186,7 @@ def _prompt_folders(
         for sample in part.samples:
             number = int(match["number"]) - 1 if match else sample.prompt_id
             samples.append(replace(sample, file=f"{inner.name}/{sample.file}", prompt_id=number))
-    if not samples and not unreadable:
-        raise UserError(f"{folder} holds no pictures; give a folder of {', '.join(sorted(FORMATS))} files")
-    return Pictures(folder, tuple(samples), unreadable, tuple(notes))
+    return _some(Pictures(folder, tuple(samples), unreadable, tuple(notes)))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -196,32 +195,23 @@ def _files(folder: Path) -> list[Path]:
     return sorted((path for path in found if path.is_file()), key=lambda path: path.name)
 
 
-def _each_once(folder: Path, files: Sequence[str]) -> None:
-    twice = sorted(file for file, count in Counter(files).items() if count > 1)
-    if twice:
-        raise UserError(f"the listing of {folder} names {', '.join(twice)} more than once; leave one row of each")
-
-
-def _hashed(folder: Path, files: Iterable[str], subject: str | None) -> tuple[dict[str, str], dict[str, Unreadable]]:
-    """SHA-256 by file, and the files that cannot be read."""
-    hashes: dict[str, str] = {}
+def _read(
+    folder: Path, rows: Sequence[Listed], subject: str | None, prompt: str | None = None
+) -> tuple[list[Sample], dict[str, Unreadable]]:
+    """Those that can be read, and the others."""
+    samples: list[Sample] = []
     broken: dict[str, Unreadable] = {}
-    for file in files:
+    for row in rows:
+        path = folder / row.file
         try:
-            data = (folder / file).read_bytes()
+            data = path.read_bytes()
             decode(data)
-            hashes[file] = hashlib.sha256(data).hexdigest()
-        except OSError as error:
-            broken[file] = Unreadable(subject, error.strerror or str(error))
-        except UserError as error:
-            broken[file] = Unreadable(subject, str(error))
-    return hashes, broken
-
-
-def _sample(row: Listed, folder: Path, hashes: Mapping[str, str], subject: str | None, prompt: str | None) -> Sample:
-    return Sample(
-        row.file, folder / row.file, hashes[row.file], subject, row.prompt or prompt, seed=row.seed, kind=row.kind
-    )
+        except (OSError, UserError) as error:
+            broken[row.file] = Unreadable(subject, getattr(error, "strerror", None) or str(error))
+            continue
+        digest, words = hashlib.sha256(data).hexdigest(), row.prompt or prompt
+        samples.append(Sample(row.file, path, digest, subject, words, seed=row.seed, kind=row.kind))
+    return samples, broken
 
 
 def _numbered(samples: Sequence[Sample]) -> list[Sample]:

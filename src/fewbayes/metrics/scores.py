@@ -76,7 +76,9 @@ def fidelity(samples: Floats, references: Floats) -> Fidelity:
         raise Unavailable(
             f"{len(samples)} samples and {len(references)} references; there must be one of each at least"
         )
-    return _summary(cosines(samples, references))
+    table = cosines(samples, references)
+    nearest = table.max(1)
+    return Fidelity(float(table.mean()), float(nearest.mean()), table.size, table.mean(1), nearest, table.argmax(1))
 
 
 def real_fidelity(references: Floats, mirrors: Floats | None = None) -> Fidelity:
@@ -95,11 +97,6 @@ def real_fidelity(references: Floats, mirrors: Floats | None = None) -> Fidelity
     above = table[np.triu_indices(count, 1)]
     others = table.sum(1) / (count - 1)
     return Fidelity(float(above.mean()), float(nearest.mean()), len(above), others, nearest, likeness.argmax(1))
-
-
-def _summary(table: Array) -> Fidelity:
-    nearest = table.max(1)
-    return Fidelity(float(table.mean()), float(nearest.mean()), table.size, table.mean(1), nearest, table.argmax(1))
 
 
 def diversity(groups: Sequence[Floats]) -> Mean:

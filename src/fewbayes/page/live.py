@@ -54,7 +54,8 @@ def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
         def do_GET(self) -> None:
             known = {"/": ("text/html", live.page), "/version": ("text/plain", live.version)}
             kind, answer = known.get(self.path, ("", None))
-            if answer is None or not self._asked_here():
+            # by this machine's own name, and not by one that a foreign page has pointed here
+            if answer is None or self.headers.get("Host", "").rpartition(":")[0] not in (HERE, "localhost"):
                 return self.send_error(404)
             try:
                 body = answer().encode()
@@ -68,10 +69,6 @@ def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(body)
             return None
-
-        def _asked_here(self) -> bool:
-            """By this machine's own name, and not by one that a foreign page has pointed here."""
-            return self.headers.get("Host", "").rpartition(":")[0] in (HERE, "localhost")
 
         def log_message(self, format: str, *args: object) -> None:
             """Nothing: the terminal is for the training."""

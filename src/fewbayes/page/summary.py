@@ -46,11 +46,11 @@ def over(values: Sequence[float], within: tuple[float, float] = (-math.inf, math
 def run_numbers(run: Run, weights: str) -> dict[str, float]:
     """Over the checkpoints after step 0 (the base model is no checkpoint of the training); NaN where unmeasured."""
     similarity, noise, corruption = (_trained(run.curve(name, weights)) for name in (SIMILARITY, NOISE, CORRUPTION))
-    falls = np.maximum.accumulate(similarity) - similarity
+    falls, whole = np.maximum.accumulate(similarity) - similarity, run.curve(SIMILARITY, weights)
     found = {
         "peak_similarity": similarity.max,
         "deepest_fall": falls.max,
-        "fidelity_dip": lambda: run_dip(run, weights)["depth"],
+        "fidelity_dip": lambda: fidelity_dip(whole.steps.tolist(), whole.values.tolist())["depth"],
         "highest_noise": noise.max,
         "highest_corruption": corruption.max,
         "final_similarity": lambda: similarity[-1],
@@ -92,12 +92,6 @@ def mean_stages(arm: Arm, weights: str) -> Steps:
     return stages(steps[steps > 0].tolist(), values[:, steps > 0].mean(axis=0).tolist()) if len(values) else []
 
 
-def run_dip(run: Run, weights: str) -> dict[str, float | None]:
-    """The fidelity dip of a run that was measured, the base model included."""
-    curve = run.curve(SIMILARITY, weights)
-    return fidelity_dip(curve.steps.tolist(), curve.values.tolist())
-
-
 def summarise_experiment(experiment: Experiment) -> dict[str, Any]:
     """The table of the page as plain data, JSON-ready (None where nothing was measured)."""
     summary: dict[str, Any] = {
@@ -105,18 +99,21 @@ def summarise_experiment(experiment: Experiment) -> dict[str, Any]:
         "subject": experiment.subject,
         "interval": INTERVAL,
         "base": {metric: base_level(experiment, metric) for metric in (SIMILARITY, NOISE)},
-        "arms": [_arm_summary(arm) for arm in experiment.arms],
+        "arms": [
+            {
+                "name": arm.name,
+                "label": arm.label,
+                "note": arm.note,
+                "weights": {weights: _weights_summary(arm, weights) for weights in WEIGHT_NAMES if arm.has(weights)},
+            }
+            for arm in experiment.arms
+        ],
         "differences": _differences(experiment),
         "notes": experiment.notes,
         **{key: experiment.provenance[key] for key in ("seconds",) if key in experiment.provenance},
     }
     said = verdict(experiment.runs[0]) if experiment.single else answer(summary)
     return {**summary, "verdict": [said.headline, *said.lines]}
-
-
-def _arm_summary(arm: Arm) -> dict[str, Any]:
-    rows = {weights: _weights_summary(arm, weights) for weights in WEIGHT_NAMES if arm.has(weights)}
-    return {"name": arm.name, "label": arm.label, "note": arm.note, "weights": rows}
 
 
 def _weights_summary(arm: Arm, weights: str) -> dict[str, Any]:

@@ -350,7 +350,10 @@ class Prober:
             self._blank_times,
             tuple(tuple(row) for row in similarity),
             scale=tuple(_projection(answer, image) for answer, image in zip(answers, like, strict=True)),
-            contrast=tuple(_contrast(answer, image) for answer, image in zip(answers, like, strict=True)),
+            contrast=tuple(
+                float((_centred(answer) ** 2).sum().sqrt() / (_centred(image) ** 2).sum().sqrt())
+                for answer, image in zip(answers, like, strict=True)
+            ),
         )
 
     def _scaled(self, answers: Tensor) -> Scaled:
@@ -381,7 +384,7 @@ def _spread(images: int, examples: int) -> list[int]:
 
 def _correlation(answer: Tensor, image: Tensor) -> float:
     """In [-1, 1], the mean of every channel taken out: colour plates are not likeness. 0 if either is flat."""
-    a, b = (part.double() - part.double().mean((1, 2), keepdim=True) for part in (answer, image))
+    a, b = _centred(answer), _centred(image)
     size = float((a**2).sum().sqrt() * (b**2).sum().sqrt())
     return float((a * b).sum()) / size if size > 0 else 0.0
 
@@ -391,10 +394,8 @@ def _projection(answer: Tensor, image: Tensor) -> float:
     return float((answer * image).sum() / (image**2).sum())
 
 
-def _contrast(answer: Tensor, image: Tensor) -> float:
-    """Of the deviations from the means of the channels."""
-    a, b = (part.double() - part.double().mean((1, 2), keepdim=True) for part in (answer, image))
-    return float((a**2).sum().sqrt() / (b**2).sum().sqrt())
+def _centred(part: Tensor) -> Tensor:
+    return part.double() - part.double().mean((1, 2), keepdim=True)
 
 
 def _check_settings(settings: ProbeSettings) -> None:

@@ -167,8 +167,10 @@ class Pictures:
         still = not random_flip and all(picture.shape[:2] == (side, side) for picture in self.pixels)
         self.different = list(dict.fromkeys(self.prompts))
         self.kept_latents = self._encode_all() if keep_latents and still else None
-        self.kept_prompts = self._encode_prompts() if keep_prompts else None
-        self.latent_shape = self._latent_shape()
+        with torch.no_grad():
+            self.kept_prompts = family.encode_prompts(self.different) if keep_prompts else None
+        mean, _ = self.kept_latents or family.encode_images(self.centred(0)[None])
+        self.latent_shape = tuple(mean.shape[1:])
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -241,13 +243,3 @@ class Pictures:
         chunks = [np.stack(self.pixels[i : i + at_once]) for i in range(0, len(self), at_once)]
         encoded = [self.family.encode_images(chunk) for chunk in chunks]
         return torch.cat([mean for mean, _ in encoded]), torch.cat([std for _, std in encoded])
-
-    def _encode_prompts(self) -> Conditioning:
-        with torch.no_grad():
-            return self.family.encode_prompts(self.different)
-
-    def _latent_shape(self) -> tuple[int, ...]:
-        if self.kept_latents is not None:
-            return tuple(self.kept_latents[0].shape[1:])
-        mean, _ = self.family.encode_images(self.centred(0)[None])
-        return tuple(mean.shape[1:])

@@ -28,7 +28,13 @@ log = logging.getLogger("fewbayes")
 
 def inspected(run: RunFolder, config: TrainConfig, fingerprint: Mapping[str, Any]) -> Manifest:
     """The manifest of the run so far, an empty one for none; refuses what cannot be continued and touches nothing."""
-    _check_same_method(run, config)
+    there = read_manifest(run.path) if (run.path / MANIFEST).is_file() else Manifest()
+    found = there.fingerprint.get("method", config.method)
+    if found != config.method:  # said first and alone: another method brings other settings and other defaults
+        raise UserError(
+            f"output_dir {run.path} holds a run of method {found}, and method is {config.method} now; give another "
+            f"output_dir, or method {found} to continue that run"
+        )
     manifest = run.inspect(fingerprint)
     done = (manifest.steps or 0) if manifest.status == "done" else 0
     reached = max(run.newest_step() or 0, done)
@@ -39,17 +45,6 @@ def inspected(run: RunFolder, config: TrainConfig, fingerprint: Mapping[str, Any
             "give more steps or another output_dir"
         )
     return manifest
-
-
-def _check_same_method(run: RunFolder, config: TrainConfig) -> None:
-    """Said first and alone: another method brings other settings and other defaults with it."""
-    manifest = read_manifest(run.path) if (run.path / MANIFEST).is_file() else Manifest()
-    found = manifest.fingerprint.get("method", config.method)
-    if found != config.method:
-        raise UserError(
-            f"output_dir {run.path} holds a run of method {found}, and method is {config.method} now; give another "
-            f"output_dir, or method {found} to continue that run"
-        )
 
 
 def as_asked(manifest: Manifest, config: TrainConfig, result: str) -> bool:

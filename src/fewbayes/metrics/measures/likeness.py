@@ -30,15 +30,6 @@ def real_nearest(key: str, case: Case) -> Mean:
     return Mean(scores.real_fidelity(case.of_references(key)).nearest, len(case.references))
 
 
-def paper_pairs(key: str, pooled: Pooled) -> Mean:
-    features = pooled.features(key)
-    return paper.fidelity(features, pooled.of_references(key), pooled.folders, pooled.black(pooled.samples))
-
-
-def paper_real_pairs(key: str, pooled: Pooled) -> Mean:
-    return paper.real_fidelity(pooled.of_references(key))
-
-
 def preservation(case: Case, samples: Samples) -> Mean:
     """Of pictures of the class prompt, which ask for no subject."""
     case.check_told()
@@ -60,8 +51,14 @@ def _nearest(name: str, title: str, key: str, **more) -> Metric:
 
 
 def _in_paper(key: str, column: int) -> dict:
-    functions = {"paper": partial(paper_pairs, key), "paper_real": partial(paper_real_pairs, key)}
-    return {"place": ("paper", column), **functions}
+    def pairs(pooled: Pooled) -> Mean:
+        features = pooled.features(key)
+        return paper.fidelity(features, pooled.of_references(key), pooled.folders, pooled.black(pooled.samples))
+
+    def real(pooled: Pooled) -> Mean:
+        return paper.real_fidelity(pooled.of_references(key))
+
+    return {"place": ("paper", column), "paper": pairs, "paper_real": real}
 
 
 register(

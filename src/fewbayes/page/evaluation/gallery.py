@@ -137,8 +137,14 @@ def choose(pictures: Sequence[Picture], count: int = 4, seed: int = 0) -> dict[s
 
     The random ones are the same whatever the scores and the order.
     """
-    chance = {"random": sorted(pictures, key=lambda picture: _hash(seed, picture))[:count]}
-    scored = sorted((picture for picture in pictures if RANK in picture.scores), key=_by_rank)
+
+    def chance_of(picture: Picture) -> bytes:
+        named = f"{seed}/{picture.subject}/{picture.arm}/{picture.seed}/{picture.file.name}"
+        return hashlib.sha256(named.encode()).digest()
+
+    chance = {"random": sorted(pictures, key=chance_of)[:count]}
+    ranked_by = [picture for picture in pictures if RANK in picture.scores]
+    scored = sorted(ranked_by, key=lambda picture: (picture.scores[RANK], str(picture.file)))
     if not scored:
         return chance
     ranked = kept(scored)[::-1]
@@ -155,12 +161,3 @@ def kept(pictures: Sequence[Picture]) -> list[Picture]:
             least = scored[math.ceil(KEPT * len(scored)) - 1]
             found = [p for p in found if p.scores.get(metric, -math.inf) >= least]
     return found
-
-
-def _by_rank(picture: Picture) -> tuple[float, str]:
-    return picture.scores[RANK], str(picture.file)
-
-
-def _hash(seed: int, picture: Picture) -> bytes:
-    named = f"{seed}/{picture.subject}/{picture.arm}/{picture.seed}/{picture.file.name}"
-    return hashlib.sha256(named.encode()).digest()
