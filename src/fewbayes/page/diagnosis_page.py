@@ -13,7 +13,7 @@ from fewbayes.diagnose.layout import RESULT, Told
 from fewbayes.files.decode import plain_json, typed
 from fewbayes.page.parts import Block, Card, Column, Fold, Page, Panel, Row, Sheet, Shot, Tone, Verdict
 from fewbayes.page.pictures import SIDES, embed, nearest
-from fewbayes.page.render import flat
+from fewbayes.page.render import counted, flat, seed_name
 from fewbayes.page.table import Column as Heading
 from fewbayes.page.table import Entry, Table
 from fewbayes.page.verdict import TITLES, confidence
@@ -65,7 +65,7 @@ def diagnosis_page(folder: Path) -> Page:
     return Page(
         title=f"Diagnosis of {Path(settings['source']).name}",
         verdict=Verdict(title, [_without_title(line) for line in told["verdict"]], stage or "", confidence(stage)),
-        chips=[f"{len(settings['images'])} training image{'s' * (len(settings['images']) != 1)}", settings["prompt"]],
+        chips=[counted(len(settings["images"]), "training image"), settings["prompt"]],
         card=_card(told),
         sheet=_sheet(folder, told),
         folds=[
@@ -112,7 +112,7 @@ def _sheet(folder: Path, told: dict[str, Any]) -> Sheet:
             _shot(its[i], training, group, seed) if i < len(its) else None
             for its, group in zip(files, groups, strict=True)
         ]
-        rows.append(Row(f"seed {seed}" if isinstance(seed, int) and seed < 10**6 else f"picture {i + 1}", shots))
+        rows.append(Row(seed_name(seed, i), shots))
     columns = [_column(group, told) for group in groups]
     small = [picture for file in training if (picture := embed(file, SIDES[-1]))]
     panels = [Panel((), columns, rows)] if any(shot for row in rows for shot in row.shots) else ()

@@ -75,6 +75,15 @@ def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def seed_name(seed: object, place: int) -> str:
+    """Of a picture; seeds from a million on are numbers that nobody reads, so it goes by its place."""
+    return f"seed {seed}" if isinstance(seed, int) and abs(seed) < 10**6 else f"picture {place + 1}"
+
+
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
     """Nested settings as `outer.inner: text`."""
     if isinstance(value, dict) and value:

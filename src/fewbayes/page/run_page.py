@@ -17,7 +17,7 @@ from fewbayes.page import curves
 from fewbayes.page.parts import Block, Column, Fold, Page, Panel, Row, Sheet, Shot, Tone
 from fewbayes.page.pictures import BUDGET, FEWEST, SIDES, embed, nearest, spread, weigh
 from fewbayes.page.read import NOISE, SIMILARITY, Arm, Experiment, Run, read_experiment
-from fewbayes.page.render import ABSENT, flat, number, write_page
+from fewbayes.page.render import ABSENT, counted, flat, number, seed_name, write_page
 from fewbayes.page.summary import DIGITS, QUANTITIES, WEIGHT_NAMES, summarise_experiment
 from fewbayes.page.table import Column as Heading
 from fewbayes.page.table import Entry, Table, Value
@@ -37,8 +37,6 @@ REDUCED = (
     "run folder."
 )
 OVER_SEEDS = "Heavy lines are means over seeds, bands reach from the least to the greatest seed."
-LARGE_SEED = 10**6
-"""Seeds from here on are numbers that nobody reads; their pictures are counted instead."""
 ABOUT_CURVES = (
     "Likeness: correlation of a sample with the nearest training image, pixel by pixel; a copy scores 1. Noise: the "
     "finest diagonal detail, in grey levels of 0 to 255, which texture raises too. Corruption score: the stage "
@@ -82,7 +80,7 @@ def run_page(experiment: Experiment, summary: dict[str, Any] | None = None, budg
 
 def _chips(experiment: Experiment) -> list[str]:
     run, references = experiment.runs[0], experiment.references
-    known = [f"{len(references)} training image{'s' * (len(references) != 1)}"] if references else []
+    known = [counted(len(references), "training image")] if references else []
     if not experiment.single:
         seeds = max(len(arm.runs) for arm in experiment.arms)
         return [*known, f"{len(experiment.arms)} ways to train", *([f"{seeds} seeds"] if seeds > 1 else [])]
@@ -227,16 +225,12 @@ def _of_run(run: Run) -> tuple[Strips, Choosers]:
     else:
         mine = [[n for n, row in enumerate(told) if (row.prompt or "") == prompt] for prompt in prompts]
         strips = [
-            ((w, p), [Line(run, kind, n, _seed(told[n].seed, i)) for i, n in enumerate(mine[p])])
+            ((w, p), [Line(run, kind, n, seed_name(told[n].seed, i)) for i, n in enumerate(mine[p])])
             for w, kind in enumerate(weights)
             for p in range(len(prompts))
         ]
     choosers = [("weights", [WEIGHT_NAMES[kind] for kind in weights]), ("prompt", prompts)]
     return strips, choosers[: len(strips[0][0]) if strips else 0]
-
-
-def _seed(seed: int | None, place: int) -> str:
-    return f"seed {seed}" if seed is not None and abs(seed) < LARGE_SEED else f"picture {place + 1}"
 
 
 def _recorded(run: Run, n: int) -> SampleRow:

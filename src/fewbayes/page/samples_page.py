@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fewbayes.page.parts import Column, Fold, Page, Panel, Row, Sheet, Shot, Verdict
 from fewbayes.page.pictures import embed, fit, weigh
+from fewbayes.page.render import counted
 from fewbayes.runs.layout import CONFIG, LISTING, SampleRow, read_listing
 
 AXES = {"source": "model", "strength": "strength", "guidance": "guidance", "prompt": "prompt", "seed": "seed"}
@@ -30,13 +31,13 @@ def samples_page(folder: Path) -> Page:
     values = {axis: list(dict.fromkeys(_value(row, axis) for row in rows)) for axis in AXES}
     same = {name: found[0] for axis, name in AXES.items() if len(found := values[axis]) == 1 and found[0]}
     told = " \N{MULTIPLICATION SIGN} ".join(f"{len(values[a])} {AXES[a]}s" for a in AXES if len(values[a]) > 1)
-    counted = f"{len(rows)} picture{'s' * (len(rows) != 1)}"
+    pictures = counted(len(rows), "picture")
     runs = {(Path(name).parent if len(values["source"]) > 1 else Path(name)).name for name in values["source"]}
     also = {name: sorted({str(value) for row in rows if (value := getattr(row, name)) is not None}) for name in ALSO}
     made = {"model": ", ".join(values["source"])} | {name: ", ".join(found) for name, found in also.items() if found}
     return Page(
         title=f"Samples of {runs.pop()}" if len(runs) == 1 else "Samples",
-        verdict=Verdict(f"{counted}: {told}" if told else counted, [same["prompt"]] if "prompt" in same else []),
+        verdict=Verdict(f"{pictures}: {told}" if told else pictures, [same["prompt"]] if "prompt" in same else []),
         chips=[f"{name} {value}" for name, value in same.items() if name in ("strength", "guidance")],
         sheet=_grid(folder, rows, values),
         folds=[Fold("How they were made", [("facts", made)])],

@@ -173,17 +173,17 @@ def _units(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, dict[tuple[str,
 
 
 def _encoders(rows: Iterable[Row]) -> dict[tuple[str, str], tuple[str, ...]]:
-    found = grouped(((row.mode, row.metric), row.encoder) for row in rows if row.encoder and row.value is not None)
+    found = grouped(((row.mode, row.metric), str(row.encoder)) for row in rows if row.encoder and row.value is not None)
     return {key: tuple(dict.fromkeys(names)) for key, names in found.items()}
 
 
 def _mixed(rows: Iterable[Row]) -> list[str]:
     """Columns whose numbers come from several encoders, or several weights under one name, and do not compare."""
     made = (row for row in rows if row.encoder and row.value is not None)
-    found = grouped(((row.metric, row.mode), (row.encoder_sha256 or row.encoder, row.encoder)) for row in made)
+    found = grouped(((row.metric, row.mode), (str(row.encoder_sha256 or row.encoder), row.encoder)) for row in made)
     return [
         f"DO NOT COMPARE the numbers of {metric} ({mode} mode): they come from {len(dict(marks))} encoders, "
-        f"{', '.join(f'{name} ({str(mark)[:12]})' for mark, name in sorted(dict(marks).items()))}."
+        f"{', '.join(f'{name} ({mark[:12]})' for mark, name in sorted(dict(marks).items()))}."
         for (metric, mode), marks in found.items()
         if len(dict(marks)) > 1
     ]

@@ -26,6 +26,7 @@ from fewbayes.metrics.statistics import (
     reading,
 )
 from fewbayes.page.evaluation.reading import POOLED, Arm, Evaluation, has_number
+from fewbayes.page.render import counted
 from fewbayes.page.table import ABSENT, Column, Table, Value, comma_separated, latex, markdown
 
 ALPHA = 0.05
@@ -101,7 +102,7 @@ def make_scores(evaluation: Evaluation, mode: str, metrics: Sequence[Metric] | N
     arms = {arm.name: arm.label for arm in evaluation.arms}
     labels = ROWS | arms
     labels |= {
-        f"{name}{POOLED}": f"{label}, pooled over {_count(evaluation.pooled, 'subject')}"
+        f"{name}{POOLED}": f"{label}, pooled over {counted(evaluation.pooled, 'subject')}"
         for name, label in labels.items()
     }
     present = {line for metric in shown for line in units[metric.name]}
@@ -174,10 +175,10 @@ def _caption(evaluation: Evaluation, mode: str, shown: Sequence[Metric]) -> str:
             "and with no published table."
         )
     if subjects:
-        said.append(f"Macro mean over {_count(subjects, 'subject')}, with its 95 % interval.")
+        said.append(f"Macro mean over {counted(subjects, 'subject')}, with its 95 % interval.")
         said.append(reading(subjects, trainings))
     else:
-        said.append(f"One number over the pictures of {_count(evaluation.pooled, 'subject')} together.")
+        said.append(f"One number over the pictures of {counted(evaluation.pooled, 'subject')} together.")
     if ceilings:
         said.append(f"Real against real is a ceiling in {', '.join(ceilings)}, and none in other columns.")
     return " ".join(said)
@@ -195,10 +196,6 @@ def _extent(evaluation: Evaluation, mode: str) -> tuple[int, int]:
         if value is not None
     }
     return len({subject for subject, _ in keys}), len(keys)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _about_test(differences: Sequence[Difference]) -> str:
