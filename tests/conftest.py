@@ -300,26 +300,28 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
+def short_run(model: Path, photos: Path, output: Path, **changes):
+    """The config of a run of a few steps."""
+    from fewbayes.settings.config import TrainConfig
+
+    usual = {
+        "model": str(model),
+        "instance_data_dir": str(photos),
+        "instance_prompt": f"a photo of {RARE_TOKEN} dog",
+        "output_dir": str(output),
+        "max_train_steps": 4,
+        "checkpointing_steps": 500,
+        "learning_rate": 1e-3,
+        "num_inference_steps": 2,
+        "num_validation_images": 2,
+    }
+    return TrainConfig(**(usual | changes))
+
+
 @pytest.fixture
 def settings(eps_model, photos, tmp_path):
     """Makes the config of a run of a few steps: settings(output="name", learning_rate=1e-3, ...)."""
-    from fewbayes.settings.config import TrainConfig
-
-    def make(output: str = "run", **changes) -> TrainConfig:
-        usual = {
-            "model": str(eps_model),
-            "instance_data_dir": str(photos),
-            "instance_prompt": f"a photo of {RARE_TOKEN} dog",
-            "output_dir": str(tmp_path / output),
-            "max_train_steps": 4,
-            "checkpointing_steps": 500,
-            "learning_rate": 1e-3,
-            "num_inference_steps": 2,
-            "num_validation_images": 2,
-        }
-        return TrainConfig(**(usual | changes))
-
-    return make
+    return lambda output="run", **changes: short_run(eps_model, photos, tmp_path / output, **changes)
 
 
 @pytest.fixture(scope="session")

@@ -318,7 +318,7 @@ def build(folder: Path) -> list[Target]:
     import torch
     from PIL import Image
 
-    from conftest import build_pipeline
+    from conftest import build_pipeline, short_run
     from fewbayes.data.images import check_folder, load_images
     from fewbayes.data.layouts import read_subjects
     from fewbayes.diagnose.ask import Asked, settle
@@ -336,7 +336,6 @@ def build(folder: Path) -> list[Target]:
     from fewbayes.runs.folder import RunFolder
     from fewbayes.runs.layout import read_manifest
     from fewbayes.runs.opening import find, open_model
-    from fewbayes.settings.config import TrainConfig
     from fewbayes.training.class_images import ClassImageSettings, ensure_class_images
     from fewbayes.training.train import train
 
@@ -348,21 +347,9 @@ def build(folder: Path) -> list[Target]:
         Image.fromarray(pixels).save(photos / f"{i}.png")
     (photos / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a dog", "subject": "dog"}\n')
     (photos / "1.txt").write_text("a dog on grass\n")
-    config = TrainConfig(
-        model=str(model),
-        instance_data_dir=str(photos),
-        instance_prompt="a photo of a <v> dog",
-        output_dir=str(folder / "run"),
-        method="lora",
-        learning_rate=0.01,
-        max_train_steps=2,
-        validation_steps=1,
-        monitor_steps=1,
-        checkpointing_steps=1,
-        num_inference_steps=1,
-        num_validation_images=2,
-    )
-    run = train(config, progress=False).folder
+    every = dict.fromkeys(("validation_steps", "monitor_steps", "checkpointing_steps", "num_inference_steps"), 1)
+    how = {"instance_prompt": "a photo of a <v> dog", "method": "lora", "learning_rate": 0.01, "max_train_steps": 2}
+    run = train(short_run(model, photos, folder / "run", **how, **every), progress=False).folder
     lora = run / "pytorch_lora_weights.safetensors"
 
     def write_best(best: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from conftest import short_run
 from fewbayes.diagnose import lookalikes
 from fewbayes.diagnose.ask import Asked, other_guidance, settle
 from fewbayes.diagnose.command import diagnose, run_diagnose
@@ -25,7 +26,6 @@ from fewbayes.diagnose.verdict import Finding, concluded, explained, which_to_ke
 from fewbayes.models import inspect_model, load_family
 from fewbayes.models.adapters import load_adapter, lora_layers, scaled
 from fewbayes.page import write_report
-from fewbayes.settings.config import TrainConfig
 from fewbayes.stage.monitor import Look, Monitor
 from fewbayes.stage.readings import Answer, Guided, Losses
 from fewbayes.stage.samples import SampleStats
@@ -185,20 +185,8 @@ def test_a_pipeline_that_is_its_own_base_has_learned_nothing(eps_model, asked):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, eps_model, photos):
-    return train(
-        TrainConfig(
-            model=str(eps_model),
-            instance_data_dir=str(photos),
-            instance_prompt=PROMPT,
-            output_dir=str(tmp_path_factory.mktemp("diagnose") / "dog"),
-            learning_rate=1e-3,
-            max_train_steps=4,
-            checkpointing_steps=2,
-            use_ema=True,
-            num_inference_steps=2,
-            sampler="dpm++",
-        )
-    ).folder
+    how = {"instance_prompt": PROMPT, "checkpointing_steps": 2, "use_ema": True, "sampler": "dpm++"}
+    return train(short_run(eps_model, photos, tmp_path_factory.mktemp("diagnose") / "dog", **how)).folder
 
 
 def test_a_run_names_its_images_its_prompt_and_its_sampler_and_flags_come_first(run, tmp_path):

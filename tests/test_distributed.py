@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from conftest import short_run
 from fewbayes.runs.folder import read_metrics
 from fewbayes.runs.layout import read_manifest
 from fewbayes.training import processes
@@ -45,20 +46,11 @@ PartialState().destroy_process_group()
 @pytest.fixture(scope="module")
 def trained_by_two(eps_model, photos, tmp_path_factory) -> Path:
     """All arms, one after the other, by one pair of processes."""
-    from fewbayes.settings.config import TrainConfig
-
     folder = tmp_path_factory.mktemp("two")
     script = folder / "train_all.py"
     script.write_text(TRAIN_ALL)
     for name, arm in ARMS.items():
-        config = TrainConfig(
-            model=str(eps_model),
-            instance_data_dir=str(photos),
-            instance_prompt="a photo of <v> dog",
-            output_dir=str(folder / name),
-            **SMALL | arm,
-        )
-        (folder / f"{name}.yaml").write_text(config.to_yaml())
+        (folder / f"{name}.yaml").write_text(short_run(eps_model, photos, folder / name, **SMALL | arm).to_yaml())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     ended = subprocess.run(
         [*launcher, str(script), *(str(folder / f"{name}.yaml") for name in ARMS)],

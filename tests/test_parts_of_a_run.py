@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import short_run
 from fewbayes.cli import main
 from fewbayes.errors import UserError
 from fewbayes.metrics.sources import find_source
@@ -13,22 +14,9 @@ from fewbayes.training.train import train
 
 @pytest.fixture(scope="module")
 def run(eps_model, photos, tmp_path_factory):
-    from fewbayes.settings.config import TrainConfig
-
-    folder = tmp_path_factory.mktemp("parts")
-    config = TrainConfig(
-        model=str(eps_model),
-        instance_data_dir=str(photos),
-        instance_prompt="a photo of <v> dog",
-        output_dir=str(folder / "run"),
-        method="lora",
-        max_train_steps=2,
-        checkpointing_steps=1,
-        validation_steps=1,
-        num_inference_steps=2,
-        num_validation_images=2,
-    )
-    made = train(config, progress=False).folder
+    steps = {"max_train_steps": 2, "checkpointing_steps": 1, "validation_steps": 1}
+    made = tmp_path_factory.mktemp("parts") / "run"
+    train(short_run(eps_model, photos, made, method="lora", **steps), progress=False)
 
     def writer(best: Path) -> None:
         (best / "pytorch_lora_weights.safetensors").write_bytes(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from conftest import short_run
 from fewbayes.cli import main
 from fewbayes.export import foreign, run_export, verify
 from fewbayes.export.record import Record, read_record
@@ -37,18 +38,8 @@ def flat(level: int) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, eps_model, photos):
     """A LoRA trained at a rate that shows."""
-    from fewbayes.settings.config import TrainConfig
-
-    config = TrainConfig(
-        model=str(eps_model),
-        instance_data_dir=str(photos),
-        instance_prompt="a photo of a <v> dog",
-        output_dir=str(tmp_path_factory.mktemp("verify") / "dog"),
-        method="lora",
-        learning_rate=0.3,
-        max_train_steps=3,
-    )
-    return train(config).folder
+    how = {"instance_prompt": "a photo of a <v> dog", "method": "lora", "learning_rate": 0.3, "max_train_steps": 3}
+    return train(short_run(eps_model, photos, tmp_path_factory.mktemp("verify") / "dog", **how)).folder
 
 
 def test_the_foreign_program_imports_nothing_of_ours():
