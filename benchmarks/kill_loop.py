@@ -54,7 +54,6 @@ from fewbayes.world.scenes import subject_photograph
 
 RESULT = Path(__file__).parent / "results/kill_loop.json"
 SHORT = {
-    "model": "tiny",
     "instance_prompt": "a photo of a <v> fish",
     "resolution": 32,
     "learning_rate": 1e-3,
@@ -235,9 +234,10 @@ def whole_checkpoints(run: Path) -> set[Path]:
     return found
 
 
-def settings(arm: str, place: Path, photographs: Path) -> list[str]:
+def settings(arm: str, place: Path, photographs: Path, model: str) -> list[str]:
     place.mkdir(parents=True, exist_ok=True)
     config = ARMS[arm] | {
+        "model": model,
         "instance_data_dir": str(photographs),
         "output_dir": str(place / "run"),
         "class_data_dir": str(place / "class"),
@@ -260,6 +260,7 @@ def interrupted_run(
     kind: int,
     whole: Whole,
     photographs: Path,
+    model: str,
     work: Path,
     often: Counter[str],
     true: bool,
@@ -269,7 +270,7 @@ def interrupted_run(
     begin = sum(os.times()[:4])
     place = work / "killed"
     shutil.rmtree(place, ignore_errors=True)
-    arguments = settings(arm, place, photographs)
+    arguments = settings(arm, place, photographs, model)
     run, log = place / "run", place / "log"
     struck: list[str] = []
     inside, lost, done_again, problems = 0, 0, 0, []
@@ -306,6 +307,7 @@ def interrupted_run(
         "number": number,
         "signal": signal.Signals(kind).name,
         "process": "own" if true else "child",
+        "model": "tiny" if model == "tiny" else "small",
         "struck": struck,
         "before_the_moment_ended": inside,
         "bytes_lost": lost + sum(different.values()),
@@ -321,6 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sigkill", type=int, default=200, help="SIGKILLs [200]")
     parser.add_argument("--sigint", type=int, default=50, help="Ctrl-Cs [50]")
+    parser.add_argument("--small", action="store_true", help="a model of 60,000 random weights in place of tiny")
     parser.add_argument("--true", type=int, default=0, help="trainings in processes of their own, beside these [0]")
     parser.add_argument("--minutes", type=float, default=25, help="of processor time, then it ends [25]")
     parser.add_argument("--work", type=Path, help="folder for the trainings [a temporary one]")
@@ -337,21 +340,24 @@ def loop(args: argparse.Namespace, work: Path) -> None:
     for i in range(2):
         pixels = (255 * subject_photograph("swirl_fish", i)[0]).round().astype(np.uint8)
         Image.fromarray(pixels).save(photographs / f"{i}.png")
+    model = small_model(work / "model") if args.small else "tiny"
+    named = "small" if args.small else "tiny"
     wholes: dict[str, Whole] = {}
     for number, true in [*((i, True) for i in range(args.true)), *((i, False) for i in range(1000))]:
         kind = signal.SIGINT if number % 5 == (2 if true else 4) else signal.SIGKILL
         arm = list(ARMS)[number % len(ARMS)]
         rows = [r for r in found if r["signal"] == kind.name]
         often = Counter(moment for r in rows for moment in r["struck"])
-        enough = sum(often.values()) >= (args.sigint if kind == signal.SIGINT else args.sigkill)
-        if enough or any(r["number"] == number and (r["process"] == "own") == true for r in found):
+        enough = not true and sum(often.values()) >= (args.sigint if kind == signal.SIGINT else args.sigkill)
+        here = [r for r in found if r["model"] == named and (r["process"] == "own") == true]
+        if enough or any(r["number"] == number for r in here):
             continue
         if sum(os.times()[:4]) > 60 * args.minutes:
             return
         key = f"{list(ARMS).index(arm)}-{'own' if true else 'child'}"
         if key not in wholes:
-            wholes[key] = uninterrupted(arm, work / f"whole-{key}", photographs, true)
-        found.append(interrupted_run(arm, number, kind, wholes[key], photographs, work, often, true))
+            wholes[key] = uninterrupted(arm, work / f"whole-{key}", photographs, model, true)
+        found.append(interrupted_run(arm, number, kind, wholes[key], photographs, model, work, often, true))
         write(args.output, found)
         row = found[-1]
         print(
@@ -360,10 +366,18 @@ def loop(args: argparse.Namespace, work: Path) -> None:
         )
 
 
-def uninterrupted(arm: str, place: Path, photographs: Path, true: bool) -> Whole:
+def small_model(folder: Path) -> str:
+    """The tests' pipeline of random weights: its trainings have every part of others, and take half a second."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import conftest
+
+    return str(conftest.build_pipeline(folder))
+
+
+def uninterrupted(arm: str, place: Path, photographs: Path, model: str, true: bool) -> Whole:
     """What the tries of an arm are held against; what it imported is there for every child from now on."""
     shutil.rmtree(place, ignore_errors=True)
-    whole = (true_start if true else start)(settings(arm, place, photographs), place / "log", None)
+    whole = (true_start if true else start)(settings(arm, place, photographs, model), place / "log", None)
     assert whole.code == 0, (place / "log").read_text()
     for name in whole.modules:
         with suppress(Exception):
@@ -380,6 +394,7 @@ def write(output: Path, runs: list[dict[str, Any]]) -> None:
         counts[name] = {
             "signals": len(struck),
             "before_the_moment_ended": sum(row["before_the_moment_ended"] for row in rows),
+            "on_tiny": sum(len(row["struck"]) for row in rows if row["model"] == "tiny"),
             "in_processes_of_their_own": sum(len(row["struck"]) for row in rows if row["process"] == "own"),
             "by_moment": {moment: struck.count(moment) for moment in [*MOMENTS, FILES, *TRUE]},
             "by_arm": {arm: sum(len(row["struck"]) for row in rows if row["arm"] == arm) for arm in ARMS},
