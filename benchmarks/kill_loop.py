@@ -86,7 +86,7 @@ MOMENTS = {
 }
 FILES = "change of a file"
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
-KILLS_A_RUN = 8
+KILLS_A_RUN = 16
 TRUE = ("time", "temporary file")
 
 
@@ -278,7 +278,7 @@ def interrupted_run(
     for _ in range(KILLS_A_RUN):
         moments = list(TRUE) if true else possible(run)
         moment = min(moments, key=lambda name: (often[name], draw.random()))
-        which = draw.randint(1, max(1, len(whole.took[moment]) // 4)) if moment == FILES else draw.choice((1, 1, 2))
+        which = draw.randint(1, max(1, len(whole.took[moment]) // 8)) if moment == FILES else 1
         strike = (moment, which, draw.random() * max(whole.took[moment]), kind)
         before = whole_checkpoints(run)
         ended = (true_start if true else start)(arguments, log, strike)
@@ -325,6 +325,7 @@ def main() -> None:
     parser.add_argument("--sigint", type=int, default=50, help="Ctrl-Cs [50]")
     parser.add_argument("--small", action="store_true", help="a model of 60,000 random weights in place of tiny")
     parser.add_argument("--true", type=int, default=0, help="trainings in processes of their own, beside these [0]")
+    parser.add_argument("--first", type=int, default=0, help="number of the first training, which draws its kills [0]")
     parser.add_argument("--minutes", type=float, default=25, help="of processor time, then it ends [25]")
     parser.add_argument("--work", type=Path, help="folder for the trainings [a temporary one]")
     parser.add_argument("--output", type=Path, default=RESULT, help=f"file [{RESULT.name}]")
@@ -343,7 +344,10 @@ def loop(args: argparse.Namespace, work: Path) -> None:
     model = small_model(work / "model") if args.small else "tiny"
     named = "small" if args.small else "tiny"
     wholes: dict[str, Whole] = {}
-    for number, true in [*((i, True) for i in range(args.true)), *((i, False) for i in range(1000))]:
+    for number, true in [
+        *((i, True) for i in range(args.true)),
+        *((i, False) for i in range(args.first, args.first + 300)),
+    ]:
         kind = signal.SIGINT if number % 5 == (2 if true else 4) else signal.SIGKILL
         arm = list(ARMS)[number % len(ARMS)]
         rows = [r for r in found if r["signal"] == kind.name]

@@ -426,7 +426,7 @@ def test_pictures_of_weaker_outlines_are_unclear_though_they_are_not_noisy():
     clear = stats(BASE)
     judged = alone(Look(1, LEARNED, replace(clear, relief=tuple(steep - 0.02 for steep in clear.relief))))
     assert (judged.seen, judged.scores["corruption"] < CORRUPTED) == ("unclear", True)
-    assert "outlines stand out less" in judged.line
+    assert "shapes stand out less" in judged.line
 
 
 def test_what_was_kept_before_outlines_were_read_is_judged_without_them():

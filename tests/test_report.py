@@ -240,7 +240,7 @@ def test_a_run_without_pictures_of_the_base_model_is_not_judged(tmp_path: Path):
 def test_an_experiment_answers_its_question_in_one_line(tmp_path: Path):
     folder = write_experiment(tmp_path, summary=[])
     assert summarise(folder)["verdict"][0] in write_report(folder).read_text("utf-8")
-    assert summarise(folder)["verdict"][0].startswith("Yes: Plain DreamBooth (1 of 3)")
+    assert summarise(folder)["verdict"][0].startswith("A corruption stage in Plain DreamBooth (1 of 3)")
 
 
 def test_a_page_of_nine_arms_has_nine_colours(tmp_path: Path):

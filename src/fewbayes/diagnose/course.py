@@ -61,7 +61,7 @@ def _alone(judgement: Judgement, case: Case) -> Judgement:
         options = fitted(options, case.config.learning_rate, recommended_rate(case.config, case.card))
     if len(options) == len(judgement.options) or case.config is None or not case.config.checkpointing_steps:
         return replace(judgement, options=options)
-    return replace(judgement, options=("--checkpoints on the run tells which one to keep", *options))
+    return replace(judgement, options=("add --checkpoints: it says which checkpoint of this run to keep", *options))
 
 
 def _seen_whole(book: Book, family: Family, what: str, **facts: Any) -> Seen | None:
@@ -150,7 +150,7 @@ def _try_lookalikes(book: Book, family: Family, judgement: Judgement | None) -> 
         book.findings.append(Finding("average", "jitter", said, ("use the averaged weights",)))
     posterior = family.encode_images(np.stack(book.scene.references))
     book.findings.append(lookalikes.noisy_latents(*posterior, corrupted, book.case.latents))
-    log.info("the autoencoder in half precision")
+    log.info("The autoencoder, in half precision and in full")
     book.findings.append(lookalikes.half_precision_vae(family, book.scene.latents(family)[:2]))
 
 

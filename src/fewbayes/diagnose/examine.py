@@ -109,7 +109,7 @@ class Scene:
 
     def seen(self, family: Family, what: str, *, base: bool = False) -> Seen:
         """The base model comes first: the pictures of the others are compared with its own, one by one."""
-        log.info("%s: probes, then %s", what, self._sampling())
+        log.info("%s: measuring it, then drawing %s", what, self._sampling())
         reading = self.probed(family)
         if not reading.losses or not np.isfinite(reading.losses.mean):
             return Seen(reading, [], None)

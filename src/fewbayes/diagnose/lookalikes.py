@@ -63,7 +63,7 @@ def rate_too_high(mine: Losses, base: Losses) -> Finding:
     ratios = mine.ratio(base)
     numbers = {"t": mine.t, "ratio": ratios, "mean_ratio": mine.mean / base.mean}
     listed = ", ".join(f"{ratio:.2f} at t = {t:g}" for t, ratio in zip(mine.t, ratios, strict=True))
-    said = f"the loss on the training images, as a multiple of the base model's, is {listed}"
+    said = f"the loss on the training images over the base model's, from little noise to much: {listed}"
     if all(math.isfinite(ratio) for ratio in ratios) and min(ratios) <= RISEN:
         return Finding("rate", None, said, (), numbers)
     why = "above it at every noise level: the weights are damaged rather than narrowed to the subject"
@@ -225,7 +225,7 @@ def noisy_latents(mean: Tensor, deviation: Tensor, corrupted: bool, drawn: str |
     found = open_channels(mean, deviation)
     numbers = {"channels": {str(channel): share for channel, share in found.items()}, "limit": OPEN}
     if not found:
-        return Finding("latents", None, "the autoencoder's posterior on the training images is narrow", (), numbers)
+        return Finding("latents", None, "the autoencoder adds no noise to the training images", (), numbers)
     listed = ", ".join(f"{share:.1f} in channel {channel}" for channel, share in found.items())
     if drawn == "mean":
         said = f"the autoencoder leaves channels open ({listed}), but training took the means of the latents"

@@ -17,8 +17,8 @@ LIKELIEST = ("weights", "scale", "rate", "latents", "sampler", "guidance", "jitt
 SAID = {
     "underfit": "Not learned yet: the pictures do not show what the training images show.",
     "good": "Healthy: no sign of the corruption stage, and no copies of the training images.",
-    "unclear": "Unclear, look yourself: outlines are weaker than the base model's, or nothing known is like these "
-    "pictures, so no number here can call them good or bad.",
+    "unclear": "Unclear, look yourself: shapes stand out less than in the base model's pictures, or nothing known is "
+    "like these, so no number here can call them good or bad.",
     "corrupted": "Corrupted: on the same seeds the pictures have gone bad compared with the base model's.",
     "memorised": "Memorised: the pictures are close to copies of the training images.",
     None: "Answers that are not finite: the weights are numbers, but what they answer is none, so nothing was sampled.",

@@ -24,6 +24,7 @@ from fewbayes.metrics.features import FeatureStore
 from fewbayes.metrics.folders import NO_PICTURES, Pictures, read_references, read_samples
 from fewbayes.metrics.layout import FACTS, IMAGES, METRICS, PictureRow, Row
 from fewbayes.metrics.listing import read_prompts
+from fewbayes.metrics.registry import registered
 from fewbayes.metrics.rows import about, macro_rows, paper_rows, picture_rows, sound_rows
 from fewbayes.metrics.sources import Source, find_source
 from fewbayes.metrics.statistics import grouped
@@ -285,7 +286,8 @@ def run_evaluate(arguments: list[str]) -> int:
 
 
 def summary(result: Evaluation) -> list[str]:
-    """Lines for the terminal: the averages, the ceiling beside them, and what is missing and why."""
+    """Lines for the terminal: the averages with their words, the ceiling beside them, what is missing and why."""
+    known = {metric.name: metric for metric in registered()}
     ceiling = {(r.metric, r.mode, r.subject): r.value for r in result.rows if r.row == "real"}
     unseen = {(r.metric, r.subject): r.value for r in result.rows if r.row == "unseen"}
     averaged = any(row.average for row in result.rows)
@@ -293,11 +295,14 @@ def summary(result: Evaluation) -> list[str]:
     shown = [r for r in result.rows if r.row == "samples" and (r.average or not averaged)]
     for row in (row for row in shown if row.value is not None):
         real = ceiling.get((row.metric, row.mode, row.subject))
-        beside = "" if real is None else f"   real against real {real:.4f}"
+        beside = "" if real is None else f"; real against real {real:.4f}"
         apart = unseen.get((row.metric, row.subject))
-        beside += "" if apart is None or row.mode != "sound" else f"   to the image held out {apart:.4f}"
+        beside += "" if apart is None or row.mode != "sound" else f"; to the image held out {apart:.4f}"
         by = f"   {row.encoder}" if row.encoder else ""
-        lines.append(f"{row.metric:18} {row.value:9.4f}   {row.mode}, n {row.n}{beside}{by}")
+        metric, mode = known[row.metric], "" if row.mode == "sound" else f", {row.mode} mode"
+        lines.append(
+            f"{row.metric:18} {row.value:9.4f} {metric.arrow or ' '}  {metric.says}{mode} (n {row.n}){beside}{by}"
+        )
     reasons = grouped((row.reason, row.metric) for row in shown if row.reason)
     notes = grouped((row.note, row.metric) for row in shown if row.note and not row.reason)
     lines += [f"no {', '.join(dict.fromkeys(metrics))}: {reason}" for reason, metrics in reasons.items()]

@@ -21,7 +21,7 @@ from fewbayes.page.render import ABSENT, counted, flat, number, seed_name, write
 from fewbayes.page.summary import DIGITS, QUANTITIES, WEIGHT_NAMES, summarise_experiment
 from fewbayes.page.table import Column as Heading
 from fewbayes.page.table import Entry, Table, Value
-from fewbayes.page.verdict import answer, card, chosen, confidence, exported, verdict
+from fewbayes.page.verdict import answer, card, chosen, confidence, exported, onward, verdict
 from fewbayes.runs.layout import SampleRow
 from fewbayes.stage.definition import DIP, STAGE
 
@@ -63,7 +63,7 @@ def run_page(experiment: Experiment, summary: dict[str, Any] | None = None, budg
         title=experiment.title,
         verdict=said,
         chips=_chips(experiment),
-        card=card(run) if run else None,
+        card=card(run) if run else onward(str(experiment.provenance.get("command", ""))),
         sheet=contact_sheet(experiment, budget),
         folds=[
             Fold("Curves", _curves(experiment)),

@@ -24,8 +24,8 @@ TITLES: dict[str | None, str] = {
 MEANS = {
     "underfit": "The pictures do not show what the training images show.",
     "good": "No sign of noise or mottling, and no copies of the training images.",
-    "unclear": "Outlines are weaker than the base model's, or nothing known is like these pictures: no number here can "
-    "judge them.",
+    "unclear": "Shapes stand out less than in the base model's pictures, or nothing known is like these: no number "
+    "here can judge them. If you see your subject whole, and neither noise nor mottling, keep it.",
     "corrupted": "They are noisier, or their colours more restless, than the base model's pictures and the training "
     "images account for.",
     "memorised": "The pictures are close to copies of the training images.",
@@ -140,6 +140,16 @@ def card(run: Run) -> Card:
     return Card(f"Use step {step}", note, [_sample(folder, prompt), ("Export it", export)])
 
 
+def onward(command: str) -> Card | None:
+    """What comes after a demo, by its command; None after anything else."""
+    if not command.startswith("fewbayes demo"):
+        return None
+    note = "Take three photographs or more: where there is one, every good picture is a copy of it."
+    train = "fewbayes train --model tiny --instance_data_dir PHOTOS --instance_prompt 'a photo of a <v> dog' "
+    train += "--output_dir run --validation_steps 50 --monitor_steps 50"
+    return Card("Now with your photographs", note, [("Train; its page names the step to use", train)])
+
+
 def _sample(folder: Path, prompt: str) -> tuple[str, str]:
     asked = shlex.quote(f"{prompt} in the snow")
     return "Make pictures", f"fewbayes sample {_path(folder)} --prompt {asked} --output_dir pictures"
@@ -166,11 +176,12 @@ def answer(summary: dict[str, Any]) -> Verdict:
         headline, tone = "No pictures were judged", ""
     elif not bad:
         count = max(row["scored"] for _, row in scored) * len(summary["arms"])
-        headline, tone = f"No: none of {count} trainings went through a corruption stage", "good"
+        headline, tone = f"No corruption stage in any of {count} trainings", "good"
     else:
         told = ", ".join(f"{label} ({row['runs_with_stage']} of {row['scored']})" for label, row in bad)
         clean = [label for label, row in scored if not row["runs_with_stage"]]
-        headline, tone = f"Yes: {told}" + (f"; not {', '.join(clean)}" if clean else ""), "corrupted"
+        but = f"; none in {', '.join(clean)}" if clean else ""
+        headline, tone = f"A corruption stage in {told}{but}", "corrupted"
     lines = []
     if len(falls) > 1:
         (least, calm), (most, wild) = falls[0], falls[-1]

@@ -73,9 +73,9 @@ def pictured(
 def _unclear(scores: Mapping[str, float]) -> str:
     if scores["strangeness"] >= STRANGE:
         beyond = f"strangeness {scores['strangeness']:.2f}, unclear from {STRANGE:g}"
-        return f"pictures like neither the base model's nor the training images ({beyond})"
+        return f"the pictures are like neither what the model drew before nor your photographs ({beyond})"
     weaker = [f"{name} {scores[name]:+.3f}" for name, limit in OUTLINES.items() if scores.get(name, limit) < limit]
-    return f"outlines stand out less than the base model's ({', '.join(weaker)})"
+    return f"shapes stand out less than in what the model drew before ({', '.join(weaker)}; 0 is as much)"
 
 
 def _noise(standards: Standards, pictures: SampleStats) -> list[str]:
@@ -100,7 +100,7 @@ def _likeness(standards: Standards, pictures: SampleStats) -> str:
 
 def _saturation(standards: Standards, pictures: SampleStats) -> str:
     mine, theirs = fmean(pictures.saturation), fmean(standards.training.saturation)
-    return f"{mine:.0%} of the samples' values saturated, {theirs:.0%} in training images"
+    return f"{mine:.0%} of the pictures is pure black, white or colour; {theirs:.0%} of the training images is"
 
 
 def probed(reading: Reading | None, base: Reading | None) -> list[str]:
@@ -111,8 +111,8 @@ def probed(reading: Reading | None, base: Reading | None) -> list[str]:
     words = {
         "loss_training_ratio": "loss on the training images {:.2f} of the base model's",
         "loss_others_ratio": "on other images {:.2f}",
-        "excess_error_ratio": "error beyond noise left over {:.2f} of the base model's",
-        "narrowing": "a blank input gives a picture with correlation {:.2f} to a training image",
+        "excess_error_ratio": "what noise alone does not explain of that loss: {:.2f} of the base model's",
+        "narrowing": "asked for nothing, it draws something like a training image by {:.2f} (1 is a copy)",
     }
     told = [phrase.format(found[name]) for name, phrase in words.items() if name in found]
     if found.get("guided_gain", 0.0) > 1:
@@ -123,7 +123,8 @@ def probed(reading: Reading | None, base: Reading | None) -> list[str]:
 
 def options(stages: set[str], cause: str | None, best: int | None) -> tuple[str, ...]:
     """What can be done. stages: that of the run and that of the last pictures, none before any were drawn."""
-    keep = f"keep the last good look, step {best}" if best is not None else "no look was good yet: look more often"
+    none = "no look was good yet: look more often (a smaller --monitor_steps)"
+    keep = f"keep the last good look, step {best}" if best is not None else none
     if cause == "jitter":
         return ("use the averaged weights (--use_ema --export_weights ema)", LOWER, keep)
     if cause == "diverged":

@@ -108,7 +108,7 @@ def _sheet(
         panels,
         choosers=[("subject", list(shown)), ("arm", [labels.get(arm, arm) for arm in arms])],
         training=[p for files in training.values() for file in files if (p := embed(file, small, square=True))],
-        notes=[RULE, *notes],
+        notes=[RULE, *notes] if any(len(rows) > 1 for rows in cases.values()) else notes,
     )
 
 

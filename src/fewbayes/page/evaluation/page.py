@@ -100,7 +100,12 @@ def _headline(evaluation: Evaluation, first: Scores | None) -> tuple[str, list[s
     scores = [f"{m.title} {number(line.cells[m.name].mean, m.digits)}" for m in first.metrics]
     bounded = [m for m in first.metrics if m.ceiling and real and real.cells[m.name].mean is not None]
     if not (bounded and real):
-        return ", ".join(scores), []
+        dino = next((m for m in first.metrics if m.name == "dino" and line.cells[m.name].mean is not None), None)
+        if dino is None:
+            return ", ".join(scores), []
+        mine = number(line.cells[dino.name].mean, dino.digits)
+        said = f"Likeness to the training images: {mine} ({dino.title}; 1 is the same picture)"
+        return said, [f"All: {', '.join(scores)}."]
     m = next((m for m in bounded if m.name == "dino"), bounded[0])
     mine, theirs = (number(each.cells[m.name].mean, m.digits) for each in (line, real))
     more = f"{theirs} is how alike the training images are among themselves; more than that would mean copies."
