@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,7 +61,7 @@ PLACES = ("model", "instance_data_dir", "class_data_dir", "output_dir")
 class FollowedFlags(StudyFlags, ScoredFlags):
     steps: int = setting(400, at_least=CHECKPOINTS)
     """Of each training."""
-    method: Literal["full", "lora"] = "full"
+    method: str = setting("full", choices=("full", "lora", "oft"))
     """Of the training that the others are changes of."""
     rank: int = setting(16, at_least=1)
     """Of lora."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,8 +86,6 @@ class MapFlags(FollowedFlags):
     output_dir: Path = Path("runs/map")
     seeds: int = setting(1, at_least=1)
     steps: int = setting(800, at_least=CHECKPOINTS)
-    method: Literal["full", "lora", "oft"] = "full"
-    """Of the regime itself."""
     axes: tuple[str, ...] = setting((), choices=(*axes(1, "full"), IMAGES), several=True, value="AXIS", more=f"{ALL}.")
     """What is changed; all without it."""
 

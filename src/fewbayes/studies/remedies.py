@@ -98,6 +98,8 @@ def arms(rate: float, method: str) -> dict[str, Arm]:
 @dataclass(frozen=True, kw_only=True)
 class RemediesFlags(FollowedFlags):
     output_dir: Path = Path("runs/remedies")
+    method: str = setting("full", choices=("full", "lora"))
+    """Of the training that the others are changes of."""
     arms: tuple[str, ...] = setting((), several=True, value="ARM")
     """All without it; a wrong one is answered with the list."""
     fewer_seeds: tuple[str, ...] = setting((), several=True, value="ARM=N")
