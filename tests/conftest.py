@@ -321,7 +321,7 @@ def short_run(model: Path, photos: Path, output: Path, **changes):
 @pytest.fixture
 def settings(eps_model, photos, tmp_path):
     """Makes the config of a run of a few steps: settings(output="name", learning_rate=1e-3, ...)."""
-    return lambda output="run", **changes: short_run(eps_model, photos, tmp_path / output, **changes)
+    return lambda output="run", model=eps_model, **changes: short_run(model, photos, tmp_path / output, **changes)
 
 
 @pytest.fixture(scope="session")
