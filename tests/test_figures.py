@@ -144,8 +144,6 @@ def test_photographs_of_ones_own_are_as_good_as_drawn_ones(eps_model, photos, tm
         (["--learning_rate", "0"], "learning_rate is 0"),
         (["--learning_rate", "3"], "learning_rate is 3"),
         (["--subjects", "swirl_dragon"], "not an embedded subject"),
-        (["--photographs", "folder"], "does not say what it shows"),
-        (["--subjects", "swirl_fish", "swirl_fish"], "two subjects have one name"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(wrong, why, eps_model, tmp_path):

@@ -21,8 +21,6 @@ from fewbayes.page.evaluation.gallery import RANK, kept
 from fewbayes.page.evaluation.reading import Picture
 from fewbayes.runs.layout import CONFIG
 
-SCORED = ("best", "average", "worst")
-
 
 @dataclass(frozen=True)
 class Shot:

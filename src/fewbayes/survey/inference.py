@@ -137,15 +137,7 @@ def mixed(values: Floats, left: Floats, people: Codes, pairs: Codes) -> Mixed | 
         precision = np.concatenate(
             [[1e-8, 1e-8], *(np.full(c, math.exp(-2 * s)) for c, s in zip(counts, log_stds, strict=True))]
         )
-        beta = start.copy()
-        hessian = np.eye(len(beta))
-        for _ in range(50):
-            mean = expit(design @ beta)
-            hessian = (design * (mean * (1 - mean))[:, None]).T @ design + np.diag(precision)
-            step = np.linalg.solve(hessian, design.T @ (values - mean) - precision * beta)
-            beta = beta + step * min(1.0, 4 / max(float(np.abs(step).max()), 1e-12))
-            if float(np.abs(step).max()) < 1e-8:
-                break
+        beta, hessian = _logistic(design, values, precision, start)
         start[:] = beta
         line = design @ beta
         likelihood = float((values * line - np.logaddexp(0, line)).sum() - 0.5 * (precision * beta**2).sum())
@@ -167,6 +159,19 @@ def mixed(values: Floats, left: Floats, people: Codes, pairs: Codes) -> Mixed | 
     return Mixed(middle, low, high, p, float(math.exp(min(beta[1], 50))), people_std, pairs_std)
 
 
+def _logistic(design: Floats, values: Floats, precision: Floats, start: Floats) -> tuple[Floats, Floats]:
+    """Weights of a logistic model at the maximum of its likelihood with normal priors, by Newton; and its Hessian."""
+    beta, hessian = start.copy(), np.eye(len(start))
+    for _ in range(100):
+        mean = expit(design @ beta)
+        hessian = (design * (mean * (1 - mean))[:, None]).T @ design + np.diag(precision)
+        step = np.linalg.solve(hessian, design.T @ (values - mean) - precision * beta)
+        beta = beta + step * min(1.0, 2 / max(float(np.abs(step).max()), 1e-12))
+        if float(np.abs(step).max()) < 1e-9:
+            break
+    return beta, hessian
+
+
 # --- more than two arms -----------------------------------------------------------------------------------------------
 
 
@@ -180,15 +185,7 @@ def bradley_terry(first: Codes, second: Codes, values: Floats, people: Codes, pa
     design = np.zeros((len(values), count))
     design[np.arange(len(values)), first] += 1
     design[np.arange(len(values)), second] -= 1
-    strengths = np.zeros(count)
-    hessian = np.eye(count)
-    for _ in range(100):
-        mean = expit(design @ strengths)
-        hessian = (design * (mean * (1 - mean))[:, None]).T @ design + 0.005 * np.eye(count)
-        step = np.linalg.solve(hessian, design.T @ (values - mean) - 0.005 * strengths)
-        strengths = strengths + step * min(1.0, 2 / max(float(np.abs(step).max()), 1e-12))
-        if float(np.abs(step).max()) < 1e-10:
-            break
+    strengths, hessian = _logistic(design, values, np.full(count, 0.005), np.zeros(count))
     centre = np.eye(count) - 1 / count
     bread = centre @ np.linalg.inv(hessian)
     meat, _ = clustered(design * (values - expit(design @ strengths))[:, None], people, pairs)

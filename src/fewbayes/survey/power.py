@@ -6,6 +6,7 @@ import math
 from functools import cache
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import expit
 
 from fewbayes.survey.inference import Codes, Floats, Share, share
@@ -34,12 +35,9 @@ def simulate(
     each = min(each, pairs)
     people = np.repeat(np.arange(participants), each)
     shown = np.concatenate([(np.arange(each) + n * each) % pairs for n in range(participants)])
-    line = intercept(preference, math.hypot(people_std, pairs_std))
-    line = (
-        line
-        + people_std * chance.standard_normal(participants)[people]
-        + pairs_std * chance.standard_normal(pairs)[shown]
-    )
+    effects = people_std * chance.standard_normal(participants)[people]
+    effects = effects + pairs_std * chance.standard_normal(pairs)[shown]
+    line = intercept(preference, math.hypot(people_std, pairs_std)) + effects
     return (chance.random(len(people)) < expit(line)).astype(np.float64), people, shown
 
 
@@ -48,12 +46,7 @@ def intercept(preference: float, std: float) -> float:
     """The log odds whose mean preference is `preference` where effects of that standard deviation are added."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     weights = weights / weights.sum()
-    low, high = -20.0, 20.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = float((weights * expit(middle + std * nodes)).sum()) < preference
-        low, high = (middle, high) if below else (low, middle)
-    return (low + high) / 2
+    return float(brentq(lambda line: float(weights @ expit(line + std * nodes)) - preference, -20, 20))  # pyright: ignore
 
 
 def studies(

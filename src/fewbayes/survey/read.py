@@ -24,7 +24,7 @@ from fewbayes.page.render import write_page
 from fewbayes.page.table import Column, Table, comma_separated, latex, markdown
 from fewbayes.survey import paper
 from fewbayes.survey.answers import Answer, from_database, from_files, to_csv
-from fewbayes.survey.inference import Mixed, Share
+from fewbayes.survey.inference import Mixed, Share, wilson
 from fewbayes.survey.plan import DATABASE, Key, Study, read_key, read_study
 from fewbayes.survey.results import Result, result_of
 
@@ -110,9 +110,8 @@ def tables(result: Result) -> dict[str, Table]:
 
 def paper_table() -> Table:
     rows = []
-    for (case, method), row in paper.PREFERRED.items():
-        count = paper.answers(case, method)
-        shown = [Estimate(percent / 100, *paper.interval(percent, count), 0, count) for percent in row]
+    for (case, method), (count, row) in paper.PREFERRED.items():
+        shown = [Estimate(share, *wilson(share, count), 0, count) for share in (percent / 100 for percent in row)]
         rows.append([f"{method}, {case}", *shown, float(count)])
     return _table(rows, "cell", *(f"% {question}" for question in paper.QUESTIONS), "answers (inferred)")
 
@@ -204,9 +203,9 @@ def drawing(result: Result, question: str) -> str:
         name, found = f"{c.arms[1]} over {c.arms[0]}, {c.case}", c.share
         rows.append((name, found.share, found.low, found.high, colour(pairs.index(c.arms))))
     place = paper.QUESTIONS.index(question)
-    for (case, method), row in paper.PREFERRED.items():
-        low, high = paper.interval(row[place], paper.answers(case, method))
-        rows.append((f"paper: {method}, {case}", row[place] / 100, low, high, FAINT))
+    for (case, method), (count, row) in paper.PREFERRED.items():
+        share = row[place] / 100
+        rows.append((f"paper: {method}, {case}", share, *wilson(share, count), FAINT))
     with style():
         figure = Figure(figsize=(5, 0.7 + 0.27 * len(rows)), layout="constrained")
         axes = figure.subplots()

@@ -13,7 +13,6 @@ from fewbayes.settings.agreement import USUAL_RARE_TOKEN
 from fewbayes.studies.flags import ScoredFlags, asked, paper_sampler
 from fewbayes.studies.grid import without_path
 from fewbayes.studies.subjects import StudySubject, named_subjects
-from fewbayes.world.pipelines import is_embedded
 
 SEVERAL = ("swirl_fish", "zigzag_backpack", "mosaic_teapot")
 """Drawn subjects of a figure that shows several."""
@@ -55,7 +54,6 @@ class Ask:
     folder: Path
     subjects: tuple[StudySubject, ...]
     token: str
-    seeds: int
     usual: Usual
     guidance: float
     sampler: str
@@ -67,6 +65,10 @@ class Ask:
     @property
     def steps(self) -> int:
         return self.usual.steps
+
+    @property
+    def seeds(self) -> int:
+        return self.usual.seeds
 
     @property
     def moments(self) -> tuple[int, ...]:
@@ -89,20 +91,16 @@ class Ask:
     def facts(self) -> dict[str, Any]:
         """What the results depend on, but for the number of seeds, of which there may be more later. No paths."""
         usual = self.usual
+        same = ("method", "learning_rate", "weight_std", "steps", "pictures", "sampler_steps")
         return {
             "figure": self.name,
             "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
             "model_sha256": self.model_sha256,
             "subjects": [subject.name for subject in self.subjects],
             "words": [self.token, *(subject.class_word for subject in self.subjects)],
-            "method": usual.method,
+            **{name: getattr(usual, name) for name in same},
             "rank": usual.rank if usual.method == "lora" else None,
-            "learning_rate": usual.learning_rate,
-            "weight_std": usual.weight_std,
-            "steps": usual.steps,
             "moments": list(self.moments),
-            "pictures": usual.pictures,
-            "sampler_steps": usual.sampler_steps,
             "guidance_scale": self.guidance,
             "sampler": self.sampler,
             "quick": self.quick,
@@ -144,25 +142,20 @@ class FigureFlags(ScoredFlags):
 def parse(name: str, title: str, arguments: Sequence[str]) -> Ask:
     """Everything is checked here, before anything is trained."""
     flags = asked(FigureFlags, arguments, name, f"{title}.")
-    usual = USUAL["tiny" if is_embedded(flags.model) else "other"]
-    changes: dict[str, Any] = QUICK if flags.quick else {}
-    told = {
-        key: value
-        for key in ("method", "rank", "learning_rate", "weight_std", "steps", "sampler_steps")
-        if (value := getattr(flags, key)) is not None
-    }
-    usual = replace(usual, **(changes | told))
-    seeds = usual.seeds if flags.seeds is None else flags.seeds
+    usual = USUAL["tiny" if flags.world else "other"]
+    wanted = ("method", "rank", "learning_rate", "weight_std", "steps", "seeds", "sampler_steps")
+    told = {key: value for key in wanted if (value := getattr(flags, key)) is not None}
+    usual = replace(usual, **((QUICK if flags.quick else {}) | told))
     card = inspect_model(flags.model)
     folder: Path = flags.output_dir or Path("runs") / name
+    drawn = flags.subjects or (() if flags.photographs else SEVERAL if name == "fig11" else SEVERAL[:1])
     return Ask(
         name=name,
         model=flags.model,
         model_sha256=card.fingerprint(),
         folder=folder,
-        subjects=_subjects(flags, folder, card.resolution, several=name == "fig11"),
+        subjects=tuple(named_subjects(drawn, flags.photographs, folder, card.resolution, world=flags.world)),
         token=card.rare_token or USUAL_RARE_TOKEN,
-        seeds=seeds,
         usual=usual,
         guidance=flags.guidance_scale,
         sampler=flags.sampler or (card.usual_sampler if flags.world else paper_sampler(card)),
@@ -171,8 +164,3 @@ def parse(name: str, title: str, arguments: Sequence[str]) -> Ask:
         workers=flags.workers,
         command=" ".join(["fewbayes experiment", name, *map(without_path, arguments)]),
     )
-
-
-def _subjects(flags: FigureFlags, folder: Path, resolution: int, *, several: bool) -> tuple[StudySubject, ...]:
-    names = flags.subjects or (() if flags.photographs else SEVERAL if several else SEVERAL[:1])
-    return tuple(named_subjects(names, flags.photographs, folder, resolution, world=flags.world))

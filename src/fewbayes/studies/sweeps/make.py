@@ -131,7 +131,8 @@ def arms_of(sweep: Sweep, values: Sequence[Any], flags: SweepFlags) -> list[Arm]
 
 def _arm(sweep: Sweep, value: Any, bayes: bool, given: Mapping[str, Any], flags: SweepFlags) -> Arm:
     change = {**sweep.also, sweep.axis: value}
-    recipe, model, images = (change.pop(key, usual) for key, usual in _special(flags).items())
+    special = {"recipe": flags.recipe, "model": flags.model, "images": None}  # what is no setting of a training
+    recipe, model, images = (change.pop(key, usual) for key, usual in special.items())
     known, base = train_settings(), RECIPES[recipe].settings(bayes)
     if is_embedded(model):
         base.pop("learning_rate", None)  # that of a model two hundred times as large
@@ -151,11 +152,6 @@ def _arm(sweep: Sweep, value: Any, bayes: bool, given: Mapping[str, Any], flags:
     words = [_method(usable), *(_words(key, v) for key, v in shown.items()), *["Bayesian"] * bayes]
     name = f"{model}: {kept}" if sweep.axis == "model" else kept
     return Arm(name, kept, ", ".join(words), value, bayes, model, images, usable, None)
-
-
-def _special(flags: SweepFlags) -> dict[str, Any]:
-    """What a sweep may be over that is no setting of a training."""
-    return {"recipe": flags.recipe, "model": flags.model, "images": None}
 
 
 def _method(settings: Mapping[str, Any]) -> str:
@@ -317,12 +313,8 @@ def _described(
             {key: getattr(a, key) for key in ("name", "label", "against", "value", "bayes", "model")} for a in arms
         ],
         "subjects": [
-            {
-                "name": s.name,
-                "class_word": s.class_word,
-                "prompt_set": s.prompt_set,
-                "references": relative(s.photographs, folder),
-            }
+            {key: getattr(s, key) for key in ("name", "class_word", "prompt_set")}
+            | {"references": relative(s.photographs, folder)}
             for s in subjects
         ],
         "seeds": list(range(flags.seeds)),
