@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from fewbayes.errors import UserError
 
-K, V = TypeVar("K", bound=Hashable), TypeVar("V")
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 Units = Mapping[tuple[str, int], float | None]
 """One number for each (subject, seed); None or NaN where it could not be had."""
 
