@@ -17,6 +17,7 @@ from fewbayes.errors import UserError
 from fewbayes.methods import registered
 from fewbayes.models import Family, ModelCard, load_family
 from fewbayes.models.family import changeable, tokenizer_of
+from fewbayes.models.lora_reading import Factors
 from fewbayes.runs.layout import CONFIG, MANIFEST
 from fewbayes.runs.opening import Found, find, open_model
 
@@ -130,20 +131,8 @@ def weight_changes(trained: Trained) -> dict[str, dict[str, Tensor]]:
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """A layer's change as up @ down. Its strength is inside the weights: alpha equals the rank, by definition.
-
-    down: (rank, in) or (rank, in, height, width); up: (out, rank) or (out, rank, 1, 1).
-    magnitude: (out,), DoRA's, None for a plain LoRA.
-    """
-
-    down: Tensor
-    up: Tensor
-    magnitude: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
+class LowRank(Factors):
+    """Factors as they are written: their strength is inside the weights, so alpha equals the rank, by definition."""
 
     def to(self, dtype: torch.dtype) -> LowRank:
         magnitude = None if self.magnitude is None else self.magnitude.to(dtype)
