@@ -17,7 +17,7 @@ from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.sweeps.catalogue import SWEEPS, VIEWS, Sweep, titles
 from fewbayes.studies.sweeps.cells import BASE, Cell, Protocol, gather, listing, sample_cell, score_cell
 from fewbayes.studies.sweeps.make import SweepFlags, arms_of, make, run_sweep
-from fewbayes.studies.sweeps.reading import judged, spread_table
+from fewbayes.studies.sweeps.reading import judged, spread_table, unseen_table
 from fewbayes.training.bayes import kl_weight
 
 FEW = Protocol(images_per_prompt=2, most_prompts=2, steps=2)
@@ -114,6 +114,7 @@ def test_a_claim_is_open_until_a_test_over_subjects_says_otherwise(subjects, gai
     evaluation = read_evaluation(_scored(tmp_path / "study", subjects, gain))
     (claim,) = judged(evaluation, Sweep("", "x", (1,), signs={"dino": 1}))
     assert claim.verdict == verdict
+    assert not unseen_table(evaluation).rows
     spread = spread_table(evaluation).rows
     assert spread[0][2] == pytest.approx(0.01 / 2**0.5)  # of two seeds, 0.01 apart
     assert spread[2][2] == pytest.approx(claim.found.difference.mean / (0.01 / 2**0.5))
@@ -140,6 +141,7 @@ def test_every_sweep_and_view_ends_in_its_table_or_picture(name, quick, eps_mode
     else:
         assert "nothing follows from it" in own.read_text()
         assert name != "fig8" or "-images-1, to images held out" in own.read_text()
+        assert ("Likeness to images that training did not see" in own.read_text()) == (name == "fig8")
         assert name != "table2" or own.read_text().count(": base |") == 4  # two models in two tables
         assert str(own.parent.parent) not in own.read_text()
 

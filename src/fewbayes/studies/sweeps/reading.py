@@ -16,6 +16,7 @@ from fewbayes.page.evaluation.reading import Arm, Evaluation
 from fewbayes.page.evaluation.scores import ALPHA, all_scores, as_markdown, probability
 from fewbayes.page.table import ABSENT, Column, Entry, Table, Value, markdown
 from fewbayes.studies.sweeps.catalogue import Sweep, View
+from fewbayes.studies.sweeps.cells import UNSEEN
 from fewbayes.studies.sweeps.pictures import curves, panels
 
 GIGA = 1e9
@@ -31,6 +32,8 @@ def write_sweep(folder: Path, name: str, sweep: Sweep) -> list[Path]:
         *([_claims(claims)] if claims else []),
         *map(as_markdown, all_scores(evaluation)),
     ]
+    unseen = unseen_table(evaluation)
+    parts += ["Likeness to images that training did not see.", markdown(unseen)] if unseen.rows else []
     parts += ["What a training costs.", markdown(costs)] if costs.rows else []
     atomic_write(folder / f"{name}.md", "\n\n".join([*parts, *evaluation.notes]) + "\n")
     samples = panels(evaluation, View(name, sweep.title, ("random",)), folder / f"{name}_pictures.png")
@@ -156,6 +159,22 @@ def _spread(units: Units) -> float | None:
         by_subject.setdefault(subject, []).append(value)
     spreads = [stdev(values) for values in by_subject.values() if len(values) > 1]
     return mean(spreads) if spreads else None
+
+
+def unseen_table(evaluation: Evaluation) -> Table:
+    """Differences in likeness to images held out, whose lines stand in the first table."""
+    units = evaluation.units[evaluation.modes[0]]
+    metrics = [metric for metric in in_table("paper") if any(n.endswith(UNSEEN) for n in units.get(metric.name, {}))]
+
+    def gain(metric: Metric, *arms: Arm) -> Value:
+        treated, control = (units[metric.name].get(arm.name + UNSEEN, {}) for arm in arms)
+        return Value(compare(treated, control).difference, sign=True)
+
+    rows: list[list[Entry]] = [
+        [f"{a.label} less {b.label}", *(gain(metric, a, b) for metric in metrics)] for a, b in _sides(evaluation)
+    ]
+    columns = [Column(metric.title, metric.digits, metric.better) for metric in metrics]
+    return Table([Column("difference"), *columns], rows if metrics else [])
 
 
 def prompt_table(evaluation: Evaluation) -> Table:
