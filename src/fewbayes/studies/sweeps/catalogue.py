@@ -5,6 +5,7 @@ Numbers are of arXiv 2405.19931, Stable Diffusion, mean over 30 classes and 5 se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -177,6 +178,11 @@ ONLY_FOR: Mapping[str, Mapping[str, Any]] = {
     "stable-diffusion-2": {"steps_per_image": 400},
 }
 """Settings of the paper for models of these names, section H.2."""
+
+
+def titled(name: str) -> str:
+    """Fig. 9a of fig9a, Table 1 of table1, a name that is neither as it is."""
+    return re.sub("^(fig|table)(?=[0-9])", lambda found: {"fig": "Fig. ", "table": "Table "}[found[1]], name)
 
 
 def titles() -> dict[str, str]:

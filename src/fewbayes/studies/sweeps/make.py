@@ -35,7 +35,7 @@ from fewbayes.studies.flags import ScoredFlags, asked, paper_sampler
 from fewbayes.studies.grid import command, run
 from fewbayes.studies.prompts import PROMPT_SETS
 from fewbayes.studies.subjects import StudySubject, dataset_subjects, named_subjects
-from fewbayes.studies.sweeps.catalogue import ONLY_FOR, SWEEPS, VIEWS, Sweep
+from fewbayes.studies.sweeps.catalogue import ONLY_FOR, SWEEPS, VIEWS, Sweep, titled
 from fewbayes.studies.sweeps.cells import (
     BASE,
     Cell,
@@ -52,7 +52,6 @@ from fewbayes.world.pipelines import is_embedded, shipped
 from fewbayes.world.scenes import SUBJECTS
 
 USUAL = "paper-dreambooth"
-TITLED = {"fig": "Fig. ", "table": "Table "}
 QUICK = Protocol(images_per_prompt=2, most_prompts=1, sampler="ddim", steps=2)
 """Of a look at whether a sweep works, from which nothing follows."""
 
@@ -306,7 +305,7 @@ def _described(
     protocol, folder = base.protocol, flags.output_dir / name
     texts = {s.prompt_set: PROMPT_SETS[s.prompt_set][: protocol.most_prompts] for s in subjects}
     return {
-        "title": f"{re.sub(r'(fig|table)(?=[0-9])', lambda found: TITLED[found[1]], name)}: {sweep.title}",
+        "title": f"{titled(name)}: {sweep.title}",
         "question": sweep.says,
         "sweep": name,
         "arms": [

@@ -16,7 +16,7 @@ from fewbayes.page.evaluation.reading import Evaluation
 from fewbayes.page.evaluation.scores import Scores
 from fewbayes.page.look import INK, colour, marker, save, style
 from fewbayes.studies.paper.drawing import INCHES, LETTERS, Shown, pictures
-from fewbayes.studies.sweeps.catalogue import Sweep, View
+from fewbayes.studies.sweeps.catalogue import Sweep, View, titled
 
 SIDES = ("Plain", "Bayesian")
 APART = 0.06
@@ -125,7 +125,7 @@ def panels(evaluation: Evaluation, view: View, file: Path) -> Path:
     with style():
         width = max(len(shown) for _, shown in rows)
         figure = Figure(figsize=(max(INCHES / 2, 1.15 * width + 1), 1.25 * len(rows) + 0.8), layout="constrained")
-        title = f"{file.stem.replace('fig', 'Fig. ').removesuffix('_pictures')}: {view.title}"
+        title = f"{titled(file.stem.removesuffix('_pictures'))}: {view.title}"
         says = [f"Paper: {view.says}"] if view.says else []
         figure.suptitle("\n".join([title, *says]), x=0.01, ha="left", fontsize=10)
         pictures(figure, rows)
