@@ -130,6 +130,7 @@ def work(job: Mapping[str, Any]) -> None:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        transformers.CLIPTokenizer.__call__ = _within_length(transformers.CLIPTokenizer.__call__)
         found = put_in(arm)
     gate = Gate(channel, began, job["first"])
     hook = register_optimizer_step_post_hook(gate)
@@ -145,10 +146,10 @@ def work(job: Mapping[str, Any]) -> None:
     ended = written_bytes()
     kind = diffusers.DiffusionPipeline
     if arm.program == "fewbayes" and arm.method == "full":
-        pipeline = kind.from_pretrained(out)
+        pipeline = kind.from_pretrained(out, **job["absent"])
     elif found.get("denoiser") is not None and arm.variant:
         part = "unet" if "UNet" in type(found["denoiser"]).__name__ else "transformer"
-        pipeline = kind.from_pretrained(model, **{part: found["denoiser"].eval()})
+        pipeline = kind.from_pretrained(model, **{part: found["denoiser"].eval()}, **job["absent"])
     else:
         pipeline = kind.from_pretrained(out if arm.method == "full" else model, **job["absent"])
         if arm.method == "lora":
@@ -156,6 +157,17 @@ def work(job: Mapping[str, Any]) -> None:
     pipeline.set_progress_bar_config(disable=True)
     size = {"height": job["resolution"], "width": job["resolution"]}
     gate.drawing(lambda: pipeline(PROMPT, num_inference_steps=SAMPLE_STEPS, **size), ended)
+
+
+def _within_length(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The script of SD 3 writes prompts of 77 words whatever the model reads."""
+
+    def tokenize(self: Any, *texts: Any, **asked: Any) -> Any:
+        if "max_length" in asked:
+            asked["max_length"] = min(asked["max_length"], self.model_max_length)
+        return call(self, *texts, **asked)
+
+    return tokenize
 
 
 # ---- in the parent process
@@ -430,6 +442,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> None:
         answers = (one_at_a_time if args.one_at_a_time else together)(arms, args, scratch)
         result = {"settings": settings | {"method": method}, **environment(), "threads": args.threads}
         result["torchvision"] = installed("torchvision")
+        result["model_bytes"] = sum(file.stat().st_size for file in args.folder.rglob("*") if file.is_file())
         result["results"] = [read(arm, answers, args) for arm in arms]
         (RESULTS / f"peers_{args.model}_{method}.json").write_text(json.dumps(result, indent=2) + "\n")
 

@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ VALUES: tuple[Any, ...] = (
     [0] * 17,
     {"a": {"b": []}},
 )
-Change = tuple[str, bytes]
+Change = tuple[str, bytes | Callable[[], bytes]]
+"""A damage by name, and what the file is then: made when it is asked for, since there are thousands of a large file."""
 
 
 class Hang(BaseException):
@@ -127,36 +129,37 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(below, (*at, key))
 
 
-def edited(value: Any, values: tuple[Any, ...] = VALUES) -> Iterator[tuple[str, Any]]:
+def edited(value: Any, write: Callable[[Any], bytes]) -> Iterator[Change]:
     """One place changed or missing."""
+
+    def change(place: tuple[Any, ...], new: Any) -> bytes:
+        changed = inside = copy.deepcopy(value)
+        for key in place[:-1]:
+            inside = inside[key]
+        if new is KeyError:
+            del inside[place[-1]]
+        else:
+            inside[place[-1]] = new
+        return write(changed)
+
     for place in places(value):
         name = ".".join(map(str, place))
-        for new in (*values, KeyError):
-            changed = copy.deepcopy(value)
-            inside = changed
-            for key in place[:-1]:
-                inside = inside[key]
-            if new is KeyError:
-                del inside[place[-1]]
-                yield f"{name} missing", changed
-            else:
-                inside[place[-1]] = new
-                yield f"{name} = {str(new)[:20]!r} ({type(new).__name__})", changed
+        for new in (*VALUES, KeyError):
+            said = f"{name} = {str(new)[:20]!r} ({type(new).__name__})"
+            yield f"{name} missing" if new is KeyError else said, partial(change, place, new)
 
 
 def json_changes(data: bytes) -> Iterator[Change]:
     yield from damaged(data)
     yield from text_roots(".json")
-    for name, value in edited(json.loads(data)):
-        yield name, json.dumps(value).encode()
+    yield from edited(json.loads(data), lambda value: json.dumps(value).encode())
 
 
 def lines_changes(data: bytes) -> Iterator[Change]:
     yield from damaged(data)
     yield from text_roots(".jsonl")
     first, _, rest = data.partition(b"\n")
-    for name, value in edited(json.loads(first)):
-        yield name, json.dumps(value).encode() + b"\n" + rest
+    yield from edited(json.loads(first), lambda value: json.dumps(value).encode() + b"\n" + rest)
 
 
 def yaml_changes(data: bytes) -> Iterator[Change]:
@@ -164,8 +167,7 @@ def yaml_changes(data: bytes) -> Iterator[Change]:
 
     yield from damaged(data)
     yield from text_roots(".yaml")
-    for name, value in edited(yaml.safe_load(data)):
-        yield name, yaml.safe_dump(value).encode()
+    yield from edited(yaml.safe_load(data), lambda value: yaml.safe_dump(value).encode())
 
 
 def safetensors_changes(data: bytes) -> Iterator[Change]:
@@ -178,9 +180,12 @@ def safetensors_changes(data: bytes) -> Iterator[Change]:
         yield f"a header that is {name}", struct.pack("<Q", len(text)) + text.encode() + body
     names = [name for name in header if name != "__metadata__"]
     few = {name: header[name] for name in (*names[:2], *(["__metadata__"] if "__metadata__" in header else []))}
-    for name, value in edited(few):
+
+    def written(value: dict[str, Any]) -> bytes:
         text = json.dumps(header | value if len(value) == len(few) else value).encode()
-        yield f"header: {name}", struct.pack("<Q", len(text)) + text + body
+        return struct.pack("<Q", len(text)) + text + body
+
+    yield from ((f"header: {name}", content) for name, content in edited(few, written))
     text = json.dumps({f"odd.{name}": value for name, value in header.items()}).encode()
     yield "all tensors renamed", struct.pack("<Q", len(text)) + text + body
     yield "NaN in all tensors", data[: 8 + length] + b"\xff" * len(body)
@@ -299,7 +304,7 @@ def attack(target: Target, *, most: int | None = None) -> Count:
         changes = [changes[i * len(changes) // most] for i in range(most)]
     try:
         for name, content in changes:
-            target.file.write_bytes(content)
+            target.file.write_bytes(content if isinstance(content, bytes) else content())
             end, said = outcome(target.read)
             count.add(end, f"{target.kind}, {name}: {said}")
     finally:

@@ -6,8 +6,6 @@ import contextlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from conftest import short_run
+from conftest import run_here, short_run
 from fewbayes.diagnose import lookalikes
 from fewbayes.diagnose.ask import Asked, other_guidance, settle
 from fewbayes.diagnose.command import diagnose, run_diagnose
@@ -116,7 +114,7 @@ def fish(tmp_path_factory):
         Image.fromarray(pixels).save(folder / "photographs" / f"{i}.png")
     model = inspect_model("tiny").folder
     asked = [model, folder / "photographs", "a photo of a <v> fish", folder, "--steps", 40, "--rate", 5e-4]
-    subprocess.run([sys.executable, FOREIGN, *map(str, asked)], check=True, capture_output=True)
+    run_here(FOREIGN, *asked)
     return folder / "pytorch_lora_weights.safetensors"
 
 

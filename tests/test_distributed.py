@@ -21,7 +21,6 @@ SMALL = {"adam_epsilon": 1.0, "learning_rate": 1.0, "max_train_steps": 2}
 ARMS = {
     "full": {},
     "full-bayes": {"bayes": True},
-    "lora": {"method": "lora", "rank": 2},
     "lora-bayes": {"method": "lora", "rank": 2, "bayes": True},
     "oft-average": {"method": "oft", "use_ema": True},
     "text-encoder": {"method": "lora", "rank": 2, "train_text_encoder": True},

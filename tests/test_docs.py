@@ -108,30 +108,76 @@ def demo_table() -> str:
     return markdown(rows)
 
 
-def cost_table() -> str:
-    """README's costs: time and peak memory of whole trainings, as multiples of our plain one by the same method."""
-    files = (ROOT / "benchmarks/results").glob("peers_tiny_*.json")
-    by_arm = {(row["arm"], row["method"]): row for file in files for row in json.loads(file.read_text())["results"]}
-    methods = {"full": "full", "lora": "LoRA, rank 4", "oft": "OFT, 4 blocks"}
+ARMS = {
+    "fewbayes, plain": "fewbayes, plain",
+    "fewbayes, learned": "Bayesian, learned deviations",
+    "fewbayes, fixed": "Bayesian, fixed deviations",
+    "diffusers, plain": "diffusers' script, plain",
+    "diffusers, authors": "Bayesian as the authors have it, in that script",
+    "diffusers, textbook": "Bayesian as textbooks have it, in that script",
+}
 
-    def cell(arm: str, method: str) -> str:
-        row, plain = by_arm.get((arm, method)), by_arm.get(("fewbayes, plain", method))
-        if row is None or plain is None:
+
+def result(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
+
+
+def cost_table(columns: dict[str, str]) -> str:
+    """Time and peak memory of whole trainings, as multiples of our plain one. columns: results of peers.py by heading."""
+
+    def cell(arm: str, rows: dict[str, dict]) -> str:
+        if arm not in rows:
             return ""
+        row, plain = rows[arm], rows["fewbayes, plain"]
         if row is plain:
-            return f"{plain['cpu_ms']['median']:.0f} ms, {plain['peak_bytes'] / 1e6:.0f} MB"
+            time, memory = plain["cpu_ms"]["median"], plain["peak_bytes"] / 1e6
+            told = (
+                (f"{time:.0f} ms", f"{memory:.0f} MB")
+                if time < 1e3
+                else (f"{time / 1e3:.1f} s", f"{memory / 1e3:.1f} GB")
+            )
+            return ", ".join(told)
         return f"{row['ratio_to_fewbayes_plain']['median']:.2f}, {row['peak_bytes'] / plain['peak_bytes']:.2f}"
 
-    names = {
-        "fewbayes, plain": "fewbayes, plain",
-        "fewbayes, learned": "Bayesian, learned deviations",
-        "fewbayes, fixed": "Bayesian, fixed deviations",
-        "diffusers, plain": "diffusers' script, plain",
-        "diffusers, authors": "Bayesian as the authors have it, in that script",
-        "diffusers, textbook": "Bayesian as textbooks have it, in that script",
-    }
+    found = {h: {row["arm"]: row for row in result(f"peers_{name}")["results"]} for h, name in columns.items()}
     return markdown(
-        [{"time, memory": words} | {h: cell(arm, m) for m, h in methods.items()} for arm, words in names.items()]
+        [{"time, memory": words} | {h: cell(arm, rows) for h, rows in found.items()} for arm, words in ARMS.items()]
+    )
+
+
+def start_table() -> str:
+    """Processor time from the start of a LoRA's training to its first step, by the size of the model."""
+    rows = []
+    for name, words in {"tiny": "tiny", "sd15": "SD 1.5", "sdxl": "SDXL"}.items():
+        if not (ROOT / f"benchmarks/results/peers_{name}_lora.json").exists():
+            continue
+        found = result(f"peers_{name}_lora")
+        first = {row["arm"]: f"{row['first_step_cpu_s']:.1f} s" for row in found["results"]}
+        size = f"{found['model_bytes'] / 1e9:.2g} GB"
+        rows.append(
+            {
+                "model": f"{words}, {size}",
+                "fewbayes": first["fewbayes, plain"],
+                "diffusers' script": first["diffusers, plain"],
+            }
+        )
+    return markdown(rows)
+
+
+def versions_table() -> str:
+    """A step of the embedded model in earlier versions of this package and now, by benchmarks/versions.py."""
+    names = {"first": "the first version", "before": "before the work on speed", "now": "now"}
+
+    def cell(found: dict, name: str) -> str:
+        return f"{found[name]['cpu_ms']['median']:.0f} ms" if name in found else ""
+
+    return markdown(
+        [
+            {"": arm}
+            | {words: cell(found, name) for name, words in names.items()}
+            | {"now, of the earliest": "{median:.2f} ({low:.2f} to {high:.2f})".format(**found["now"]["ratio"])}
+            for arm, found in result("versions")["results"].items()
+        ]
     )
 
 
@@ -177,7 +223,7 @@ def growth_tables() -> tuple[str, str]:
 
 MADE = {
     "demo": demo_table,
-    "costs": cost_table,
+    "costs": lambda: cost_table({"full": "tiny_full", "LoRA, rank 4": "tiny_lora", "OFT, 4 blocks": "tiny_oft"}),
     "step parts": parts_table,
     "growth of a step": lambda: growth_tables()[0],
     "growth": lambda: growth_tables()[1],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from conftest import run_here
 from fewbayes.diagnose.lookalikes import noisy_latents
 from fewbayes.diagnose.verdict import explained
 from fewbayes.models import load_family
@@ -26,7 +25,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "noisy_latents.py"
 def noisy_model(tmp_path_factory):
     """The embedded model with an encoder that leaves channels 1 and 4 open."""
     folder = tmp_path_factory.mktemp("models") / "noisy"
-    subprocess.run([sys.executable, str(SCRIPT), "tiny", str(folder)], check=True)
+    run_here(SCRIPT, "tiny", folder)
     return folder
 
 

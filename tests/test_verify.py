@@ -6,6 +6,8 @@ import ast
 import json
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,6 +44,17 @@ def run(tmp_path_factory, eps_model, photos):
     return train(short_run(eps_model, photos, tmp_path_factory.mktemp("verify") / "dog", **how)).folder
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Call it, and the foreign program runs here: its start takes six seconds, and one true start is enough."""
+
+    def run(command, **_):
+        foreign.main(command[3:])
+        return CompletedProcess(command, 0, json.dumps({"fewbayes_imported": False}), "")
+
+    return lambda: monkeypatch.setattr(verify, "subprocess", SimpleNamespace(run=run))
+
+
 def test_the_foreign_program_imports_nothing_of_ours():
     tree = ast.parse(Path(foreign.__file__).read_text())
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
@@ -49,7 +62,7 @@ def test_the_foreign_program_imports_nothing_of_ours():
     assert not [name for name in names if name.startswith(("fewbayes", "."))]
 
 
-def test_an_export_agrees_and_a_spoilt_one_does_not(run, tmp_path, capsys):
+def test_an_export_agrees_and_a_spoilt_one_does_not(run, tmp_path, capsys, in_this_process):
     export = tmp_path / "export"
     assert run_export([str(run), "--format", "kohya", "--output_dir", str(export)]) == 0
     asked = [str(export), "--num_images", "1", "--num_inference_steps", "2"]
@@ -61,11 +74,15 @@ def test_an_export_agrees_and_a_spoilt_one_does_not(run, tmp_path, capsys):
 
     path = export / read_record(export).file
     save_file({name: weight * (0 if "lora_up" in name else 1) for name, weight in load_file(path).items()}, path)
+    in_this_process()
     assert run_verify(asked) == 1
     assert "DIFFERENT" in capsys.readouterr().out
 
 
-def test_a_file_that_does_not_load_elsewhere_is_said_with_the_words_of_the_loader(run, tmp_path, eps_model, capsys):
+def test_a_file_that_does_not_load_elsewhere_is_said_with_the_words_of_the_loader(
+    run, tmp_path, eps_model, capsys, in_this_process
+):
+    in_this_process()
     export = tmp_path / "export"
     run_export([str(run), "--format", "kohya", "--output_dir", str(export)])
     record = read_record(export)

@@ -71,8 +71,8 @@ def sample(job):
         picture.save(Path(job["output"]) / f"{i}.png")
 
 
-if __name__ == "__main__":
-    for path in sys.argv[1:]:
+def main(paths):
+    for path in paths:
         asked = json.loads(Path(path).read_text())
         try:
             sample(asked)
@@ -80,4 +80,8 @@ if __name__ == "__main__":
             frame = traceback.extract_tb(error.__traceback__)[-1]
             said = f"{type(error).__name__} in {frame.name}: {str(error)[:1000]}"
             (Path(asked["output"]) / "error.txt").write_text(said)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
     print(json.dumps({"fewbayes_imported": any(name.partition(".")[0] == "fewbayes" for name in sys.modules)}))
