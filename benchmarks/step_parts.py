@@ -2,7 +2,8 @@
 
 Processor time on the embedded model, full fine-tuning and LoRA: plain, and with learned and fixed deviations, whose
 noise is drawn in the step itself here (a spare core draws it ahead in training). Then the same plain step in another
-memory layout and in bfloat16, in turns with the usual one; neither has the same bits.
+memory layout and in bfloat16, in turns with the usual one; neither has the same bits. And a million deviations of four
+kinds: by weight, by weight in bfloat16, by row, fixed.
 
     python benchmarks/step_parts.py
 """
@@ -132,13 +133,49 @@ def otherwise(bench: Bench, turns: int) -> dict[str, Any]:
     return found
 
 
+def deviations(turns: int = 15, rows: int = 1000, columns: int = 1000) -> dict[str, dict[str, float]]:
+    """What deviations cost for a million random weights in one matrix, by their kind; its noise is there already."""
+    shape = (rows, columns)
+    mean, eps, gradient, theta = *(torch.randn(shape) for _ in range(3)), torch.empty(shape)
+    kinds = {
+        "learned": torch.full(shape, 0.01),
+        "learned in bfloat16": torch.full(shape, 0.01, dtype=torch.bfloat16),
+        "learned by rows": torch.full((rows, 1), 0.01),
+        "fixed": None,
+    }
+
+    def ways(std: Any) -> dict[str, Callable[[], Any]]:
+        if std is None:
+            return {"a draw": lambda: torch.add(mean, eps, alpha=0.01, out=theta)}
+        parameter = torch.nn.Parameter(std)
+        optimizer = torch.optim.AdamW([parameter], lr=1e-6, fused=True)
+
+        def add_gradient() -> None:
+            parameter.grad = (gradient * eps).sum_to_size(std.shape).to(std.dtype)
+
+        def draw() -> None:
+            with torch.no_grad():
+                torch.addcmul(mean, parameter, eps, out=theta)
+
+        return {"a draw": draw, "its gradient": add_gradient, "AdamW": optimizer.step}
+
+    made, found = {kind: ways(std) for kind, std in kinds.items()}, defaultdict(lambda: defaultdict(list))
+    for _ in range(turns):
+        for kind, parts in made.items():
+            for part, call in parts.items():
+                began = time.process_time()
+                call()
+                found[kind][part].append(1e3 * (time.process_time() - began))
+    return {kind: {part: statistics.median(times) for part, times in parts.items()} for kind, parts in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--turns", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"settings": vars(args), **environment()}
+    result: dict[str, Any] = {"settings": vars(args), **environment(), "deviations": deviations()}
     for method in ("full", "lora"):
         bench = Bench(Namespace(dry=True, device="cpu", resolution=64, batch_size=1, steps=4), method)
         result[method] = {}

@@ -123,7 +123,7 @@ def result(name: str) -> dict:
 
 
 def cost_table(columns: dict[str, str]) -> str:
-    """Time and peak memory of whole trainings, as multiples of our plain one. columns: results of peers.py by heading."""
+    """Time and peak memory of whole trainings, as multiples of our plain one. columns: results of peers.py."""
 
     def cell(arm: str, rows: dict[str, dict]) -> str:
         if arm not in rows:
@@ -221,7 +221,21 @@ def growth_tables() -> tuple[str, str]:
     return markdown(steps), markdown(rest)
 
 
+def deviations_table() -> str:
+    """What a million random weights cost by the kind of their deviations, by benchmarks/step_parts.py."""
+    kinds = {"learned": 16, "learned in bfloat16": 8, "learned by rows": 0, "fixed": 0}
+    found = result("step_parts")["deviations"]
+    return markdown(
+        [
+            {"deviations": kind, "bytes of state a weight": f"{size}"}
+            | {part: f"{found[kind][part]:.2f} ms" if part in found[kind] else "" for part in found["learned"]}
+            for kind, size in kinds.items()
+        ]
+    )
+
+
 MADE = {
+    "deviations": deviations_table,
     "demo": demo_table,
     "costs": lambda: cost_table({"full": "tiny_full", "LoRA, rank 4": "tiny_lora", "OFT, 4 blocks": "tiny_oft"}),
     "step parts": parts_table,

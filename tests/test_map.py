@@ -58,7 +58,8 @@ def test_settings_come_axis_by_axis_and_fewer_images_apart():
     assert rows == [("", "centre"), ("number of images", "1 image"), ("learning rate", "slower")]
 
 
-def test_a_map_runs_from_its_command_to_its_picture(tmp_path):
+def test_a_map_runs_from_its_command_to_its_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "CHECKPOINTS", 4)
     wanted = ["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--quick", "--workers", "1"]
     wanted += ["--num_inference_steps", "2", "--axes", "number of images"]
     file, table, picture = run_map(wanted)

@@ -125,8 +125,10 @@ class FeatureStore:
 
     def matrix(self, key: str, samples: Sequence[Sample]) -> Floats:
         """(n, width), rows in the order of the samples, which `compute` has seen."""
-        mark = self.fingerprint(key)
-        return np.stack([self._known[mark, sample.sha256] for sample in samples])
+        names = [(self.fingerprint(key), sample.sha256) for sample in samples]
+        found = np.stack([self._known[name] for name in names])
+        self._known |= zip(names, found, strict=True)  # views, so that no feature is held twice
+        return found
 
     def texts(self, key: str, prompts: Sequence[str]) -> Floats:
         """(n, width), each prompt encoded once."""

@@ -99,7 +99,7 @@ class HeldParts(ABC):
 
     def drop(self, *parts: str) -> None:
         for name in parts:
-            self.modules[name] = meta_part(self.card.folder, name, self.parts[name])
+            self.modules[name] = self.modules[name].to("meta")
             self._dropped.add(name)
 
     def reduce(self, precision: str) -> None:
