@@ -125,7 +125,8 @@ class FeatureStore:
 
     def matrix(self, key: str, samples: Sequence[Sample]) -> Floats:
         """(n, width), rows in the order of the samples, which `compute` has seen."""
-        names = [(self.fingerprint(key), sample.sha256) for sample in samples]
+        mark = self.fingerprint(key)
+        names = [(mark, sample.sha256) for sample in samples]
         found = np.stack([self._known[name] for name in names])
         self._known |= zip(names, found, strict=True)  # views, so that no feature is held twice
         return found
