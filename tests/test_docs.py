@@ -145,25 +145,6 @@ def cost_table(columns: dict[str, str]) -> str:
     )
 
 
-def start_table() -> str:
-    """Processor time from the start of a LoRA's training to its first step, by the size of the model."""
-    rows = []
-    for name, words in {"tiny": "tiny", "sd15": "SD 1.5", "sdxl": "SDXL"}.items():
-        if not (ROOT / f"benchmarks/results/peers_{name}_lora.json").exists():
-            continue
-        found = result(f"peers_{name}_lora")
-        first = {row["arm"]: f"{row['first_step_cpu_s']:.1f} s" for row in found["results"]}
-        size = f"{found['model_bytes'] / 1e9:.2g} GB"
-        rows.append(
-            {
-                "model": f"{words}, {size}",
-                "fewbayes": first["fewbayes, plain"],
-                "diffusers' script": first["diffusers, plain"],
-            }
-        )
-    return markdown(rows)
-
-
 def versions_table() -> str:
     """A step of the embedded model in earlier versions of this package and now, by benchmarks/versions.py."""
     names = {"first": "the first version", "before": "before the work on speed", "now": "now"}
@@ -236,6 +217,7 @@ def deviations_table() -> str:
 
 MADE = {
     "deviations": deviations_table,
+    "versions": versions_table,
     "demo": demo_table,
     "costs": lambda: cost_table({"full": "tiny_full", "LoRA, rank 4": "tiny_lora", "OFT, 4 blocks": "tiny_oft"}),
     "step parts": parts_table,

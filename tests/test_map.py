@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fewbayes.studies import followed
 from fewbayes.studies import map as report
 from fewbayes.studies.map import CENTRE, axes, run_map
 
@@ -59,7 +60,8 @@ def test_settings_come_axis_by_axis_and_fewer_images_apart():
 
 
 def test_a_map_runs_from_its_command_to_its_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "CHECKPOINTS", 4)
+    for module in (followed, report):
+        monkeypatch.setattr(module, "CHECKPOINTS", 4)
     wanted = ["--output_dir", str(tmp_path), "--subjects", "swirl_fish", "--quick", "--workers", "1"]
     wanted += ["--num_inference_steps", "2", "--axes", "number of images"]
     file, table, picture = run_map(wanted)

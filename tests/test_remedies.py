@@ -13,7 +13,7 @@ from PIL import Image
 
 from fewbayes.metrics.encoders import load_encoders
 from fewbayes.stage.definition import CORRUPTED, longest
-from fewbayes.studies import remedies
+from fewbayes.studies import followed, remedies
 from fewbayes.studies.course import Along, at_same, measures, roughness, share_compared
 from fewbayes.studies.followed import CELL
 from fewbayes.studies.grid import without_path
@@ -189,7 +189,8 @@ def test_results_name_no_folders():
 @pytest.fixture
 def four_checkpoints(monkeypatch):
     """Of a training of 8 steps."""
-    monkeypatch.setattr(remedies, "CHECKPOINTS", 4)
+    for module in (followed, remedies):
+        monkeypatch.setattr(module, "CHECKPOINTS", 4)
 
 
 def test_a_comparison_runs_resumes_and_ends_in_tables_and_pictures(tmp_path, four_checkpoints):
