@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from fewbayes.page import summarise, write_report
 from fewbayes.page.read import read_experiment
-from fewbayes.page.run_page import contact_sheet, differing_settings
+from fewbayes.page.run_page import UNDER, contact_sheet, differing_settings
 from fewbayes.page.verdict import MISSED, RATED, chosen, confidence
 from fewbayes.stage.definition import CORRUPTED, stages
 from fewbayes.stage.monitor import seen
@@ -241,6 +241,10 @@ def test_an_experiment_answers_its_question_in_one_line(tmp_path: Path):
     folder = write_experiment(tmp_path, summary=[])
     assert summarise(folder)["verdict"][0] in write_report(folder).read_text("utf-8")
     assert summarise(folder)["verdict"][0].startswith("A corruption stage in Plain DreamBooth (1 of 3)")
+    told = json.loads((folder / "experiment.json").read_text())
+    made = {"command": "fewbayes demo", "model": "my model"}
+    (folder / "experiment.json").write_text(json.dumps(told | {"provenance": made}))
+    assert "fewbayes train --model &#39;my model&#39; --instance_data_dir" in write_report(folder).read_text("utf-8")
 
 
 def test_a_page_of_nine_arms_has_nine_colours(tmp_path: Path):
@@ -400,14 +404,14 @@ def test_the_sheet_keeps_to_its_budget_and_says_what_it_left_out(tmp_path: Path)
     (tmp_path / "experiment.json").write_text(json.dumps({"arms": arms}))
     experiment = read_experiment(tmp_path)
     whole = contact_sheet(experiment)
-    assert (whole.choosers, whole.notes) == ([("training seed", ["0", "1"]), ("picture", ["1", "2"])], [])
+    assert (whole.choosers, whole.notes) == ([("training seed", ["0", "1"]), ("picture", ["1", "2"])], [UNDER])
     assert [len(panel.columns) for panel in whole.panels] == [12] * 4
     for budget in (40_000, 16_000, 8_000):
         sheet = contact_sheet(experiment, budget)
         shots = [shot for panel in sheet.panels for row in panel.rows for shot in row.shots]
         assert sum(len(shot.picture.uri) for shot in shots if shot) <= budget
         assert [sheet.panels[0].columns[i].title for i in (0, -1)] == ["0", "1100"]
-        assert sheet.notes
+        assert len(sheet.notes) > 1
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path):

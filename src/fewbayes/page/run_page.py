@@ -37,6 +37,7 @@ REDUCED = (
     "run folder."
 )
 OVER_SEEDS = "Heavy lines are means over seeds, bands reach from the least to the greatest seed."
+UNDER = "Under a picture: its likeness to the nearest training image, where 1 is a copy."
 ABOUT_CURVES = (
     "Likeness: correlation of a sample with the nearest training image, pixel by pixel; a copy scores 1. Noise: the "
     "finest diagonal detail, in grey levels of 0 to 255, which texture raises too. Corruption score: the stage "
@@ -63,7 +64,7 @@ def run_page(experiment: Experiment, summary: dict[str, Any] | None = None, budg
         title=experiment.title,
         verdict=said,
         chips=_chips(experiment),
-        card=card(run) if run else onward(str(experiment.provenance.get("command", ""))),
+        card=card(run) if run else onward(experiment.provenance),
         sheet=contact_sheet(experiment, budget),
         folds=[
             Fold("Curves", _curves(experiment)),
@@ -190,6 +191,8 @@ def contact_sheet(experiment: Experiment, budget: int = BUDGET) -> Sheet:
             f"Pictures are compared with the first {len(training)} of {len(experiment.references)} training images."
         )
     notes += [REDUCED.format(side=side)] if any(picture.reduced_from for picture in pictures) else []
+    if not experiment.single:
+        notes.insert(0, UNDER)
     last = [max((at[i] for at, _ in shown), default=0) for i in range(len(choosers))]
     return Sheet(
         panels=panels if pictures else (),

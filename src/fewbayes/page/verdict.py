@@ -140,13 +140,13 @@ def card(run: Run) -> Card:
     return Card(f"Use step {step}", note, [_sample(folder, prompt), ("Export it", export)])
 
 
-def onward(command: str) -> Card | None:
-    """What comes after a demo, by its command; None after anything else."""
-    if not command.startswith("fewbayes demo"):
+def onward(made: dict[str, Any]) -> Card | None:
+    """What comes after a demo; None after anything else. made: how an experiment was made, by its own word."""
+    if not str(made.get("command", "")).startswith("fewbayes demo"):
         return None
     note = "Take three photographs or more: where there is one, every good picture is a copy of it."
-    train = "fewbayes train --model tiny --instance_data_dir PHOTOS --instance_prompt 'a photo of a <v> dog' "
-    train += "--output_dir run --validation_steps 50 --monitor_steps 50"
+    train = f"fewbayes train --model {shlex.quote(str(made.get('model', 'tiny')))} --instance_data_dir PHOTOS "
+    train += "--instance_prompt 'a photo of a <v> dog' --output_dir run --validation_steps 50 --monitor_steps 50"
     return Card("Now with your photographs", note, [("Train; its page names the step to use", train)])
 
 

@@ -105,7 +105,11 @@ def _headline(evaluation: Evaluation, first: Scores | None) -> tuple[str, list[s
             return ", ".join(scores), []
         mine = number(line.cells[dino.name].mean, dino.digits)
         said = f"Likeness to the training images: {mine} ({dino.title}; 1 is the same picture)"
-        return said, [f"All: {', '.join(scores)}."]
+        good = next((m for m in first.metrics if m.name == "clip_iqa" and real and real.cells[m.name].mean), None)
+        if good is None or real is None:
+            return said, []
+        mine, theirs = (number(each.cells[good.name].mean, good.digits) for each in (line, real))
+        return said, [f"Quality: {mine} ({good.title}); the training images themselves have {theirs}."]
     m = next((m for m in bounded if m.name == "dino"), bounded[0])
     mine, theirs = (number(each.cells[m.name].mean, m.digits) for each in (line, real))
     more = f"{theirs} is how alike the training images are among themselves; more than that would mean copies."
