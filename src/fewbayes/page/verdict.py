@@ -30,14 +30,14 @@ MEANS = {
     "images account for.",
     "memorised": "The pictures are close to copies of the training images.",
 }
-RATED = {"good": (11, 3, 0), "unclear": (3, 13, 30), "corrupted": (0, 17, 115)}
+RATED = {"good": (17, 15, 3), "unclear": (5, 14, 50), "corrupted": (0, 17, 115)}
 """Rated checkpoints that were called so: clean, in between, broken. The first two from earned_good.json (siblings), the
 last from monitor_quality.json (held out), both in benchmarks/results; a test compares."""
-MISSED = (0, 49)
+MISSED = (3, 76)
 """Broken checkpoints that were called good, of how many, in the first of these."""
 SURE = {
-    "good": "Confidence: fair. Of {n} rated checkpoints called good, {clean} were clean and {broken} broken: it misses "
-    "{missed} of {of} broken ones.",
+    "good": "Confidence: fair. Of {n} rated checkpoints called good, {clean} were clean, {between} in between and {broken} "
+    "broken: it misses {missed} of {of} broken ones.",
     "unclear": "Confidence: none. Of {n} rated checkpoints called unclear, {clean} were clean and {broken} broken.",
     "corrupted": "Confidence: high. Of {n} rated checkpoints called corrupted, {broken} were broken and {clean} clean.",
 }
@@ -54,7 +54,7 @@ def confidence(stage: str | None) -> str:
     if stage not in SURE:
         return UNMEASURED if stage else ""
     clean, between, broken = RATED[stage]
-    counts = {"n": clean + between + broken, "clean": clean, "broken": broken}
+    counts = {"n": clean + between + broken, "clean": clean, "between": between, "broken": broken}
     return SURE[stage].format(**counts, missed=MISSED[0], of=MISSED[1]) + WHERE
 
 
