@@ -36,8 +36,8 @@ last from monitor_quality.json (held out), both in benchmarks/results; a test co
 MISSED = (3, 76)
 """Broken checkpoints that were called good, of how many, in the first of these."""
 SURE = {
-    "good": "Confidence: fair. Of {n} rated checkpoints called good, {clean} were clean, {between} in between and {broken} "
-    "broken: it misses {missed} of {of} broken ones.",
+    "good": "Confidence: fair. Of {n} rated checkpoints called good, {clean} were clean, {between} in between and "
+    "{broken} broken: it misses {missed} of {of} broken ones.",
     "unclear": "Confidence: none. Of {n} rated checkpoints called unclear, {clean} were clean and {broken} broken.",
     "corrupted": "Confidence: high. Of {n} rated checkpoints called corrupted, {broken} were broken and {clean} clean.",
 }
