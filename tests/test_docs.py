@@ -118,6 +118,9 @@ ARMS = {
 }
 
 
+ELSEWHERE = {"SD 1.5, LoRA, 256 px": "sd15_lora"}
+
+
 def result(name: str) -> dict:
     return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
 
@@ -142,6 +145,19 @@ def cost_table(columns: dict[str, str]) -> str:
     found = {h: {row["arm"]: row for row in result(f"peers_{name}")["results"]} for h, name in columns.items()}
     return markdown(
         [{"time, memory": words} | {h: cell(arm, rows) for h, rows in found.items()} for arm, words in ARMS.items()]
+    )
+
+
+def start_table() -> str:
+    """Processor time from the start of a LoRA's training to its first step, by the size of the model."""
+    words = {"tiny": "tiny, 17 MB", "sd15": "SD 1.5 in float32, 4.3 GB"}
+    found = {name: {row["arm"]: row for row in result(f"peers_{name}_lora")["results"]} for name in words}
+    arms = {"fewbayes": "fewbayes, plain", "diffusers' script": "diffusers, plain"}
+    return markdown(
+        [
+            {"model": said} | {h: f"{found[name][arm]['first_step_cpu_s']:.1f} s" for h, arm in arms.items()}
+            for name, said in words.items()
+        ]
     )
 
 
@@ -218,6 +234,8 @@ def deviations_table() -> str:
 MADE = {
     "deviations": deviations_table,
     "versions": versions_table,
+    "costs elsewhere": lambda: cost_table(ELSEWHERE),
+    "start": start_table,
     "demo": demo_table,
     "costs": lambda: cost_table({"full": "tiny_full", "LoRA, rank 4": "tiny_lora", "OFT, 4 blocks": "tiny_oft"}),
     "step parts": parts_table,
