@@ -228,7 +228,7 @@ def test_gathered_rows_name_their_arm_and_the_ceiling_is_taken_once(cell):
         (["--model", "somewhere"], "somewhere"),
         (["--subjects", "swirl_dragon"], "not an embedded subject"),
         (["--values", "dora"], "'dora' is not a recipe"),
-        (["--sampler", "euler"], "'euler' is not known"),
+        (["--sampler", "lcm"], "'lcm' is not known"),
         (["--settings", "steps"], "write it as"),
         (["--settings", "stepz=1"], "stepz is not a setting"),
     ],

@@ -206,10 +206,10 @@ def run_sweep(name: str, arguments: Sequence[str], called: str = "") -> Path:
         least = ("num_class_images=1", *["steps_per_image=1"] * (sweep.axis != "steps_per_image"))
         flags = replace(flags, seeds=1, settings=(*least, *flags.settings))
     arms = arms_of(sweep, values_of(sweep, flags), flags)
-    subjects = {model: _subjects(model, flags) for model in dict.fromkeys(arm.model for arm in arms)}
-    cards = [inspect_model(model) for model in subjects]
-    if flags.sampler and all(paper_sampler(card, flags.sampler) != flags.sampler for card in cards):
-        cards[0].check_drawn(flags.sampler, flags.num_inference_steps)
+    cards = {model: inspect_model(model) for model in dict.fromkeys(arm.model for arm in arms)}
+    if flags.sampler and all(paper_sampler(card, flags.sampler) != flags.sampler for card in cards.values()):
+        next(iter(cards.values())).check_drawn(flags.sampler, flags.num_inference_steps)
+    subjects = {model: _subjects(model, flags) for model in cards}
     encoders_of(flags.evaluators)
     several = len(subjects) > 1
     bases = [_base(arm, subject, flags, several) for arm in _one_each(arms) for subject in subjects[arm.model]]
