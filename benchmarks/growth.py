@@ -211,9 +211,11 @@ def draw(results: dict[str, list[dict[str, Any]]], file: Path) -> None:
     for key, label, colour, unit in (("batch_size", "batch", first, 1), ("resolution", "size", second, 64**2)):
         points = [(1, usual[0])] if usual else []
         points += [(p["at"][key] ** (2 if unit > 1 else 1) / unit, p) for p in steps if key in p["at"]]
-        values = [p["ratio"]["median"] for _, p in points]
-        axis.plot([x for x, _ in points], values, "o-", color=colour, label=label)
-    axis.set(title="The same, by work in a step", xlabel="pixels, x one picture of 64", ylabel="x plain", xscale="log")
+        values = sorted((x, p["ratio"]["median"]) for x, p in points)
+        axis.plot(*zip(*values, strict=True), "o-", color=colour, label=label)
+    axis.set(
+        title="The same, by work in a step", xlabel="pixels, x one picture of 64", ylabel="x plain", xlim=(0, None)
+    )
     axis.legend(frameon=False)
     if not any("where" not in point["at"] for point in steps):
         axis.clear()

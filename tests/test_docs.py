@@ -118,7 +118,7 @@ ARMS = {
 }
 
 
-ELSEWHERE = {"SD 1.5, LoRA, 256 px": "sd15_lora"}
+ELSEWHERE = {"tiny-flow, full": "tiny-flow_full", "SD 1.5, LoRA, 256 px": "sd15_lora"}
 
 
 def result(name: str) -> dict:
@@ -202,7 +202,7 @@ def growth_tables() -> tuple[str, str]:
             "plain": f"{row['plain_ms']['median']:.0f} ms",
             "learned": f"{row['ratio']['median']:.2f} x",
         }
-        for row in found["step"]
+        for row in sorted(found["step"], key=lambda row: [row["at"].get(n, 1) for n in ("resolution", "batch_size")])
     ]
     words = {
         "start": ("encoding images", "encode_s"),
