@@ -397,7 +397,7 @@ def write(output: Path, runs: list[dict[str, Any]]) -> None:
         struck = [moment for row in rows for moment in row["struck"]]
         counts[name] = {
             "signals": len(struck),
-            "before_the_moment_ended": sum(row["before_the_moment_ended"] for row in rows),
+            "before_the_moment_ended": sum(row["before_the_moment_ended"] or 0 for row in rows),
             "on_tiny": sum(len(row["struck"]) for row in rows if row["model"] == "tiny"),
             "in_processes_of_their_own": sum(len(row["struck"]) for row in rows if row["process"] == "own"),
             "by_moment": {moment: struck.count(moment) for moment in [*MOMENTS, FILES, *TRUE]},

@@ -209,6 +209,10 @@ def test_an_image_that_is_held_out_is_looked_at_and_never_trained_on(run, photos
     arm = {"validation_steps": 2, "monitor_steps": 2, "max_train_steps": 2, "checkpointing_steps": 2}
     apart, without = run("apart", held_out=True, **arm), run("without", instance_data_dir=str(others), **arm)
     assert same(apart, without)
+    run("later", held_out=True, **arm | {"max_train_steps": 1})
+    later = run("later", held_out=True, **arm)  # goes on from the first step's checkpoint
+    assert [name for name, value in tensors(apart).items() if not torch.equal(value, tensors(later)[name])] == []
+    assert judgements(later)[-1].scores == judgements(apart)[-1].scores
     assert read_manifest(apart).images == read_manifest(without).images
     assert len(list((apart / "held_out").glob("*.png"))) == 1
     assert {"likeness", "unseen_likeness"} <= judgements(apart)[-1].scores.keys()
