@@ -70,7 +70,8 @@ class TrainConfig(_MethodsOwn):
     """Folder with the images of the subject, 1 to 1000."""
     held_out: bool = setting(False, unsaid_if_default=True)
     """Do not train on the last image by name, of three at least, and tell likeness to it beside likeness to those that
-    were trained on, which rewards copying. It costs what one image teaches (one of five: 0.03 of Dino), so it is off unless asked for."""
+    were trained on, which rewards copying. It costs what one image teaches (one of five:
+    0.03 of Dino), so it is off unless asked for."""
     instance_prompt: str
     """Prompt of these images, with <v> where the rare token stands: "a photo of a <v> dog"."""
     output_dir: str = setting(free_on_resume=True)
