@@ -157,6 +157,8 @@ def start(arguments: list[str], log: Path, strike: tuple[str, int, float, int] |
     found, seen, hit = Start(0), 0, 0.0
     with os.fdopen(ours) as lines:
         for line in lines:
+            if line.count("|") != 2:
+                continue  # the list of modules is long, and a child can die while it writes
             moment, what, at = line.rstrip("\n").split("|")
             if what == "modules":
                 found.modules = moment.split()
