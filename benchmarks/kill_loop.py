@@ -48,6 +48,7 @@ from fewbayes.runs.checkpoints import verify_checkpoint
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.provenance import environment
 from fewbayes.stage import monitor
+from fewbayes.training import prepare
 from fewbayes.training import train as training
 from fewbayes.training.stages import RunStages
 from fewbayes.world.scenes import subject_photograph
@@ -76,7 +77,7 @@ ARMS = {
     for bayes in (False, True)
 }
 MOMENTS = {
-    "class images": (training, "generated_class_images"),
+    "class images": (prepare, "generated_class_images"),
     "samples": (training, "validate"),
     "look": (RunStages, "look"),
     "best/": (RunFolder, "write_best"),
