@@ -15,6 +15,7 @@ from fewbayes.diagnose.verdict import explained
 from fewbayes.models import load_family
 from fewbayes.settings.config import TrainConfig
 from fewbayes.training.batches import open_channels
+from fewbayes.training.prepare import warn_of_open_channels
 from fewbayes.training.train import train
 from fewbayes.world.scenes import subject_photograph
 
@@ -78,3 +79,10 @@ def test_training_says_so_when_it_trains_on_noise(noisy, noisy_model, tmp_path, 
     with caplog.at_level(logging.WARNING, "fewbayes"):
         train(config, progress=False)
     assert ("channels of the latents open, 1 (" in caplog.text) == noisy
+
+
+def test_of_many_open_channels_the_worst_are_named(caplog):
+    warn_of_open_channels({channel: channel / 10 for channel in range(1, 31)})
+    assert "open, 30 (3.0 of its spread), 29 (2.9 of its spread)" in caplog.text
+    assert "25 (2.5 of its spread) and 24 more, and" in caplog.text
+    assert "24 (" not in caplog.text

@@ -38,6 +38,7 @@ from fewbayes.training.validation import sampled_as
 log = logging.getLogger("fewbayes")
 
 LOOKS = 8  # at samples, of a training on a GPU that does not say how many
+SAID = 6  # open channels, the worst ones
 
 
 def check_packages(config: TrainConfig) -> None:
@@ -290,10 +291,13 @@ def generated_class_images(
 def warn_of_open_channels(found: Mapping[int, float]) -> None:
     """found: as `batches.open_channels` gives them."""
     if found:
-        shares = ", ".join(f"{channel} ({share:.1f} of its spread)" for channel, share in found.items())
+        worst = sorted(found, key=lambda channel: -found[channel])[:SAID]
+        shares = ", ".join(f"{channel} ({found[channel]:.1f} of its spread)" for channel in worst)
+        more = f" and {len(found) - SAID} more" if len(found) > SAID else ""
         log.warning(
-            "the autoencoder leaves channels of the latents open, %s, and every step trains on noise there; unless the "
+            "the autoencoder leaves channels of the latents open, %s%s, and every step trains on noise there; unless the "
             "model was pretrained on such draws too, samples will fill with noise. Take the autoencoder that the model "
             "was pretrained with, or one whose encoder answers its mean",
             shares,
+            more,
         )
