@@ -295,9 +295,9 @@ def warn_of_open_channels(found: Mapping[int, float]) -> None:
         shares = ", ".join(f"{channel} ({found[channel]:.1f} of its spread)" for channel in worst)
         more = f" and {len(found) - SAID} more" if len(found) > SAID else ""
         log.warning(
-            "the autoencoder leaves channels of the latents open, %s%s, and every step trains on noise there; unless the "
-            "model was pretrained on such draws too, samples will fill with noise. Take the autoencoder that the model "
-            "was pretrained with, or one whose encoder answers its mean",
+            "the autoencoder leaves channels of the latents open, %s%s, and every step trains on noise there; unless "
+            "the model was pretrained on such draws too, samples will fill with noise. Take the autoencoder that the "
+            "model was pretrained with, or one whose encoder answers its mean",
             shares,
             more,
         )
