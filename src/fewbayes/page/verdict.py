@@ -30,10 +30,10 @@ MEANS = {
     "images account for.",
     "memorised": "The pictures are close to copies of the training images.",
 }
-RATED = {"good": (17, 15, 3), "unclear": (5, 14, 50), "corrupted": (0, 17, 115)}
+RATED = {"good": (34, 21, 4), "unclear": (8, 25, 65), "corrupted": (0, 17, 115)}
 """Rated checkpoints that were called so: clean, in between, broken. The first two from earned_good.json (siblings), the
 last from monitor_quality.json (held out), both in benchmarks/results; a test compares."""
-MISSED = (3, 76)
+MISSED = (4, 103)
 """Broken checkpoints that were called good, of how many, in the first of these."""
 SURE = {
     "good": "Confidence: fair. Of {n} rated checkpoints called good, {clean} were clean, {between} in between and "
@@ -41,7 +41,7 @@ SURE = {
     "unclear": "Confidence: none. Of {n} rated checkpoints called unclear, {clean} were clean and {broken} broken.",
     "corrupted": "Confidence: high. Of {n} rated checkpoints called corrupted, {broken} were broken and {clean} clean.",
 }
-WHERE = " Rated by one model in the embedded world, never at the size of Stable Diffusion."
+WHERE = " Rated by language models in the embedded world, never at the size of Stable Diffusion."
 UNMEASURED = "Confidence: not measured for this verdict."
 EXPORT = {"full": "diffusers", "lora": "kohya"}
 TRIED = 2

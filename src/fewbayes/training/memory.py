@@ -366,7 +366,7 @@ def _passed(model: _Model, config: TrainConfig) -> int:
     with torch.device("meta"):
         _method(config).attach(family)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
-    passed = [family.denoiser, *(family.text_encoders.values() if _encodes(config) else ())]
+    passed = list(family.modules.values()) if _encodes(config) else [family.denoiser]
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in passed:
             module.to_empty(device="cpu")

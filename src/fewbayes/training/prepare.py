@@ -291,7 +291,7 @@ def generated_class_images(
 def warn_of_open_channels(found: Mapping[int, float]) -> None:
     """found: as `batches.open_channels` gives them."""
     if found:
-        worst = sorted(found, key=lambda channel: -found[channel])[:SAID]
+        worst = sorted(sorted(found, key=lambda channel: -found[channel])[:SAID])
         shares = ", ".join(f"{channel} ({found[channel]:.1f} of its spread)" for channel in worst)
         more = f" and {len(found) - SAID} more" if len(found) > SAID else ""
         log.warning(
