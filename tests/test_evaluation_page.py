@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fewbayes.metrics.registry import registered
 from fewbayes.metrics.statistics import Comparison, Estimate, compare, coverage
 from fewbayes.page import write_report
 from fewbayes.page.evaluation.gallery import choose, kept, make_gallery
-from fewbayes.page.evaluation.page import dot_plots, evaluation_page
+from fewbayes.page.evaluation.page import _headline, dot_plots, evaluation_page
 from fewbayes.page.evaluation.reading import Arm, Picture, is_evaluation, read_evaluation
 from fewbayes.page.evaluation.scores import Difference, Line, Scores, as_latex, as_markdown, make_scores, verdict
 from fewbayes.page.render import render
@@ -132,6 +133,16 @@ def test_differences_are_paired_and_say_what_was_put_in(study):
 def test_the_headline_counts_what_the_intervals_say(page):
     said = "DreamBooth, Bayesian: better than DreamBooth in 4 of 5 metrics, worse in 0, no clear difference in 1"
     assert f"<h2>{said}</h2>" in page
+
+
+def test_comparisons_that_all_show_nothing_are_said_once(study):
+    evaluation = read_evaluation(study)
+    table = make_scores(evaluation, "sound")
+    none = Estimate(0.0, -1.0, 1.0, 4, 12, 0)
+    rows = [replace(r, cells={n: replace(c, difference=none) for n, c in r.cells.items()}) for r in table.differences]
+    said, lines = _headline(evaluation, replace(table, differences=rows))
+    assert said == f"No clear difference in any of {len(rows)} comparisons"
+    assert lines == [f"{5 * len(rows)} intervals over 2 subjects all cross zero."]
 
 
 def test_per_subject_differences_resample_their_own_seeds(study):

@@ -94,6 +94,10 @@ def _headline(evaluation: Evaluation, first: Scores | None) -> tuple[str, list[s
     if first is None:
         return "Nothing was measured", [evaluation.question] if evaluation.question else []
     if said := verdict(first):
+        found = [side for row in first.differences for side in row.sides(first.metrics).values()]
+        if len(said) > 1 and found and not any(found):  # a line for each would say the same again and again
+            subjects = f"intervals over {len(evaluation.subjects)} subjects all cross zero"
+            return f"No clear difference in any of {len(said)} comparisons", [f"{len(found)} {subjects}."]
         return _in_short(first.differences[0], first.metrics), said
     line = next((line for line in first.lines if line.kind == "arm"), first.lines[0])
     real = next((line for line in first.lines if line.name == "real"), None)
