@@ -158,6 +158,12 @@ function compare() {
 
 // --- copying
 
+// Lines of a command end between its words, never after the dashes of a flag.
+function wrap(code) {
+  const words = code.textContent.split(" ").map((word) => Object.assign(document.createElement("i"), { textContent: word }));
+  code.replaceChildren(...words.flatMap((word) => [word, " "]).slice(0, -1));
+}
+
 function copy(button) {
   const text = button.previousElementSibling;
   getSelection().selectAllChildren(text);
@@ -171,6 +177,7 @@ function copy(button) {
 
 function begin() {
   for (const button of document.querySelectorAll(".copy")) button.hidden = false;
+  document.querySelectorAll(".command code").forEach(wrap);
   for (const each of document.querySelectorAll(".panel")) {
     const first = each.querySelector(".chosen .shot") ?? each.querySelector(".shot");
     if (first) first.tabIndex = 0;
