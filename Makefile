@@ -14,7 +14,7 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(BIN)/.ready  ## one photograph, plain and Bayesian fine-tuning side by side, a page at the end
-	$(BIN)/fewbayes demo --model $(MODEL) --output_dir runs/demo
+	$(BIN)/fewbayes demo --model $(MODEL) --output_dir runs/$(patsubst demo-tiny,demo,demo-$(MODEL))
 
 test: $(BIN)/.ready  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
