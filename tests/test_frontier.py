@@ -32,7 +32,10 @@ def test_verdicts_where_they_are_known():
     worse = {s: [(x, y - 0.1 - 0.01 * i) for x, y in v] for i, (s, v) in enumerate(rate.items())}
     like = {s: [(x + 0.001 * (-1) ** i * (1 + i), y) for x, y in v] for i, (s, v) in enumerate(rate.items())}
     wild = {s: [(x + 0.05 * (-1) ** i * (1 + i / 20), y) for x, y in v] for i, (s, v) in enumerate(rate.items())}
-    found = leads({FIRST: rate, "better": better, "worse": worse, "like": like, "wild": wild})
+    found = leads(
+        {FIRST: rate, "better": better, "worse": worse, "like": like, "wild": wild},
+        dict.fromkeys(("better", "worse", "like", "wild"), FIRST),
+    )
     assert {knob: lead.verdict for knob, lead in found.items()} == {
         "better": "outside",
         "worse": "inside",
@@ -40,4 +43,4 @@ def test_verdicts_where_they_are_known():
         "wild": "open",
     }
     few = {name: dict(list(each.items())[:4]) for name, each in ((FIRST, rate), ("better", better))}
-    assert leads(few)["better"].verdict == "open"  # four subjects decide nothing
+    assert leads(few, {"better": FIRST})["better"].verdict == "open"  # four subjects decide nothing

@@ -464,8 +464,8 @@ def test_a_rate_far_above_the_recommended_one_is_the_first_thing_to_mend():
     assert fitted(options[:1], 1.0, 1e-4) == options[:1]
 
 
-def test_the_recommended_rate_is_the_models_for_the_method_then_the_methods(settings, eps_model):
+def test_the_recommended_rate_is_the_models_for_the_method_then_the_methods(eps_model):
     card = replace(inspect_model(str(eps_model)), recommended={"learning_rate": 1e-3, "lora": {"learning_rate": 5e-3}})
-    assert recommended_rate(settings(), card) == 1e-3
-    assert recommended_rate(settings(method="lora"), card) == 5e-3
-    assert recommended_rate(settings(), replace(card, recommended={})) == 5e-6
+    assert recommended_rate("full", card) == 1e-3
+    assert recommended_rate("lora", card) == 5e-3
+    assert recommended_rate("full", replace(card, recommended={})) == 5e-6

@@ -16,7 +16,7 @@ from fewbayes.settings.recipes import RECIPES
 from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.sweeps.catalogue import SWEEPS, VIEWS, Sweep, titles
 from fewbayes.studies.sweeps.cells import BASE, Cell, Protocol, gather, listing, sample_cell, score_cell
-from fewbayes.studies.sweeps.make import SweepFlags, arms_of, make, run_sweep
+from fewbayes.studies.sweeps.make import SweepFlags, arms_of, make, run_sweep, sweep_flags
 from fewbayes.studies.sweeps.reading import judged, spread_table, unseen_table
 from fewbayes.training.bayes import kl_weight
 
@@ -54,7 +54,8 @@ def test_dreambooth_is_what_has_prior_preservation_and_nothing_else_is():
 def test_a_setting_of_bayesian_weights_leaves_one_plain_arm_which_all_sweeps_share():
     names = [arm.name for arm in arms("fig9a", 0.01, 0.03)]
     assert names == ["paper-dreambooth", "paper-dreambooth-bayes", "paper-dreambooth-bayes-weight_std-0.03"]
-    assert {arms(name, value)[1].name for name, value in (("fig7", 200), ("table4", "linear"))} == {names[1]}
+    shared = (("fig7", 200), ("table4", "linear"), ("rate", 1e-4))  # the last: what `tiny` recommends
+    assert {arms(name, value, model="tiny")[1].name for name, value in shared} == {names[1]}
     against = {arm.value: arm.against for arm in arms("fig9b") if arm.bayes}
     assert against[0.0] is None
     assert {against[1.0], against[100.0]} == {"paper-dreambooth-bayes"}
@@ -235,12 +236,12 @@ def test_gathered_rows_name_their_arm_and_the_ceiling_is_taken_once(cell):
 )
 def test_what_cannot_be_done_is_refused_before_anything_is(wrong, said, tmp_path):
     with pytest.raises(ValueError, match=said):
-        run_sweep("table1", ["--output_dir", str(tmp_path / "study"), *wrong])
+        run_sweep("table1", sweep_flags("table1", ["--output_dir", str(tmp_path / "study"), *wrong]))
     assert not (tmp_path / "study").exists()
 
 
 def test_the_same_command_again_makes_nothing_anew_and_a_refused_one_changes_nothing(quick, tmp_path):
-    folder = run_sweep("table1", [*quick, "--values", "paper-lora"])
+    folder = run_sweep("table1", sweep_flags("table1", [*quick, "--values", "paper-lora"]))
     table = make_scores(read_evaluation(folder), "sound")
     assert {"base", "paper-lora", "paper-lora-bayes", "real"} == {line.name for line in table.lines}
     cell = next(line for line in table.lines if line.name == "paper-lora-bayes").cells["clip_t"]
@@ -248,15 +249,15 @@ def test_the_same_command_again_makes_nothing_anew_and_a_refused_one_changes_not
     assert np.isfinite(cell.mean)
     dear = ["*.png", "scores/*/evaluation.json", "manifest.json"]
     written = {path: path.stat().st_mtime_ns for kind in dear for path in folder.parent.rglob(kind)}
-    run_sweep("table1", [*quick, "--values", "paper-lora"])
+    run_sweep("table1", sweep_flags("table1", [*quick, "--values", "paper-lora"]))
     assert written == {path: path.stat().st_mtime_ns for path in written}
 
     said = (folder / "study.json").read_bytes()
     with pytest.raises(ValueError, match=r"neither 'embedded'"):
-        run_sweep("table1", [*_scored_by(tmp_path / "nowhere", quick), "--values", "paper-lora"])
+        run_sweep("table1", sweep_flags("table1", [*_scored_by(tmp_path / "nowhere", quick), "--values", "paper-lora"]))
     assert (folder / "study.json").read_bytes() == said
     (tmp_path / "encoders").mkdir()
-    run_sweep("table1", [*_scored_by(tmp_path / "encoders", quick), "--values", "paper-lora"])
+    run_sweep("table1", sweep_flags("table1", [*_scored_by(tmp_path / "encoders", quick), "--values", "paper-lora"]))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert "fewbayes-clip" not in {row["encoder"] for row in rows}
 

@@ -58,7 +58,7 @@ def _alone(judgement: Judgement, case: Case) -> Judgement:
     """A single look knows no step to keep; a run has checkpoints to look at."""
     options = tuple(option for option in judgement.options if not option.startswith(("keep", "no look was good")))
     if case.config and case.config.learning_rate:
-        options = fitted(options, case.config.learning_rate, recommended_rate(case.config, case.card))
+        options = fitted(options, case.config.learning_rate, recommended_rate(case.config.method, case.card))
     if len(options) == len(judgement.options) or case.config is None or not case.config.checkpointing_steps:
         return replace(judgement, options=options)
     return replace(judgement, options=("add --checkpoints: it says which checkpoint of this run to keep", *options))

@@ -439,10 +439,10 @@ def resolved(config: TrainConfig, card: ModelCard, n_images: int) -> TrainConfig
     return config.resolve(recommended, card.resolution, n_images)
 
 
-def recommended_rate(config: TrainConfig, card: ModelCard) -> float:
+def recommended_rate(method: str, card: ModelCard) -> float:
     """The learning rate that a run of this method has by itself on this model."""
-    offered = _names().converted(_recommended_for(config.method, card.recommended))
-    return offered.get("learning_rate") or METHODS[config.method].learning_rate
+    offered = _names().converted(_recommended_for(method, card.recommended))
+    return offered.get("learning_rate") or METHODS[method].learning_rate
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Likeness against cleanness, a frontier for each knob: does any reach what a lower learning rate does not?
 
 More training gives more likeness and worse pictures, so that one setting beside another proves nothing. Each knob is
-turned through four values, its best trade-offs are its frontier, and the area under it, up to the perfect (1, 1), is
+turned through several values, its best trade-offs are its frontier, and the area under it, up to the perfect (1, 1), is
 its hypervolume (Zitzler and Thiele, 1999). Subjects are the units. Trainings are those of the sweeps, and shared.
 
 Cleanness is what raters say of sets of pictures that name no training, 1 clean, 0 broken; the study writes the sheets.
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fewbayes.errors import UserError
+from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
 from fewbayes.files.decode import read_json
 from fewbayes.metrics.statistics import Comparison, Units, compare, holm, interval
@@ -26,22 +28,35 @@ from fewbayes.page.evaluation.scores import ALPHA, probability
 from fewbayes.page.look import colour, marker, save, style
 from fewbayes.page.table import Column, Entry, Table, Value, markdown
 from fewbayes.studies import study
+from fewbayes.studies.flags import asked
 from fewbayes.studies.grid import command
 from fewbayes.studies.sweeps.cells import HELD_APART
-from fewbayes.studies.sweeps.make import run_sweep
+from fewbayes.studies.sweeps.make import SweepFlags, run_sweep
 from fewbayes.survey.rate import Shown, write_rating
 
-NAME, FIRST = "frontier", "rate"
-KNOBS: Mapping[str, tuple[str, bool]] = {
-    FIRST: ("rate", False),
-    "rate, Bayesian": ("rate", True),
-    "weight_std": ("fig9a", True),
-    "weight_std at 3 x the rate": ("noise_fast", True),
-    "pull at 3 x the rate": ("pull_fast", False),
+NAME, FIRST, AVERAGED = "frontier", "rate", "rate, raw and averaged"
+
+
+@dataclass(frozen=True)
+class Knob:
+    """parts: the sweeps that turn it, and whether their Bayesian arms are meant. against: the knob whose frontier it is
+    compared with."""
+
+    parts: Sequence[tuple[str, bool]]
+    against: str | None = FIRST
+
+
+KNOBS: Mapping[str, Knob] = {
+    FIRST: Knob([("rate", False)], None),
+    "rate, Bayesian": Knob([("rate", True)]),
+    "weight_std": Knob([("fig9a", True)]),
+    "weight_std at 3 x the rate": Knob([("noise_fast", True)]),
+    "pull at 3 x the rate": Knob([("pull_fast", False)]),
+    AVERAGED: Knob([("rate", False), ("rate_averaged", False)]),
+    "rate, raw and averaged, Bayesian": Knob([("rate", True), ("rate_averaged", True)], AVERAGED),
 }
-"""Of each knob the sweep that turns it, and whether its Bayesian arms are meant."""
 LIKENESS, SHOWN, EQUAL = "dino", 4, 0.03
-"""Metric of the likeness; pictures of a set that is rated; the share of the rate's area that counts as nothing."""
+"""Metric of the likeness; pictures of a set that is rated; the share of the other's area that counts as nothing."""
 Points = Mapping[str, Mapping[str, list[tuple[float, float]]]]
 """By knob and subject, (likeness, cleanness) of each value."""
 
@@ -61,11 +76,24 @@ class Ratings:
     rows: list[Rated]
 
 
-@study("frontier", "likeness against cleanness over four values of each knob: rate, weight_std, pull; blind ratings")
+@dataclass(frozen=True, kw_only=True)
+class FrontierFlags(SweepFlags):
+    knobs: tuple[str, ...] = setting(tuple(KNOBS), choices=tuple(KNOBS), several=True)
+    """Which frontiers; one that is compared with another needs that one too."""
+
+
+@study(
+    "frontier", "likeness against cleanness over values of each knob: rate, averages, weight_std, pull; blind ratings"
+)
 def run_frontier(arguments: Sequence[str]) -> list[Path]:
     """The table, the picture and the numbers; beside them a rating study of all sets of pictures."""
-    found = {sweep: read_evaluation(run_sweep(sweep, arguments, NAME)) for sweep in _sweeps()}
-    folder = next(iter(found.values())).folder.parent / NAME
+    flags = asked(FrontierFlags, arguments, NAME, __doc__)
+    for knob in flags.knobs:
+        if KNOBS[knob].against not in (None, *flags.knobs):
+            raise UserError(f"{knob!r} is compared with {KNOBS[knob].against!r}; give it to --knobs too")
+    sweeps = dict.fromkeys(sweep for knob in flags.knobs for sweep, _ in KNOBS[knob].parts)
+    found = {sweep: read_evaluation(run_sweep(sweep, flags)) for sweep in sweeps}
+    folder = flags.output_dir / NAME
     folder.mkdir(exist_ok=True)
     if not (folder / "rating").exists():
         shown = list(sets(found).values())
@@ -73,12 +101,8 @@ def run_frontier(arguments: Sequence[str]) -> list[Path]:
         write_rating(folder / "rating", [shown[i] for i in order])
     file = folder / "ratings" / "ratings.json"
     rated = {row.training: row.ratings for row in read_json(file, Ratings).rows} if file.is_file() else None
-    points = read_points(found, rated)
+    points = read_points({knob: KNOBS[knob] for knob in flags.knobs}, found, rated)
     return [write_table(folder, points, rated is not None), draw(folder, points), folder / "rating"]
-
-
-def _sweeps() -> list[str]:
-    return list(dict.fromkeys(sweep for sweep, _ in KNOBS.values()))
 
 
 def sets(found: Mapping[str, Evaluation]) -> dict[str, Shown]:
@@ -103,17 +127,20 @@ def cell_name(subject: str, arm: str, seed: int) -> str:
     return f"{subject}/{arm}-seed{seed}"
 
 
-def read_points(found: Mapping[str, Evaluation], rated: Mapping[str, Sequence[int]] | None) -> Points:
+def read_points(
+    knobs: Mapping[str, Knob], found: Mapping[str, Evaluation], rated: Mapping[str, Sequence[int]] | None
+) -> Points:
     """Of all values of a knob; a subject that lacks one, or its rating, is left out of it."""
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for knob, (sweep, bayes) in KNOBS.items():
-        evaluation = found[sweep]
-        units = evaluation.units[evaluation.modes[0]]
-        arms = [arm["name"] for arm in evaluation.facts["arms"] if arm["bayes"] == bayes]
-        for subject in evaluation.subjects:
-            values = [_point(subject, arm, units, rated) for arm in arms]
+    for name, knob in knobs.items():
+        for subject in found[knob.parts[0][0]].subjects:
+            values = []
+            for sweep, bayes in knob.parts:
+                units = found[sweep].units[found[sweep].modes[0]]
+                arms = [arm["name"] for arm in found[sweep].facts["arms"] if arm["bayes"] == bayes]
+                values += [_point(subject, arm, units, rated) for arm in arms]
             if (whole := [value for value in values if value]) and len(whole) == len(values):
-                points.setdefault(knob, {})[subject] = whole
+                points.setdefault(name, {})[subject] = whole
     return points
 
 
@@ -145,8 +172,10 @@ def hypervolume(points: Sequence[tuple[float, float]]) -> float:
 
 @dataclass(frozen=True)
 class Lead:
-    """A knob's hypervolume less the rate's. p: by Holm; equal: its 90 % interval is within EQUAL of the rate's."""
+    """A knob's hypervolume less that of another. p: by Holm over all that are compared with the same one; equal: the
+    90 % interval is within EQUAL of the other's."""
 
+    against: str
     found: Comparison
     p: float | None
     equal: bool
@@ -159,38 +188,45 @@ class Lead:
         return "equal" if self.equal else "open"
 
 
-def leads(points: Points) -> dict[str, Lead]:
+def leads(points: Points, against: Mapping[str, str]) -> dict[str, Lead]:
+    """against: of each knob the one that it is compared with; those that are none's stand for themselves."""
     areas: dict[str, Units] = {
         knob: {(subject, 0): hypervolume(values) for subject, values in each.items()} for knob, each in points.items()
     }
-    first = areas[FIRST]
-    found = {knob: compare(mine, first) for knob, mine in areas.items() if knob != FIRST}
-    adjusted = holm({knob: each.p for knob, each in found.items()})
-    room = EQUAL * (interval(first).mean or 0)
+    found = {knob: compare(areas[knob], areas[other]) for knob, other in against.items()}
+    families = ({knob: found[knob].p for knob in found if against[knob] == other} for other in set(against.values()))
+    adjusted = {knob: p for family in families for knob, p in holm(family).items()}
 
     def equal(knob: str) -> bool:
-        narrow = compare(areas[knob], first, level=0.9).difference
+        other = areas[against[knob]]
+        narrow, room = compare(areas[knob], other, level=0.9).difference, EQUAL * (interval(other).mean or 0)
         return narrow.low is not None and narrow.high is not None and -room <= narrow.low <= narrow.high <= room
 
-    return {knob: Lead(each, adjusted[knob], equal(knob)) for knob, each in found.items()}
+    return {knob: Lead(against[knob], each, adjusted[knob], equal(knob)) for knob, each in found.items()}
 
 
 def write_table(folder: Path, points: Points, rated: bool) -> Path:
-    found = leads(points)
+    found = leads(points, {knob: other for knob in points if (other := KNOBS[knob].against)})
     rows: list[list[Entry]] = []
     for knob, each in points.items():
         area = interval({(subject, 0): hypervolume(values) for subject, values in each.items()})
         row: list[Entry] = [knob, Value(area)]
         if lead := found.get(knob):
-            row += [Value(lead.found.difference, sign=True), lead.found.win_rate, probability(lead.p), lead.verdict]
-        rows.append(row + [""] * (6 - len(row)))
-    heads = ("knob", "hypervolume", "less that of the rate", "wins", "p, Holm", "frontier is")
+            row += [
+                lead.against,
+                Value(lead.found.difference, sign=True),
+                lead.found.win_rate,
+                probability(lead.p),
+                lead.verdict,
+            ]
+        rows.append(row + [""] * (7 - len(row)))
+    heads = ("knob", "hypervolume", "compared with", "less that", "wins", "p, Holm", "frontier is")
     what = "what raters say, 1 clean to 0 broken" if rated else "Clip-IQA, until the sheets in rating/ are rated"
     text = [
         "# Likeness against cleanness: the frontier of each knob",
         f"    {command()}",
         f"Likeness: Dino. Cleanness: {what}. Equal: the 90 % interval of the difference lies within {EQUAL:.0%} of the "
-        "rate's hypervolume.",
+        "other's hypervolume. Holm: over all that are compared with the same one.",
         markdown(Table([Column(head, 2 if head == "wins" else 3) for head in heads], rows)),
     ]
     atomic_write(folder / f"{NAME}.md", "\n\n".join(text) + "\n")
@@ -200,7 +236,7 @@ def write_table(folder: Path, points: Points, rated: bool) -> Path:
 
 
 def draw(folder: Path, points: Points) -> Path:
-    """Means over subjects, a line through the values of a knob."""
+    """Means over subjects, a line through the values of a knob, in the order of likeness."""
     from matplotlib.figure import Figure
 
     with style():
@@ -208,7 +244,14 @@ def draw(folder: Path, points: Points) -> Path:
         axes = figure.subplots()
         for i, (knob, each) in enumerate(points.items()):
             means = np.mean(list(each.values()), axis=0)
-            axes.plot(*means.T, color=colour(i), marker=marker(i), markersize=5, linewidth=1, label=knob)
+            axes.plot(
+                *means[means[:, 0].argsort()].T,
+                color=colour(i),
+                marker=marker(i),
+                markersize=5,
+                linewidth=1,
+                label=knob,
+            )
         axes.set_xlabel("likeness (Dino), mean over subjects")
         axes.set_title("cleanness")
         axes.grid(axis="x")

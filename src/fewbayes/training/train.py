@@ -182,7 +182,7 @@ def train(
         looked_at = (config, run, family, average, instance, accelerator, unseen)
         seen = validate(0, *looked_at) if first else {}
         stages = (
-            RunStages(config, run, family, sources, average, recommended_rate(config, card), unseen)
+            RunStages(config, run, family, sources, average, recommended_rate(config.method, card), unseen)
             if config.monitor_steps
             else None
         )

@@ -130,6 +130,12 @@ SWEEPS: Mapping[str, Sweep] = {
         against="first",
     ),
     "rate": Sweep("Learning rate, plain and Bayesian", "learning_rate", (3e-5, 1e-4, 3e-4, 1e-3)),
+    "rate_averaged": Sweep(
+        "Learning rate with averaged weights, plain and Bayesian",
+        "learning_rate",
+        (1e-4, 3e-4, 1e-3),
+        also={"use_ema": True, "export_weights": "ema"},
+    ),
     "noise_fast": Sweep(
         "Standard deviation at three times the recommended rate",
         "weight_std",

@@ -29,11 +29,9 @@ from fewbayes.studies.trajectory import encoders_of
 
 BASE = "base"
 HELD_APART = ", to images held out"
-"""After the name of an arm: its row of likeness to images that training did not see."""
+"""What the name of an arm ends in where its samples are compared with images that training did not see."""
 Mode = Literal["sound", "paper", "both"]
 STUDY, METRICS, IMAGES, LISTING = "study.json", "metrics.jsonl", "images.jsonl", "samples.json"
-UNSEEN = ", to images held out"
-"""What the name of an arm ends in where its samples are compared with images that training did not see."""
 FACTS, MADE_FROM, FEATURES, COST = "evaluation.json", "scored_from.json", "features.sqlite", "cost.json"
 
 

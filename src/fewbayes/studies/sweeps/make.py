@@ -27,7 +27,7 @@ from fewbayes.models import inspect_model
 from fewbayes.page import write_report
 from fewbayes.runs.provenance import environment
 from fewbayes.settings.agreement import RARE_TOKEN_MARK
-from fewbayes.settings.config import TrainConfig, train_settings
+from fewbayes.settings.config import TrainConfig, recommended_rate, train_settings
 from fewbayes.settings.flags import LINE, Names
 from fewbayes.settings.recipes import RECIPES
 from fewbayes.studies.executors import in_parallel
@@ -144,7 +144,10 @@ def _arm(sweep: Sweep, value: Any, bayes: bool, given: Mapping[str, Any], flags:
         wanted.pop("kl_reduction", None)  # of nothing: without a divergence it is the arm of the other sweeps
     usable = {key: v for key, v in wanted.items() if not (switch := known[key].about.needs) or wanted.get(switch)}
     changed = {key: usable[key] for key in change if key in usable}
-    apart = [f"{key}-{v}" for key, v in changed.items() if v != base.get(key, known[key].default)]
+    usual = dict(base)
+    if is_embedded(model):
+        usual.setdefault("learning_rate", recommended_rate(usable["method"], inspect_model(model)))
+    apart = [f"{key}-{v}" for key, v in changed.items() if v != usual.get(key, known[key].default)]
     apart += [f"images-{images}"] * (images is not None)
     kept = "-".join([recipe, *["bayes"] * bayes, *(re.sub(r"[^\w.-]+", "_", part) for part in apart)])
     shown = {sweep.axis: value} if sweep.axis in (*changed, "model", "images") else {}
@@ -193,13 +196,17 @@ def values_of(sweep: Sweep, flags: SweepFlags) -> list[Any]:
 # --- the sweep --------------------------------------------------------------------------------------------------------
 
 
-def run_sweep(name: str, arguments: Sequence[str], called: str = "") -> Path:
+def sweep_flags(name: str, arguments: Sequence[str], called: str = "") -> SweepFlags:
+    """What a sweep is asked. called: the command, where it is another one."""
+    return asked(SweepFlags, arguments, called or name, f"{SWEEPS[name].title}. {SWEEPS[name].says}")
+
+
+def run_sweep(name: str, flags: SweepFlags) -> Path:
     """Train, sample and score whatever is not there yet, then gather all of it; the sweep's folder.
 
     What can be refused is refused first, and what the folder says of itself changes last.
     """
     sweep = SWEEPS[name]
-    flags = asked(SweepFlags, arguments, called or name, f"{sweep.title}. {sweep.says}")
     if flags.identities and not flags.dataset:
         raise UserError("--identities says who is in the pictures of --dataset; give the folder of the pictures too")
     if flags.quick:
@@ -333,7 +340,7 @@ def make(name: str, arguments: Sequence[str]) -> list[Path]:
 
     view = VIEWS.get(name)
     if view is None:
-        folder = run_sweep(name, arguments)
+        folder = run_sweep(name, sweep_flags(name, arguments))
         return [*write_sweep(folder, name, SWEEPS[name]), write_report(folder)]
-    folder = run_sweep(view.of, arguments, name)
+    folder = run_sweep(view.of, sweep_flags(view.of, arguments, name))
     return [write_view(folder, name, view)]

@@ -16,7 +16,7 @@ from fewbayes.page.evaluation.reading import Arm, Evaluation
 from fewbayes.page.evaluation.scores import ALPHA, all_scores, as_markdown, probability
 from fewbayes.page.table import ABSENT, Column, Entry, Table, Value, markdown
 from fewbayes.studies.sweeps.catalogue import Sweep, View
-from fewbayes.studies.sweeps.cells import UNSEEN
+from fewbayes.studies.sweeps.cells import HELD_APART
 from fewbayes.studies.sweeps.pictures import curves, panels
 
 GIGA = 1e9
@@ -164,10 +164,12 @@ def _spread(units: Units) -> float | None:
 def unseen_table(evaluation: Evaluation) -> Table:
     """Differences in likeness to images held out, whose lines stand in the first table."""
     units = evaluation.units[evaluation.modes[0]]
-    metrics = [metric for metric in in_table("paper") if any(n.endswith(UNSEEN) for n in units.get(metric.name, {}))]
+    metrics = [
+        metric for metric in in_table("paper") if any(n.endswith(HELD_APART) for n in units.get(metric.name, {}))
+    ]
 
     def gain(metric: Metric, *arms: Arm) -> Value:
-        treated, control = (units[metric.name].get(arm.name + UNSEEN, {}) for arm in arms)
+        treated, control = (units[metric.name].get(arm.name + HELD_APART, {}) for arm in arms)
         return Value(compare(treated, control).difference, sign=True)
 
     rows: list[list[Entry]] = [
