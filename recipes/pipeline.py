@@ -23,6 +23,7 @@ from training import Training, batch_indices, device, run_training, scene_captio
 BATCH = 64
 MAX_TOKENS = 24
 DROP_CAPTION = 0.1
+WIDTHS = (64, 96, 128)
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -78,18 +79,19 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def new_unet(latent_channels: int) -> UNet2DConditionModel:
+def new_unet(latent_channels: int, widths: tuple[int, int, int] = WIDTHS) -> UNet2DConditionModel:
+    """widths: in the proportion 2 : 3 : 4, so that a norm group has as many channels at every size."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=latent_channels,
         out_channels=latent_channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(64, 96, 128),
+        block_out_channels=widths,
         layers_per_block=1,
         cross_attention_dim=128,
         attention_head_dim=4,
-        norm_num_groups=32,
+        norm_num_groups=widths[0] // 2,
     )
 
 
@@ -135,8 +137,10 @@ def pretrain_pipeline(
     start: StableDiffusionPipeline | None = None,
     peak: float = 1e-3,
     finer: int = 0,
+    widths: tuple[int, int, int] = WIDTHS,
 ) -> StableDiffusionPipeline:
-    """From nothing, or from the words and the U-Net of a pipeline whose latents have fewer channels.
+    """From nothing, or from the words and the U-Net of a pipeline whose latents have fewer channels; of other widths
+    than its own, the U-Net begins from nothing and the words stay as they are.
 
     `steps` of Adam, then `finer` ones of Muon.
     """
@@ -147,8 +151,11 @@ def pretrain_pipeline(
     unspoken = tokens(tokenizer, [""])
     channels = vae.config.latent_channels
     text_encoder = start.text_encoder.float() if start else new_text_encoder(tokenizer)
-    unet = widened_unet(start.unet, channels) if start else new_unet(channels)
+    unet = widened_unet(start.unet, channels) if start and widths == WIDTHS else new_unet(channels, widths)
     modules = {"unet": unet.to(device()).train(), "text_encoder": text_encoder.to(device()).train()}
+    if widths != WIDTHS:
+        del modules["text_encoder"]
+        text_encoder.requires_grad_(False)
     scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     training = Training(folder, modules, total=steps, peak=peak, ema=0.999)
 
