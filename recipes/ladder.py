@@ -33,7 +33,14 @@ def main() -> None:
     start = StableDiffusionPipeline.from_pretrained(PIPELINES["tiny"])
     pictures, latents = scene_pictures(work / "data", options.scenes), work / "data" / f"latents-{options.scenes}.npy"
     pipeline = pretrain_pipeline(
-        work / "pipeline", start.vae.float(), pictures, 0, latents, start, finer=options.steps, widths=(*options.widths,)
+        work / "pipeline",
+        start.vae.float(),
+        pictures,
+        0,
+        latents,
+        start,
+        finer=options.steps,
+        widths=(*options.widths,),
     )
     halve(pipeline, work / "export")
 
