@@ -1,151 +1,325 @@
-"""Would the stage monitor be better if it went by the guided gain too? From the rated trainings of `experiment guided`.
+"""The stage monitor with the guided gain: how it tells broken pictures, alarms, leads, and what it keeps.
 
-Gain: as the monitor asks for it, the larger squared guided retention at t = 50 and 400. Three rules call a checkpoint
-corrupted: the monitor's score of 0.5, a gain above 1, and either. Against the ratings of the pictures at full guidance
-(2 is broken), by kept file and by arm. Lead: from the first call to the first broken checkpoint, in steps; probes are
-asked more often than pictures are drawn, which is where a gain can be ahead. Kept: the last sampled checkpoint that
-the rule does not call, the base model where there is none; with RUNS, the folder of the study, its worth is Dino of the
-pictures, that of the base model where raters call it broken, and regret is what the best checkpoint is worth more.
+Two sources of trainings that hold the gain beside ratings: kept results of `experiment guided`, each before its folder
+of runs; and a file of ratings before the RUNS of `fewbayes train --monitor_steps N --validation_steps N` that it names.
+Gain: as the monitor asks for it, the larger squared guided retention at t = 50 and 400. Ratings of the pictures at full
+guidance: 0 clean, 1 between, 2 broken, the better one at a half.
 
-    python benchmarks/guided_monitor.py docs/results/guided.json [RUNS] [more.json RUNS ...] --output FILE
+Four rules call a look: the monitor's score of 0.5, a gain above 1, either, and doubt (corrupted or unclear). A training
+is called at its first such look, alarmed at the first two in a row. Lead: from the call to the first broken look, in
+steps, negative is late; the gain is asked more often than pictures are drawn, which is where it can be ahead. Kept:
+what `best/` holds at the end, by the score or by either; "or_last" the last look where it holds nothing. Regret: what
+the best look is worth more, by Dino; a broken look, or none, is worth the base model. Intervals: 95 %, percentiles of
+a bootstrap over trainings; of shares, Clopper-Pearson.
+
+    python benchmarks/guided_monitor.py docs/results/guided.json RUNS docs/results/guided_noisy.json RUNS \\
+      benchmarks/results/ratings_siblings.json RUNS --output benchmarks/results/guided_monitor.json
 """
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import numpy as np
-from monitor_quality import auroc
+from monitor_quality import auroc, pictures
 from PIL import Image
+from scipy.stats import binomtest
 
 from fewbayes.metrics.scores import fidelity
+from fewbayes.runs.layout import METRICS, STAGES
+from fewbayes.runs.provenance import environment
 from fewbayes.stage.definition import CORRUPTED
+from fewbayes.stage.monitor import Look, Monitor, seen
+from fewbayes.stage.samples import describe
 from fewbayes.stage.watch import GUIDED_STEPS
 from fewbayes.studies.guided import BROKEN, PROBED_STEPS
 
-RULES: dict[str, Callable[[float, float], bool]] = {
-    "score": lambda score, gain: score >= CORRUPTED,
-    "gain": lambda score, gain: gain > 1,
-    "either": lambda score, gain: score >= CORRUPTED or gain > 1,
+Pictures = Sequence[np.ndarray]
+WAY, RATED, DRAWS = "guided", ("clean", "between", "broken"), 2000
+KEPT = ("score", "either", "or_last", "last")
+
+
+@dataclass
+class Training:
+    """Sampled and rated looks in order; gains: of every probe by step, of which looks are some. worth: Dino, [0] the
+    base model's."""
+
+    name: str
+    regime: str
+    subject: str
+    arm: str
+    steps: list[int]
+    grades: list[int]
+    scores: list[float]
+    seen: list[str]
+    gains: dict[int, float]
+    worth: list[float] = field(default_factory=list)
+
+    @property
+    def broken(self) -> list[bool]:
+        return [grade >= BROKEN for grade in self.grades]
+
+    def called(self, rule: str) -> list[bool]:
+        return [RULES[rule](self, i) for i in range(len(self.steps))]
+
+    def first(self, rule: str) -> int | None:
+        """Step of the first call; of the gain's among all probes."""
+        looks = [step for step, call in zip(self.steps, self.called(rule), strict=True) if call]
+        asked = [step for step, gain in self.gains.items() if gain > 1] if rule in ("gain", "either") else []
+        return min([*looks, *asked], default=None)
+
+    def alarm(self, rule: str) -> int | None:
+        calls = self.called(rule)
+        return next((self.steps[i] for i in range(1, len(calls)) if calls[i - 1] and calls[i]), None)
+
+    def kept(self, rule: str) -> int | None:
+        """Index of the look in `best/`: the last good one that the rule does not call; see above for the others.
+
+        As the monitor has it: after an alarm, one good look replaces none, two in a row do.
+        """
+        if rule == "last":
+            return len(self.steps) - 1
+        if rule == "or_last":
+            kept = self.kept("score")
+            return self.kept("last") if kept is None else kept
+        best, goods, alarmed, calls = None, 0, False, self.called(rule)
+        for i, saw in enumerate(self.seen):
+            good = saw == "good" and not calls[i]
+            goods = goods + 1 if good else 0
+            if good and (not alarmed or best is None or goods > 1):
+                best = i
+            if i and calls[i] == calls[i - 1]:
+                alarmed = calls[i]
+        return best
+
+    def regret(self, rule: str) -> float:
+        bad = self.broken
+        worth = [self.worth[0] if broken else value for value, broken in zip(self.worth[1:], bad, strict=True)]
+        kept = self.kept(rule)
+        return max(*worth, self.worth[0]) - (self.worth[0] if kept is None else worth[kept])
+
+
+RULES: dict[str, Callable[[Training, int], bool]] = {
+    "score": lambda one, i: one.scores[i] >= CORRUPTED,
+    "gain": lambda one, i: one.gains[one.steps[i]] > 1,
+    "either": lambda one, i: one.scores[i] >= CORRUPTED or one.gains[one.steps[i]] > 1,
+    "doubt": lambda one, i: one.seen[i] in ("corrupted", "unclear"),
 }
-WAY = "guided"
+TOLD: dict[str, Callable[[Training, int], float]] = {
+    "score": lambda one, i: one.scores[i],
+    "gain": lambda one, i: one.gains[one.steps[i]],
+    "either": lambda one, i: max(one.scores[i] / CORRUPTED, one.gains[one.steps[i]]),
+}
 
 
-def asked(row: dict[str, Any]) -> float:
-    retention = row["guided"]["guided"]["retention"]
-    return max(retention[PROBED_STEPS.index(step)] ** 2 for step in GUIDED_STEPS)
-
-
-def training(cell: dict[str, Any], ratings: dict[str, int], runs: Path | None) -> dict[str, Any]:
-    rows = {row["step"]: row for row in cell["rows"]}
-    looks = [step for step in rows if step and WAY in rows[step].get("corruption", {})]
-    broken = {step: ratings[f"{cell['folder']}/{step}/{WAY}"] >= BROKEN for step in looks}
-    scores, gains = (
-        {step: rows[step]["corruption"][WAY] for step in looks},
-        {step: asked(rows[step]) for step in rows},
-    )
-    first = min((step for step in looks if broken[step]), default=None)
-    told = {
-        "training": cell["folder"],
-        "arm": cell["arm"],
-        "steps": looks,
-        "broken": [broken[step] for step in looks],
-        "scores": [scores[step] for step in looks],
-        "gains": [gains[step] for step in looks],
-    }
-    called = {
-        "score": min((step for step in looks if scores[step] >= CORRUPTED), default=None),
-        "gain": min((step for step in rows if gains[step] > 1), default=None),
-    }
-    called["either"] = min((step for step in called.values() if step is not None), default=None)
-    told["lead"] = {rule: None if first is None or step is None else first - step for rule, step in called.items()}
-    told["called"] = called
-    kept = {rule: max((s for s in looks if not call(scores[s], gains[s])), default=0) for rule, call in RULES.items()}
-    told["kept"] = kept | {"last": looks[-1]}
-    if runs:
-        worth = _worth(runs / cell["folder"], broken)
-        told["regret"] = {rule: max(worth.values()) - worth[step] for rule, step in told["kept"].items()}
-    return told
-
-
-def _worth(folder: Path, broken: dict[int, bool]) -> dict[int, float]:
-    from fewbayes.metrics.encoders import load_encoders
-
-    dino: Any = load_encoders("embedded")["dino"]
-    real = dino.images([Image.open(file).convert("RGB") for file in sorted((folder / "reference").glob("*.png"))])
-    found: dict[int, float] = {}
-    for step in (0, *broken):
-        strip = np.asarray(Image.open(folder / f"guided/step-{step:06d}-{WAY}.png").convert("RGB"))
-        pictures = [Image.fromarray(part) for part in np.split(strip, strip.shape[1] // strip.shape[0], 1)]
-        found[step] = found[0] if broken.get(step) else fidelity(dino.images(pictures), real).mean
+def studied(file: Path, runs: Path) -> list[Training]:
+    """Of `experiment guided`."""
+    kept, found = json.loads(file.read_text()), []
+    model = "tiny-sharp" if file.stem == "guided_sharp" else "tiny"
+    ratings = kept["rated"]["ratings"]
+    for cell in kept["cells"]:
+        rows = {row["step"]: row["guided"] for row in cell["rows"]}
+        steps = [row["step"] for row in cell["rows"] if row["step"] and WAY in row.get("corruption", {})]
+        folder = runs / cell["folder"]
+        drawn = {step: strip(folder / f"guided/step-{step:06d}-{WAY}.png") for step in (0, *steps)}
+        losses = {step: fmean(rows[step]["conditional"]["loss"]) for step in rows}
+        learned = {step: 1 - losses[step] / losses[0] for step in steps}
+        noisy = cell["arm"] == "noisy" or file.stem == "guided_noisy"
+        gains = {
+            step: max(row["guided"]["retention"][PROBED_STEPS.index(t)] ** 2 for t in GUIDED_STEPS)
+            for step, row in rows.items()
+            if step
+        }
+        about = {
+            "name": cell["folder"],
+            "regime": "noisy latents, drawn" if noisy else f"clean latents, drawn, {model}",
+            "subject": cell["subject"],
+            "arm": "lora-x2.5" if cell["arm"] == "noisy" else cell["arm"],
+        }
+        grades = {step: ratings[f"{cell['folder']}/{step}/{WAY}"] for step in steps}
+        found.append(judged(about, folder, drawn, grades, learned, gains))
     return found
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    broken, scores, gains = ([value for row in rows for value in row[key]] for key in ("broken", "scores", "gains"))
-    clean, staged = ([row for row in rows if any(row["broken"]) is wanted] for wanted in (False, True))
-    called = {
-        rule: [call(score, gain) for score, gain in zip(scores, gains, strict=True)] for rule, call in RULES.items()
+def watched(file: Path, runs: Path) -> list[Training]:
+    """Of `fewbayes train` with the monitor, whose metrics hold the gain."""
+    rated: dict[str, dict[int, int]] = {}
+    for row in json.loads(file.read_text())["rows"]:
+        rated.setdefault(row["training"], {})[row["step"]] = int(median(row["ratings"]))
+    found = []
+    for name, grades in sorted(rated.items()):
+        folder = runs / name
+        if not (folder / METRICS).is_file():
+            continue
+        told = [row for row in map(json.loads, (folder / METRICS).read_text().splitlines()) if row["step"]]
+        gains = {row["step"]: row["value"] for row in told if row["metric"] == "guided_gain"}
+        stages = map(json.loads, (folder / STAGES).read_text().splitlines())
+        learned = {row["step"]: row["scores"].get("learning", 0.0) for row in stages}
+        drawn = {
+            step: pictures(folder / f"samples/step-{step:06d}/raw") for step in (0, *sorted(gains.keys() & grades))
+        }
+        study, subject, *_, last = name.split("/")
+        about = {
+            "name": name,
+            "regime": "noisy latents, held out" if study == "noisy" else "clean latents, photographs",
+            "subject": subject,
+            "arm": last.rpartition("-seed")[0],
+        }
+        found.append(judged(about, folder, drawn, grades, learned, gains))
+    return found
+
+
+def strip(file: Path) -> list[np.ndarray]:
+    whole = np.asarray(Image.open(file).convert("RGB"))
+    return np.split(whole, whole.shape[1] // whole.shape[0], 1)
+
+
+def judged(
+    about: Mapping[str, str],
+    folder: Path,
+    drawn: Mapping[int, Pictures],
+    grades: Mapping[int, int],
+    learned: Mapping[int, float],
+    gains: dict[int, float],
+) -> Training:
+    """By the rules of today, from the pictures. learned: the share of the base model's loss that is gone, by step."""
+    references, twins = pictures(folder / "reference"), drawn[0]
+    monitor = Monitor(Look(0, None, describe(twins, references, twins)), describe(references, references))
+    scores, verdicts = [], []
+    for step in list(drawn)[1:]:
+        told = monitor.standards.scores(None, describe(drawn[step], references, twins), None)
+        scores.append(told["corruption"])
+        told["learning"] = max(told.get("learning", 0.0), learned[step])
+        verdicts.append(seen(told, monitor.standards.several))
+    steps = list(drawn)[1:]
+    dino = _dino()
+    real = dino.images([Image.fromarray(picture) for picture in references])
+    worth = [fidelity(dino.images([Image.fromarray(p) for p in drawn[step]]), real).mean for step in drawn]
+    return Training(
+        **about,
+        steps=steps,
+        grades=[grades[step] for step in steps],
+        scores=scores,
+        seen=verdicts,
+        gains=gains,
+        worth=worth,
+    )
+
+
+@cache
+def _dino() -> Any:
+    from fewbayes.metrics.encoders import load_encoders
+
+    return load_encoders("embedded")["dino"]
+
+
+def told_by(rows: Sequence[Training], name: str) -> float | None:
+    values = [TOLD[name](row, i) for row in rows for i in range(len(row.steps))]
+    return auroc(values, [bad for row in rows for bad in row.broken])
+
+
+def added(rows: Sequence[Training]) -> float | None:
+    alone, both = told_by(rows, "score"), told_by(rows, "either")
+    return None if alone is None or both is None else both - alone
+
+
+def over_trainings(rows: Sequence[Training], value: Callable[[Sequence[Training]], float | None]) -> list[float] | None:
+    """The value and its interval; draws in which it does not exist are left out."""
+    if (found := value(rows)) is None:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = [value([rows[i] for i in rng.integers(len(rows), size=len(rows))]) for _ in range(DRAWS)]
+    return [found, *np.quantile([one for one in drawn if one is not None], (0.025, 0.975)).tolist()]
+
+
+def share(count: int, of: int) -> list[float] | None:
+    """[count, of, low, high]."""
+    if not of:
+        return None
+    limits = binomtest(count, of).proportion_ci(method="exact")
+    return [count, of, float(limits.low), float(limits.high)]
+
+
+def summary(rows: list[Training]) -> dict[str, Any]:
+    whole, staged = ([row for row in rows if any(row.broken) is wanted] for wanted in (False, True))
+    pairs = {
+        rule: [(call, grade) for row in rows for call, grade in zip(row.called(rule), row.grades, strict=True)]
+        for rule in RULES
     }
-
-    def share(rule: str, wanted: bool) -> float | None:
-        its = [call for call, bad in zip(called[rule], broken, strict=True) if bad is wanted]
-        return fmean(its) if its else None
-
+    can_lead = [row for row in staged if not row.broken[0]]
+    late = {rule: [_lead(row, row.first(rule)) for row in staged] for rule in RULES}
     return {
         "trainings": len(rows),
-        "checkpoints": len(broken),
-        "broken": sum(broken),
-        "auroc": {"score": auroc(scores, broken), "gain": auroc(gains, broken)}
-        | {"either": auroc([max(s / CORRUPTED, g) for s, g in zip(scores, gains, strict=True)], broken)},
-        "called_of_broken": {rule: share(rule, True) for rule in RULES},
-        "called_of_others": {rule: share(rule, False) for rule in RULES},
-        "trainings_without_broken": len(clean),
-        "alarms_there": {rule: sum(row["called"][rule] is not None for row in clean) for rule in RULES},
-        "trainings_with_broken": len(staged),
-        "leads": {rule: [row["lead"][rule] for row in staged] for rule in RULES},
-        "median_lead": {
-            rule: median(leads)
-            if (leads := [row["lead"][rule] for row in staged if row["lead"][rule] is not None])
-            else None
-            for rule in RULES
+        "subjects": len({row.subject for row in rows}),
+        "checkpoints": [sum(row.grades.count(grade) for row in rows) for grade in range(3)],
+        "auroc": {name: over_trainings(rows, lambda some, name=name: told_by(some, name)) for name in TOLD}
+        | {"either_less_score": over_trainings(rows, added)},
+        "called": {
+            rule: {
+                word: [sum(c for c, g in its if g == i), sum(g == i for _, g in its)] for i, word in enumerate(RATED)
+            }
+            for rule, its in pairs.items()
         },
-        "kept_broken": {
-            rule: sum(dict(zip(row["steps"], row["broken"], strict=True)).get(row["kept"][rule], False) for row in rows)
-            for rule in (*RULES, "last")
+        "trainings_without_broken": {
+            which: {rule: share(sum(find(row, rule) is not None for row in whole), len(whole)) for rule in RULES}
+            for which, find in (("called", Training.first), ("alarm", Training.alarm))
         },
-    } | (
-        {"regret": {rule: fmean(row["regret"][rule] for row in rows) for rule in (*RULES, "last")}}
-        if all("regret" in row for row in rows)
-        else {}
-    )
+        "trainings_with_broken": {
+            "number": len(staged),
+            "first_look_broken": len(staged) - len(can_lead),
+            "leads": late,
+            "before": {rule: sum(lead is not None and lead > 0 for lead in late[rule]) for rule in RULES},
+            "at": {rule: late[rule].count(0) for rule in RULES},
+            "never": {rule: late[rule].count(None) for rule in RULES},
+            "leads_of_alarm": {rule: [_lead(row, row.alarm(rule)) for row in staged] for rule in RULES},
+        },
+        "kept": {
+            rule: [sum(_grade(row, rule) == word for row in rows) for word in (*RATED, "nothing")] for rule in KEPT
+        },
+        "regret": {
+            rule: over_trainings(rows, lambda some, rule=rule: fmean(row.regret(rule) for row in some)) for rule in KEPT
+        }
+        | {
+            f"{rule}_less_last": over_trainings(
+                rows, lambda some, rule=rule: fmean(row.regret(rule) - row.regret("last") for row in some)
+            )
+            for rule in ("score", "or_last")
+        },
+    }
+
+
+def _lead(row: Training, step: int | None) -> int | None:
+    return None if step is None else row.steps[row.broken.index(True)] - step
+
+
+def _grade(row: Training, rule: str) -> str:
+    kept = row.kept(rule)
+    return "nothing" if kept is None else RATED[row.grades[kept]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="kept results of the study, each before its folder of runs")
+    parser.add_argument("files", nargs="+", type=Path, help="results or ratings, each before its folder of runs")
     parser.add_argument("--output", type=Path, required=True)
     flags = parser.parse_args()
-    told: dict[str, Any] = {}
-    for i, file in enumerate(flags.files):
-        if file.suffix != ".json":
-            continue
-        runs = next((path for path in flags.files[i + 1 : i + 2] if path.suffix != ".json"), None)
-        kept = json.loads(file.read_text())
-        rows = [training(cell, kept["rated"]["ratings"], runs) for cell in kept["cells"]]
-        groups = {"all": rows} | {
-            kind: [row for row in rows if (row["arm"] == "noisy") is noisy]
-            for kind, noisy in (("noisy latents", True), ("clean latents", False))
-            if file.stem == "guided"
-        }
-        groups |= {arm: [row for row in rows if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in rows)}
-        told[file.stem] = {"groups": {name: summary(its) for name, its in groups.items() if its}, "trainings": rows}
-        for name, its in told[file.stem]["groups"].items():
-            print(file.stem, name, json.dumps(its))
-    flags.output.write_text(json.dumps(told, indent=1) + "\n")
+    rows: list[Training] = []
+    for file, runs in zip(flags.files[::2], flags.files[1::2], strict=True):
+        rows += studied(file, runs) if "cells" in json.loads(file.read_text()) else watched(file, runs)
+    groups = {"all": rows}
+    for regime in dict.fromkeys(row.regime for row in rows):
+        its = [row for row in rows if row.regime == regime]
+        groups[regime] = its
+        groups |= {f"{regime}: {arm}": [r for r in its if r.arm == arm] for arm in sorted({row.arm for row in its})}
+    told = {name: summary(its) for name, its in groups.items()}
+    for name, its in told.items():
+        print(name, json.dumps(its))
+    kept = {"groups": told, "trainings": [asdict(row) for row in rows], "environment": environment()}
+    flags.output.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":
