@@ -44,9 +44,12 @@ class Interval:
             raise UserError(f"guidance_interval is {text!r}; it must be {LIMIT}")
         return found
 
+    def __contains__(self, level: float) -> bool:
+        return self.low <= level <= self.high
+
     def scales(self, levels: Sequence[float], guidance: float) -> list[float]:
         """The guidance at each of these levels: 1 outside of the interval."""
-        return [guidance if self.low <= level <= self.high else 1.0 for level in levels]
+        return [guidance if level in self else 1.0 for level in levels]
 
 
 EVERYWHERE = Interval()

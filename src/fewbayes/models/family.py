@@ -248,6 +248,10 @@ class Family(Layout, Protocol):
         """
         ...
 
+    def levels(self, timesteps: Tensor) -> Tensor:
+        """Noise-to-signal ratios of a scheduler's timesteps; one between two of a table counts as the nearer."""
+        ...
+
     def example_batch(self, count: int, resolution: int, *, encode: bool) -> tuple[Tensor, Tensor, Conditioning]:
         """x_t, t and prompts of the shapes of training, for an estimate of memory; the numbers mean nothing.
 

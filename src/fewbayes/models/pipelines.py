@@ -288,7 +288,7 @@ class PipelineFamily(HeldParts):
         with self._computing():
             drawn = pipeline(
                 **self._prompt_arguments(cond, negative),
-                **guiding(pipeline, guidance, interval, self._levels, self.guidance_less),
+                **guiding(pipeline, guidance, interval, self.levels, self.guidance_less),
                 generator=list(generators),
                 num_inference_steps=steps,
                 height=side,
@@ -301,8 +301,7 @@ class PipelineFamily(HeldParts):
         """Scaled latents of what the pipeline calls latents."""
         return latents
 
-    def _levels(self, timesteps: Tensor) -> Tensor:
-        """Noise-to-signal ratios of a scheduler's timesteps; one between two of a table counts as the nearer."""
+    def levels(self, timesteps: Tensor) -> Tensor:
         from fewbayes.diffusion.process import Flow
 
         flow = isinstance(self.process, Flow)

@@ -17,11 +17,12 @@ Gains = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Sweep:
-    """`axis` is a setting of training, or "recipe", "model", or "images" for the number of training images.
+    """`axis` is a setting of training, or "recipe", "model", "images" for the number of training images, or
+    "tuned_within" for the noise-to-signal ratios at which the trained model draws, the base model drawing at others.
 
     also: settings of all arms. gains: by value and metric, how much more the paper's Bayesian arm has; 1 or -1 where
-    it says which way and not how far. signs: the same at values that `gains` has not. against: what a Bayesian arm is
-    compared with, the plain one of its value or the Bayesian one of the first value. sides: plain, Bayesian.
+    it says which way and not how far. signs: the same at values that `gains` has not. sides: plain, Bayesian; the last
+    is compared with what `against` says, the plain arm of its value or its own of the first value.
     """
 
     title: str
@@ -61,6 +62,8 @@ def _gains(*numbers: float) -> Gains:
 
 BETTER = {"dino": 1, "clip_iqa": 1}
 """In likeness and quality, as the paper's figures show them."""
+WINDOWS = (None, "0.83:", ":0.83", "2.2:", ":2.2")
+"""Noise-to-signal ratios: all, then t from 300 on, below it, from 600 on, below it of Stable Diffusion."""
 DREAMBOOTH = _gains(0.010, 0.019, 0.014, 0.029, 0.018)
 
 SWEEPS: Mapping[str, Sweep] = {
@@ -130,6 +133,21 @@ SWEEPS: Mapping[str, Sweep] = {
         against="first",
     ),
     "rate": Sweep("Learning rate, plain and Bayesian", "learning_rate", (3e-5, 1e-4, 3e-4, 1e-3)),
+    "timesteps": Sweep(
+        "Which noise levels need the tuned weights (a reviewer's question)",
+        "tuned_within",
+        WINDOWS,
+        against="first",
+        sides=(False,),
+    ),
+    "timesteps_fast": Sweep(
+        "Which noise levels spoil the pictures at ten times the recommended rate",
+        "tuned_within",
+        WINDOWS,
+        also={"learning_rate": 1e-3},
+        against="first",
+        sides=(False,),
+    ),
     "rate_averaged": Sweep(
         "Learning rate with averaged weights, plain and Bayesian",
         "learning_rate",

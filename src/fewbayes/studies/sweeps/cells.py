@@ -9,15 +9,17 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from fewbayes.diffusion.guidance import Interval
 from fewbayes.errors import UserError
 from fewbayes.files.atomic import atomic_folder, atomic_write, file_sha256
 from fewbayes.files.decode import plain_json, read_json, read_json_lines
-from fewbayes.models import inspect_model
+from fewbayes.models import inspect_model, load_family
 from fewbayes.runs.layout import HELD_OUT, REFERENCE
 from fewbayes.settings.agreement import USUAL_RARE_TOKEN
 from fewbayes.settings.config import TrainConfig, resolved
@@ -40,6 +42,7 @@ class Protocol:
     """How the pictures that are scored are made. Nothing filters them: no safety checker is ever loaded.
 
     unrelated: whether prompts without the rare token are sampled too, for what training does to everything else.
+    tuned_within: LOW:HIGH, the noise-to-signal ratios at which a trained model answers; the base model does at others.
     """
 
     images_per_prompt: int = IMAGES_PER_PROMPT
@@ -49,6 +52,7 @@ class Protocol:
     guidance: float = 7.5
     seed: int = 0
     unrelated: bool = True
+    tuned_within: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class Cell:
     """One model to be trained, sampled and scored. config, seed: of its training, None for the base model.
 
     root: the folder of all that comes of one base model. arm: its name in the table; kept: its name in `root`, which
-    says how its settings differ from its recipe's, so that sweeps share what they both ask for. unseen: images of the
+    says how its settings differ from its recipe's and its samples from the usual ones, so that sweeps share what they
+    both ask for. unseen: images of the
     subject that it is not trained on, beside one that the run itself may hold out.
     """
 
@@ -203,14 +208,19 @@ def sample_cell(cell: Cell) -> Path:
         return cell.pictures
     import torch
 
+    from fewbayes.models.switching import answering
     from fewbayes.runs.opening import open_model
     from fewbayes.sample import sample_images
 
-    family, _ = open_model(cell.source)
-    family.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    family = open_model(cell.source)[0].to(device)
     p, rows = cell.protocol, listing(cell)
     words, seeds = [row["prompt"] for row in rows], [row["seed"] for row in rows]
-    pictures = sample_images(family, words, seeds, sampler=p.sampler, steps=p.steps, guidance=p.guidance)
+    shared: AbstractContextManager[None] = nullcontext()
+    if p.tuned_within and cell.config:
+        shared = answering(Interval.read(p.tuned_within), family, load_family(cell.model).to(device))
+    with shared:
+        pictures = sample_images(family, words, seeds, sampler=p.sampler, steps=p.steps, guidance=p.guidance)
     with atomic_folder(cell.pictures) as staging:
         for row, picture in zip(rows, pictures, strict=True):
             picture.save(staging / row["file"])

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fewbayes.diffusion.guidance import Interval
 from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.methods import registered
@@ -98,7 +99,8 @@ class SweepFlags(ScoredFlags):
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of a table. settings: all that the recipe, the flags and the value say; images: None for all of them."""
+    """One line of a table. kept: the name of its trainings. settings: all that the recipe, the flags and the value say;
+    images: None for all of them; within: noise levels at which the trained model answers, None for all of them."""
 
     name: str
     kept: str
@@ -107,6 +109,7 @@ class Arm:
     bayes: bool
     model: str
     images: int | None
+    within: str | None
     settings: Mapping[str, Any]
     against: str | None
 
@@ -117,21 +120,21 @@ class Arm:
 def arms_of(sweep: Sweep, values: Sequence[Any], flags: SweepFlags) -> list[Arm]:
     """Each value plain and Bayesian. A setting of Bayesian weights alone leaves one plain arm for all values."""
     found: dict[str, Arm] = {}
-    given, first = pairs(flags.settings), None
+    given, first, treated = pairs(flags.settings), None, sweep.sides[-1]
     for value in values:
         for bayes in sweep.sides:
             arm = _arm(sweep, value, bayes, given, flags)
             plain = _arm(sweep, value, False, given, flags).name
-            first = first or (arm.name if bayes else None)
-            against = (plain if sweep.against == "plain" else first) if bayes else None
+            first = first or (arm.name if bayes == treated else None)
+            against = (plain if sweep.against == "plain" else first) if bayes == treated else None
             found.setdefault(arm.name, replace(arm, against=None if against == arm.name else against))
     return list(found.values())
 
 
 def _arm(sweep: Sweep, value: Any, bayes: bool, given: Mapping[str, Any], flags: SweepFlags) -> Arm:
     change = {**sweep.also, sweep.axis: value}
-    special = {"recipe": flags.recipe, "model": flags.model, "images": None}  # what is no setting of a training
-    recipe, model, images = (change.pop(key, usual) for key, usual in special.items())
+    special = {"recipe": flags.recipe, "model": flags.model, "images": None, "tuned_within": None}  # no settings
+    recipe, model, images, within = (change.pop(key, usual) for key, usual in special.items())
     known, base = train_settings(), RECIPES[recipe].settings(bayes)
     if is_embedded(model):
         base.pop("learning_rate", None)  # that of a model two hundred times as large
@@ -150,10 +153,15 @@ def _arm(sweep: Sweep, value: Any, bayes: bool, given: Mapping[str, Any], flags:
     apart = [f"{key}-{v}" for key, v in changed.items() if v != usual.get(key, known[key].default)]
     apart += [f"images-{images}"] * (images is not None)
     kept = "-".join([recipe, *["bayes"] * bayes, *(re.sub(r"[^\w.-]+", "_", part) for part in apart)])
-    shown = {sweep.axis: value} if sweep.axis in (*changed, "model", "images") else {}
+    shown = {sweep.axis: value} if sweep.axis in (*changed, "model", "images", "tuned_within") else {}
     words = [_method(usable), *(_words(key, v) for key, v in shown.items()), *["Bayesian"] * bayes]
-    name = f"{model}: {kept}" if sweep.axis == "model" else kept
-    return Arm(name, kept, ", ".join(words), value, bayes, model, images, usable, None)
+    name = f"{model}: {kept}" if sweep.axis == "model" else kept + _suffix(within)
+    return Arm(name, kept, ", ".join(words), value, bayes, model, images, within, usable, None)
+
+
+def _suffix(within: str | None) -> str:
+    """Of the name of samples that a trained model draws with the base model's help."""
+    return f"-within-{within.replace(':', '_')}" if within else ""
 
 
 def _method(settings: Mapping[str, Any]) -> str:
@@ -166,6 +174,8 @@ def _method(settings: Mapping[str, Any]) -> str:
 
 
 def _words(key: str, value: Any) -> str:
+    if key == "tuned_within":
+        return f"tuned weights at {value}" if value else "tuned weights throughout"
     return str(value) if key in ("model", "where") else f"{value} {key}" if key == "images" else f"{key} {value}"
 
 
@@ -188,6 +198,8 @@ def values_of(sweep: Sweep, flags: SweepFlags) -> list[Any]:
         if sweep.axis == "recipe" and (wrong := set(flags.values) - set(RECIPES)):
             raise UserError(f"{min(wrong)!r} is not a recipe; there are {', '.join(RECIPES)}")
         return list(flags.values)
+    if sweep.axis == "tuned_within":
+        return [text for text in flags.values if Interval.read(text)]
     if sweep.axis == "images":
         return [int(text) for text in flags.values if text.isdecimal() and int(text)]
     return [pairs([f"{sweep.axis}={text}"])[sweep.axis] for text in flags.values]
@@ -289,7 +301,8 @@ def _base(arm: Arm, subject: StudySubject, flags: SweepFlags, several: bool) -> 
 
 
 def _tuned(arm: Arm, subject: StudySubject, seed: int, flags: SweepFlags) -> Cell:
-    root, protocol, taught = _root(arm.model, flags), _protocol(arm.model, flags), subject.first(arm.images)
+    root, taught = _root(arm.model, flags), subject.first(arm.images)
+    protocol = replace(_protocol(arm.model, flags), tuned_within=arm.within)
     drawn = {"sampler": protocol.sampler, "num_inference_steps": protocol.steps, "guidance_scale": protocol.guidance}
     common = {
         "model": arm.model,
@@ -302,7 +315,9 @@ def _tuned(arm: Arm, subject: StudySubject, seed: int, flags: SweepFlags) -> Cel
     }
     config = TrainConfig(**(common | dict(arm.settings) | drawn))
     rest = arm.model, protocol, flags.evaluators, flags.mode
-    return Cell(root, taught, arm.name, arm.kept, seed, config, *rest, unseen=subject.rest(arm.images))
+    return Cell(
+        root, taught, arm.name, arm.kept + _suffix(arm.within), seed, config, *rest, unseen=subject.rest(arm.images)
+    )
 
 
 def _described(
