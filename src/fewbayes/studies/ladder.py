@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ from fewbayes.fields import setting
 from fewbayes.files.atomic import atomic_write
 from fewbayes.files.decode import read_json
 from fewbayes.metrics.pixels import image_similarity
-from fewbayes.metrics.statistics import Estimate, Units, differences, interval
+from fewbayes.metrics.statistics import Estimate, differences, interval
 from fewbayes.models import inspect_model
 from fewbayes.page.look import colours, save, style
 from fewbayes.page.table import Column, Entry, Table, Value, markdown
@@ -155,8 +155,16 @@ def _looks(cell: Training) -> dict[str, Any]:
 
 # --- what it says -----------------------------------------------------------------------------------------------------
 
-Key = tuple[int, float, int]
-"""Weights of the model, factor, batch."""
+Falls = Mapping[tuple[str, int], float]
+"""A dip of each subject and seed."""
+
+
+class Key(NamedTuple):
+    """What trainings are compared in. weights: of the model."""
+
+    weights: int
+    factor: float
+    batch: int
 
 
 def dip(values: Sequence[float]) -> float:
@@ -165,9 +173,9 @@ def dip(values: Sequence[float]) -> float:
     return float((np.maximum.accumulate(curve) - curve).max())
 
 
-def dips(told: Mapping[str, Any], weights: str, quantity: str = "correlation") -> dict[Key, Units]:
+def dips(told: Mapping[str, Any], weights: str, quantity: str = "correlation") -> dict[Key, Falls]:
     """Of every training whose curve is known, by what it is compared in."""
-    found: dict[Key, dict[tuple[str, int], float | None]] = {}
+    found: dict[Key, dict[tuple[str, int], float]] = {}
     for cell in told["cells"]:
         if quantity in cell["rows"][0][weights]:
             fall = dip([row[weights][quantity] for row in cell["rows"]])
@@ -176,10 +184,10 @@ def dips(told: Mapping[str, Any], weights: str, quantity: str = "correlation") -
 
 
 def _key(cell: Mapping[str, Any]) -> Key:
-    return cell["weights"], round(cell["factor"], 3), cell["batch"]
+    return Key(cell["weights"], round(cell["factor"], 3), cell["batch"])
 
 
-def slope(by_size: Mapping[int, Units]) -> Estimate:
+def slope(by_size: Mapping[int, Falls]) -> Estimate:
     """Of a number per doubling of the weights: least squares within each subject and seed that all sizes have."""
     doublings = np.log2(list(by_size))
     shared = set.intersection(*(set(units) for units in by_size.values()))
@@ -207,7 +215,7 @@ class Removal:
     share: float
 
 
-def removal(before: Units, after: Units) -> Removal:
+def removal(before: Falls, after: Falls) -> Removal:
     """Over the trainings that both have."""
     both = before.keys() & after.keys()
     less, level = interval(differences(before, after)), interval({unit: before[unit] for unit in both}).mean
@@ -235,7 +243,7 @@ def tables(told: Mapping[str, Any]) -> str:
         noise = _mean(row["jitter"] for cell in its for row in cell["rows"] if row["jitter"] is not None)
         falls = [interval(dino[weights][key]).mean if key in dino[weights] else None for weights in WEIGHTS]
         entries: list[Entry] = [interval(units), interval(averaged[key]), *last, noise, *falls]
-        rows.append([_millions(key[0]), f"{key[1]:g}", str(key[2]), str(len(its)), *entries])
+        rows.append([_millions(key.weights), f"{key.factor:g}", str(key.batch), str(len(its)), *entries])
     heads = ("weights", "rate, in steps of SD 1.5", "batch", "trainings")
     numbers = ("raw dip", "averaged dip", "last correlation, raw", "averaged", "loss, raw over averaged")
     numbers += ("raw dip of Dino, drawn subjects", "averaged")
@@ -245,19 +253,20 @@ def tables(told: Mapping[str, Any]) -> str:
         markdown(Table([*map(Column, heads), *(Column(name, 3) for name in numbers)], rows)),
         "## Path: slope of the dip per doubling of weights, batch 1",
     ]
-    factors = dict.fromkeys(factor for _, factor, batch in raw if batch == 1)
     rows = []
-    for factor in sorted(factors):
-        both = [slope({k[0]: units for k, units in of.items() if k[1:] == (factor, 1)}) for of in (averaged, raw)]
+    for factor in sorted({key.factor for key in raw if key.batch == 1}):
+        both = [slope({k.weights: f for k, f in of.items() if k[1:] == (factor, 1)}) for of in (averaged, raw)]
         rows.append([f"{factor:g}", *(Value(one, sign=True) for one in both), path(both[0])])
     slopes = [Column("rate"), Column("averaged", 3), Column("raw", 3), Column("by the rule")]
     parts += [markdown(Table(slopes, rows)), "## Jitter: what takes the raw dip of batch 1 away"]
     rows = []
-    for size, factor, batch in [key for key in raw if key[2] > 1]:
-        before = raw[size, factor, 1]
-        found = [removal(before, after) for after in (averaged[size, factor, 1], raw[size, factor, batch])]
+    for key in [key for key in raw if key.batch > 1]:
+        single = key._replace(batch=1)
+        before = raw[single]
+        found = [removal(before, after) for after in (averaged[single], raw[key])]
         shown = [entry for one in found for entry in (Value(one.difference, sign=True), one.share)]
-        rows.append([_millions(size), f"{factor:g}", interval(before), *shown, cause(interval(before), found)])
+        words = cause(interval(before), found)
+        rows.append([_millions(key.weights), f"{key.factor:g}", interval(before), *shown, words])
     columns = [Column("weights"), Column("rate"), Column("raw dip", 3)]
     for words in ("averaging", "batch 8"):
         columns += [Column(f"less by {words}", 3), Column("share, %", 0, percent=True)]
@@ -275,20 +284,20 @@ def _millions(weights: int) -> str:
 def draw(told: Mapping[str, Any]) -> Figure:
     """A panel for each rate and size: the curve of every training, averaged weights bold, one colour a subject."""
     keys = sorted({_key(cell) for cell in told["cells"]})
-    sizes = sorted({key[0] for key in keys})
-    ways = sorted({key[1:] for key in keys}, key=lambda way: (way[1], way[0]))
+    sizes = sorted({key.weights for key in keys})
+    ways = sorted({(key.batch, key.factor) for key in keys})
     figure = Figure(figsize=(1.2 + 2.6 * len(ways), 0.9 + 2.3 * len(sizes)), layout="constrained")
     panels = figure.subplots(len(sizes), len(ways), sharex=True, sharey=True, squeeze=False)
     subjects = list(dict.fromkeys(cell["subject"] for cell in told["cells"]))
     colour = dict(zip(subjects, colours(len(subjects)), strict=True))
     for cell in told["cells"]:
-        size, *way = _key(cell)
-        axes, steps = panels[sizes.index(size)][ways.index((way[0], way[1]))], [row["step"] for row in cell["rows"]]
-        for weights, look in (("raw", {"linewidth": 0.9, "alpha": 0.6}), ("ema", {"linewidth": 2.0})):
+        key, steps = _key(cell), [row["step"] for row in cell["rows"]]
+        axes = panels[sizes.index(key.weights)][ways.index((key.batch, key.factor))]
+        for weights, width in (("raw", 0.8), ("ema", 2.0)):
             values = [row[weights]["correlation"] for row in cell["rows"]]
             label = cell["subject"].replace("_", " ") if weights == "ema" else None
-            axes.plot(steps, values, color=colour[cell["subject"]], label=label, **look)
-    for axes, (factor, batch) in zip(panels[0], ways, strict=True):
+            axes.plot(steps, values, color=colour[cell["subject"]], label=label, linewidth=width)
+    for axes, (batch, factor) in zip(panels[0], ways, strict=True):
         axes.set_title(f"{factor:g} x SD's step" + f", batch {batch}" * (batch > 1), fontsize=10)
     for axes, size in zip(panels[:, 0], sizes, strict=True):
         axes.set_ylabel(f"{_millions(size)}\ncorrelation", fontsize=9)
