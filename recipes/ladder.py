@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and results")
     parser.add_argument("--widths", type=int, nargs=3, default=(24, 36, 48), help="of the U-Net; tiny has 64 96 128")
     parser.add_argument("--scenes", type=int, default=30_000)
-    parser.add_argument("--steps", type=int, default=1200, help="of Muon")
+    parser.add_argument("--steps", type=int, default=900, help="of Muon")
     options = parser.parse_args()
     work: Path = options.work
 

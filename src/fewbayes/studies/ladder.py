@@ -84,7 +84,7 @@ def run_ladder(arguments: Sequence[str]) -> list[Path]:
 
 
 def cells(flags: LadderFlags) -> list[Training]:
-    """Seed by seed, so that what is there can be compared whenever it stops."""
+    """Batches of one first, which cost least, and seed by seed: what is there can be compared whenever it stops."""
     places = {flags.output_dir / s.name: s.first(1) for s in flags.study_subjects()}
     arms: dict[str, tuple[Arm, int]] = {}
     for model in (flags.model, *flags.sisters):
@@ -94,7 +94,8 @@ def cells(flags: LadderFlags) -> list[Training]:
             changes = {"model": model, "learning_rate": factor * STEP / fan_in, "train_batch_size": batch}
             arms[name] = Arm(name, f"{weights / 1e6:.2f} M, {factor:g} x", changes), seeds or flags.seeds
     every = grid(places, lambda s: _settings(flags, s), [arm for arm, _ in arms.values()], range(flags.seeds))
-    return [cell for cell in every if cell.seed < arms[cell.arm.name][1]]
+    made = [cell for cell in every if cell.seed < arms[cell.arm.name][1]]
+    return sorted(made, key=lambda cell: cell.config.train_batch_size)
 
 
 def _settings(flags: LadderFlags, subject: StudySubject) -> TrainConfig:
