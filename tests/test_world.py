@@ -135,7 +135,8 @@ def test_the_recogniser_is_right_on_scenes_it_never_saw():
 @pytest.mark.parametrize("model", pipelines.shipped())
 def test_a_pipeline_follows_prompts(model):
     """A small look, with room for chance; recipes/judge.py asks two hundred for the model's card."""
-    at_least = {"object": 0.6 if model == "tiny-flow" else 0.9, "colour": 0.9, "setting": 0.95}
+    weaker = {"tiny-flow": {"object": 0.6}, "tiny-sharp": {"setting": 0.65}}
+    at_least = {"object": 0.9, "colour": 0.9, "setting": 0.95} | weaker.get(model, {})
     rng = np.random.default_rng(5)
     asked = [{key: str(rng.choice(known)) for key, known in VOCABULARY.items()} for _ in range(24)]
     prompts = [f"a photo of {article(a['colour'] + ' ' + a['object'])} {SETTINGS[a['setting']].phrase}" for a in asked]
