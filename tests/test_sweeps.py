@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,11 @@ def test_gathered_rows_name_their_arm_and_the_ceiling_is_taken_once(cell):
         (["--sampler", "lcm"], "'lcm' is not known"),
         (["--settings", "steps"], "write it as"),
         (["--settings", "stepz=1"], "stepz is not a setting"),
+        pytest.param(
+            ["--settings", "use_8bit_adam=true", "--subjects", "swirl_mug"],
+            "needs the package bitsandbytes",
+            marks=pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="it is installed"),
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is(wrong, said, tmp_path):

@@ -41,14 +41,14 @@ LOOKS = 8  # at samples, of a training on a GPU that does not say how many
 SAID = 6  # open channels, the worst ones
 
 
-def check_packages(config: TrainConfig) -> None:
-    """Packages that only some settings need."""
-    if config.use_8bit_adam and find_spec("bitsandbytes") is None:
+def check_packages(use_8bit_adam: bool, base_precision: str) -> None:
+    """Packages that only these settings need."""
+    if use_8bit_adam and find_spec("bitsandbytes") is None:
         raise UserError(
             "use_8bit_adam needs the package bitsandbytes, which is not installed: pip install bitsandbytes, or leave "
             "it out and save memory by gradient_checkpointing"
         )
-    check_precision(config.base_precision)
+    check_precision(base_precision)
 
 
 def with_samples(config: TrainConfig, device: torch.device) -> TrainConfig:

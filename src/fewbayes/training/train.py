@@ -81,7 +81,7 @@ def train(
 
     # What can be refused is refused before a model is loaded.
     accelerator = make_accelerator(config.mixed_precision)
-    prepare.check_packages(config)
+    prepare.check_packages(config.use_8bit_adam, config.base_precision)
     check_tracker(config)
     if config.bayes:
         check_same_gpus(accelerator)

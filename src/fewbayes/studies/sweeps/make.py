@@ -218,6 +218,8 @@ def run_sweep(name: str, flags: SweepFlags) -> Path:
 
     What can be refused is refused first, and what the folder says of itself changes last.
     """
+    from fewbayes.training.prepare import check_packages  # torch waits until something is run
+
     sweep = SWEEPS[name]
     if flags.identities and not flags.dataset:
         raise UserError("--identities says who is in the pictures of --dataset; give the folder of the pictures too")
@@ -225,6 +227,8 @@ def run_sweep(name: str, flags: SweepFlags) -> Path:
         least = ("num_class_images=1", *["steps_per_image=1"] * (sweep.axis != "steps_per_image"))
         flags = replace(flags, seeds=1, settings=(*least, *flags.settings))
     arms = arms_of(sweep, values_of(sweep, flags), flags)
+    for arm in arms:
+        check_packages(arm.settings.get("use_8bit_adam", False), arm.settings.get("base_precision", "fp32"))
     cards = {model: inspect_model(model) for model in dict.fromkeys(arm.model for arm in arms)}
     if flags.sampler and all(paper_sampler(card, flags.sampler) != flags.sampler for card in cards.values()):
         next(iter(cards.values())).check_drawn(flags.sampler, flags.num_inference_steps)
