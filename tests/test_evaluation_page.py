@@ -320,6 +320,8 @@ def test_the_random_panel_does_not_look_at_scores():
     chosen = [[p.file for p in choose(pictures, 4, seed=3)["random"]] for pictures in (first, list(reversed(second)))]
     assert chosen[0] == chosen[1]
     assert chosen[0] != [p.file for p in choose(first, 4, seed=4)["random"]]
+    other = [replace(picture, arm="another") for picture in second]
+    assert chosen[0] == [p.file for p in choose(other, 4, seed=3)["random"]]  # side by side
 
 
 def test_without_quality_scores_only_chance_chooses():

@@ -135,11 +135,12 @@ def _shot(picture: Picture, place: str, training: Sequence[str], first: int, sid
 def choose(pictures: Sequence[Picture], count: int = 4, seed: int = 0) -> dict[str, list[Picture]]:
     """Best, average, worst and random pictures of one arm, `count` of each; without Clip-IQA the random ones alone.
 
-    The random ones are the same whatever the scores and the order.
+    The random ones are the same whatever the scores and the order, and by name the same in every arm: arms that share
+    prompts and seeds are seen side by side.
     """
 
     def chance_of(picture: Picture) -> bytes:
-        named = f"{seed}/{picture.subject}/{picture.arm}/{picture.seed}/{picture.file.name}"
+        named = f"{seed}/{picture.subject}/{picture.seed}/{picture.file.name}"
         return hashlib.sha256(named.encode()).digest()
 
     chance = {"random": sorted(pictures, key=chance_of)[:count]}

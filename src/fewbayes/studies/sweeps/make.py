@@ -176,7 +176,13 @@ def _method(settings: Mapping[str, Any]) -> str:
 def _words(key: str, value: Any) -> str:
     if key == "tuned_within":
         return f"tuned weights at {value}" if value else "tuned weights throughout"
-    return str(value) if key in ("model", "where") else f"{value} image{'s' * (value != 1)}" if key == "images" else f"{key} {value}"
+    return (
+        str(value)
+        if key in ("model", "where")
+        else f"{value} image{'s' * (value != 1)}"
+        if key == "images"
+        else f"{key} {value}"
+    )
 
 
 def pairs(given: Sequence[str]) -> dict[str, Any]:
