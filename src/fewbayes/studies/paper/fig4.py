@@ -109,8 +109,8 @@ def draw(told: Told, folder: Path) -> Figure:
         axes.set_ylabel(f"the same at {at_guidance(told)}")
     for axes in (first, second, *third):
         _halved(axes, told["runs"][0]["steps"], 4 if third else 2)
-    first.legend(loc="lower left")
-    second.legend()
+    for axes in (first, second):  # above, where no line runs
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
     return figure
 
 
