@@ -40,7 +40,7 @@ NAME, FIRST, AVERAGED = "frontier", "rate", "rate, raw and averaged"
 @dataclass(frozen=True)
 class Knob:
     """parts: the sweeps that turn it, and whether their Bayesian arms are meant. against: the knob whose frontier it is
-    compared with."""
+    compared with; None for one that only stands beside others, or holds another whole and so cannot lie inside it."""
 
     parts: Sequence[tuple[str, bool]]
     against: str | None = FIRST
@@ -52,7 +52,8 @@ KNOBS: Mapping[str, Knob] = {
     "weight_std": Knob([("fig9a", True)]),
     "weight_std at 3 x the rate": Knob([("noise_fast", True)]),
     "pull at 3 x the rate": Knob([("pull_fast", False)]),
-    AVERAGED: Knob([("rate", False), ("rate_averaged", False)]),
+    "averaged": Knob([("rate_averaged", False)]),
+    AVERAGED: Knob([("rate", False), ("rate_averaged", False)], None),
     "rate, raw and averaged, Bayesian": Knob([("rate", True), ("rate_averaged", True)], AVERAGED),
 }
 LIKENESS, SHOWN, EQUAL = "dino", 4, 0.03
@@ -236,24 +237,20 @@ def write_table(folder: Path, points: Points, rated: bool) -> Path:
 
 
 def draw(folder: Path, points: Points) -> Path:
-    """Means over subjects, a line through the values of a knob, in the order of likeness."""
+    """Means over subjects: a mark for each value of a knob, and the edge of what they reach."""
     from matplotlib.figure import Figure
 
     with style():
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        figure = Figure(figsize=(6.4, 4.8), layout="constrained")
         axes = figure.subplots()
         for i, (knob, each) in enumerate(points.items()):
             means = np.mean(list(each.values()), axis=0)
-            axes.plot(
-                *means[means[:, 0].argsort()].T,
-                color=colour(i),
-                marker=marker(i),
-                markersize=5,
-                linewidth=1,
-                label=knob,
-            )
+            likeness, cleanness = means[means[:, 0].argsort()].T
+            reached = np.maximum.accumulate(cleanness[::-1])[::-1]  # by any value that is as alike or more
+            axes.step(likeness, reached, color=colour(i), linewidth=1)
+            axes.plot(*means.T, color=colour(i), marker=marker(i), markersize=5, linestyle="none", label=knob)
         axes.set_xlabel("likeness (Dino), mean over subjects")
         axes.set_title("cleanness")
         axes.grid(axis="x")
-        axes.legend()
+        figure.legend(loc="outside lower left", ncols=2)
         return save(figure, folder / f"{NAME}.png")
