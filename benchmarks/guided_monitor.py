@@ -381,7 +381,7 @@ def main() -> None:
     for name, its in told.items():
         print(name, json.dumps(its))
     kept = {"groups": told, "trainings": [asdict(row) for row in rows], "environment": environment()}
-    flags.output.write_text(json.dumps(kept, indent=1) + "\n")
+    flags.output.write_text(json.dumps(kept) + "\n")
     about = "\n\n".join((__doc__ or "").split("\n\n")[1:])
     flags.table.write_text(f"# The monitor with the guided gain\n\n{about}\n{table(told)}\n")
 
