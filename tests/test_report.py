@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from fewbayes.page import summarise, write_report
 from fewbayes.page.read import read_experiment
 from fewbayes.page.run_page import UNDER, contact_sheet, differing_settings
-from fewbayes.page.verdict import MISSED, RATED, chosen, confidence
+from fewbayes.page.verdict import ELSEWHERE, MISSED, RATED, chosen, confidence
 from fewbayes.stage.definition import CORRUPTED, stages
 from fewbayes.stage.monitor import seen
 
@@ -230,6 +230,9 @@ def test_how_often_a_verdict_is_wrong_is_what_was_measured():
     assert clean == shares["clean"] == 0
     assert between / shares["between"] == pytest.approx(round(between / shares["between"]))
     assert "115 were broken and 0 clean" in confidence("corrupted")
+    groups = json.loads((results / "guided_monitor.json").read_text())["groups"]
+    called = groups["clean latents, drawn, tiny-sharp"]["called"]["score"]
+    assert (called["broken"][0], sum(each[0] for each in called.values())) == ELSEWHERE
 
 
 def test_a_run_without_pictures_of_the_base_model_is_not_judged(tmp_path: Path):

@@ -35,11 +35,14 @@ RATED = {"good": (34, 21, 4), "unclear": (8, 25, 65), "corrupted": (0, 17, 115)}
 last from monitor_quality.json (held out), both in benchmarks/results; a test compares."""
 MISSED = (4, 103)
 """Broken checkpoints that were called good, of how many, in the first of these."""
+ELSEWHERE = (5, 16)
+"""Broken ones of those called corrupted on tiny-sharp, by guided_monitor.json."""
 SURE = {
     "good": "Confidence: fair. Of {n} rated checkpoints called good, {clean} were clean, {between} in between and "
     "{broken} broken: it misses {missed} of {of} broken ones.",
     "unclear": "Confidence: none. Of {n} rated checkpoints called unclear, {clean} were clean and {broken} broken.",
-    "corrupted": "Confidence: high. Of {n} rated checkpoints called corrupted, {broken} were broken and {clean} clean.",
+    "corrupted": "Confidence: high on tiny. Of {n} rated checkpoints called corrupted, {broken} were broken and "
+    "{clean} clean; on tiny-sharp, for which no limit was chosen, {there} of {called} were broken.",
 }
 WHERE = " Rated by language models in the embedded world, never at the size of Stable Diffusion."
 UNMEASURED = "Confidence: not measured for this verdict."
@@ -55,7 +58,7 @@ def confidence(stage: str | None) -> str:
         return UNMEASURED if stage else ""
     clean, between, broken = RATED[stage]
     counts = {"n": clean + between + broken, "clean": clean, "between": between, "broken": broken}
-    return SURE[stage].format(**counts, missed=MISSED[0], of=MISSED[1]) + WHERE
+    return SURE[stage].format(**counts, missed=MISSED[0], of=MISSED[1], there=ELSEWHERE[0], called=ELSEWHERE[1]) + WHERE
 
 
 def exported(run: Run) -> str:
