@@ -213,24 +213,24 @@ class Removal:
     """What a remedy takes away of a dip: the difference, and its share of the dip without it."""
 
     difference: Estimate
-    share: float
+    share: float | None
 
 
 def removal(before: Falls, after: Falls) -> Removal:
     """Over the trainings that both have."""
     both = before.keys() & after.keys()
     less, level = interval(differences(before, after)), interval({unit: before[unit] for unit in both}).mean
-    return Removal(less, less.mean / level if less.mean is not None and level else float("nan"))
+    return Removal(less, less.mean / level if less.mean is not None and level else None)
 
 
 def cause(raw: Estimate, removals: Iterable[Removal]) -> str:
     """The registered word for a raw dip and what averaging and a larger batch take away of it."""
-    each = list(removals)
     if raw.mean is None or raw.mean < LEAST_DIP:
         return f"raw dip below {LEAST_DIP:g}"
-    if any(one.share < KEPT for one in each):
+    each = [(one.share or 0, one.difference.low or 0) for one in removals]
+    if any(share < KEPT for share, _ in each):
         return "not jitter"
-    return "jitter" if all(one.share >= REMOVED and (one.difference.low or 0) > 0 for one in each) else "in part"
+    return "jitter" if all(share >= REMOVED and low > 0 for share, low in each) else "in part"
 
 
 def tables(told: Mapping[str, Any]) -> str:
@@ -260,18 +260,19 @@ def tables(told: Mapping[str, Any]) -> str:
         rows.append([f"{factor:g}", *(Value(one, sign=True) for one in both), path(both[0])])
     slopes = [Column("rate"), Column("averaged", 3), Column("raw", 3), Column("by the rule")]
     parts += [markdown(Table(slopes, rows)), "## Jitter: what takes the raw dip of batch 1 away"]
-    rows = []
-    for key in [key for key in raw if key.batch > 1]:
-        single = key._replace(batch=1)
-        before = raw[single]
-        found = [removal(before, after) for after in (averaged[single], raw[key])]
+    rows, many = [], max(key.batch for key in raw)
+    for key, before in [(key, falls) for key, falls in raw.items() if key.batch == 1]:
+        larger = raw.get(key._replace(batch=many), {}) if many > 1 else {}
+        found = [removal(before, averaged[key]), *([removal(before, larger)] if larger else [])]
         shown = [entry for one in found for entry in (Value(one.difference, sign=True), one.share)]
-        words = cause(interval(before), found)
-        rows.append([_millions(key.weights), f"{key.factor:g}", interval(before), *shown, words])
+        shown += [None] * (4 - len(shown))
+        words = cause(interval(before), found) if larger else "open: no larger batch"
+        rows.append([_millions(key.weights), f"{key.factor:g}", interval(before), *shown, str(len(larger)), words])
     columns = [Column("weights"), Column("rate"), Column("raw dip", 3)]
-    for words in ("averaging", "batch 8"):
+    for words in ("averaging", "the larger batch"):
         columns += [Column(f"less by {words}", 3), Column("share, %", 0, percent=True)]
-    return "\n\n".join([*parts, markdown(Table([*columns, Column("by the rule")], rows))]) + "\n"
+    columns += [Column("subjects with it"), Column("by the rule")]
+    return "\n\n".join([*parts, markdown(Table(columns, rows))]) + "\n"
 
 
 def _mean(values: Iterable[float]) -> float | None:
