@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,6 +189,11 @@ def _key(cell: Mapping[str, Any]) -> Key:
     return Key(cell["weights"], round(cell["factor"], 3), cell["batch"])
 
 
+def level(falls: Falls) -> Estimate:
+    """Over subjects; no dip is below 0."""
+    return interval(falls, within=(0, inf))
+
+
 def slope(by_size: Mapping[int, Falls]) -> Estimate:
     """Of a number per doubling of the weights: least squares within each subject and seed that all sizes have."""
     doublings = np.log2(list(by_size))
@@ -219,8 +225,8 @@ class Removal:
 def removal(before: Falls, after: Falls) -> Removal:
     """Over the trainings that both have."""
     both = before.keys() & after.keys()
-    less, level = interval(differences(before, after)), interval({unit: before[unit] for unit in both}).mean
-    return Removal(less, less.mean / level if less.mean is not None and level else None)
+    less, whole = interval(differences(before, after)), level({unit: before[unit] for unit in both}).mean
+    return Removal(less, less.mean / whole if less.mean is not None and whole else None)
 
 
 def cause(raw: Estimate, removals: Iterable[Removal]) -> str:
@@ -242,8 +248,8 @@ def tables(told: Mapping[str, Any]) -> str:
         its = [cell for cell in told["cells"] if _key(cell) == key]
         last = [_mean(cell["rows"][-1][weights]["correlation"] for cell in its) for weights in WEIGHTS]
         noise = _mean(row["jitter"] for cell in its for row in cell["rows"] if row["jitter"] is not None)
-        falls = [interval(dino[weights][key]).mean if key in dino[weights] else None for weights in WEIGHTS]
-        entries: list[Entry] = [interval(units), interval(averaged[key]), *last, noise, *falls]
+        falls = [level(dino[weights][key]).mean if key in dino[weights] else None for weights in WEIGHTS]
+        entries: list[Entry] = [level(units), level(averaged[key]), *last, noise, *falls]
         rows.append([_millions(key.weights), f"{key.factor:g}", str(key.batch), str(len(its)), *entries])
     heads = ("weights", "rate, in steps of SD 1.5", "batch", "trainings")
     numbers = ("raw dip", "averaged dip", "last correlation, raw", "averaged", "loss, raw over averaged")
@@ -266,8 +272,8 @@ def tables(told: Mapping[str, Any]) -> str:
         found = [removal(before, averaged[key]), *([removal(before, larger)] if larger else [])]
         shown = [entry for one in found for entry in (Value(one.difference, sign=True), one.share)]
         shown += [None] * (4 - len(shown))
-        words = cause(interval(before), found) if larger else "open: no larger batch"
-        rows.append([_millions(key.weights), f"{key.factor:g}", interval(before), *shown, str(len(larger)), words])
+        words = cause(level(before), found) if larger else "open: no larger batch"
+        rows.append([_millions(key.weights), f"{key.factor:g}", level(before), *shown, str(len(larger)), words])
     columns = [Column("weights"), Column("rate"), Column("raw dip", 3)]
     for words in ("averaging", "the larger batch"):
         columns += [Column(f"less by {words}", 3), Column("share, %", 0, percent=True)]
@@ -304,7 +310,9 @@ def draw(told: Mapping[str, Any]) -> Figure:
     for axes, size in zip(panels[:, 0], sizes, strict=True):
         axes.set_ylabel(f"{_millions(size)}\ncorrelation", fontsize=9)
     for axes in panels[-1]:
-        axes.set_xlabel("training steps", fontsize=9)
+        axes.set_xlabel("training steps, bold: averaged weights", fontsize=9)
+    for axes in panels.flat:
+        axes.set_visible(bool(axes.lines))
     known = dict(zip(*reversed(panels[0][0].get_legend_handles_labels()), strict=True))
     figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=len(known), frameon=False)
     return figure
