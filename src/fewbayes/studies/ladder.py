@@ -305,8 +305,10 @@ def draw(told: Mapping[str, Any]) -> Figure:
             values = [row[weights]["correlation"] for row in cell["rows"]]
             label = cell["subject"].replace("_", " ") if weights == "ema" else None
             axes.plot(steps, values, color=colour[cell["subject"]], label=label, linewidth=width)
-    for axes, (batch, factor) in zip(panels[0], ways, strict=True):
-        axes.set_title(f"{factor:g} x SD's step" + f", batch {batch}" * (batch > 1), fontsize=10)
+    for column, (batch, factor) in zip(panels.T, ways, strict=True):
+        next(axes for axes in column if axes.lines).set_title(
+            f"{factor:g} x SD's step" + f", batch {batch}" * (batch > 1), fontsize=10
+        )
     for axes, size in zip(panels[:, 0], sizes, strict=True):
         axes.set_ylabel(f"{_millions(size)}\ncorrelation", fontsize=9)
     for axes in panels[-1]:
