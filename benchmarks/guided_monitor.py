@@ -13,7 +13,8 @@ the best look is worth more, by Dino; a broken look, or none, is worth the base 
 a bootstrap over trainings; of shares, Clopper-Pearson.
 
     python benchmarks/guided_monitor.py docs/results/guided.json RUNS docs/results/guided_noisy.json RUNS \\
-      benchmarks/results/ratings_siblings.json RUNS benchmarks/results/ratings_held_out.json RUNS \\
+      docs/results/guided_sharp.json RUNS benchmarks/results/ratings_siblings.json RUNS \\
+      benchmarks/results/ratings_held_out.json RUNS \\
       --output benchmarks/results/guided_monitor.json --table docs/results/guided_monitor.md
 """
 
