@@ -255,6 +255,7 @@ def tables(told: Mapping[str, Any]) -> str:
     numbers = ("raw dip", "averaged dip", "last correlation, raw", "averaged", "loss, raw over averaged")
     numbers += ("raw dip of Dino, drawn subjects", "averaged")
     parts = [
+        "# Jitter or path: sizes of one recipe, rates in Stable Diffusion's own step",
         f"`{told['provenance']['command']}`",
         "Dip: the deepest fall of the pictures' correlation with the training image. 95 % intervals over subjects.",
         markdown(Table([*map(Column, heads), *(Column(name, 3) for name in numbers)], rows)),
