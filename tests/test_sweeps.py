@@ -17,7 +17,7 @@ from fewbayes.settings.recipes import RECIPES
 from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.sweeps.catalogue import SWEEPS, VIEWS, Sweep, titles
 from fewbayes.studies.sweeps.cells import BASE, Cell, Protocol, gather, listing, sample_cell, score_cell
-from fewbayes.studies.sweeps.make import SweepFlags, arms_of, make, run_sweep, sweep_flags
+from fewbayes.studies.sweeps.make import SweepFlags, arms_of, make, run_sweep, sweep_flags, values_of
 from fewbayes.studies.sweeps.reading import judged, spread_table, unseen_table
 from fewbayes.training.bayes import kl_weight
 
@@ -37,6 +37,13 @@ def test_arms_have_the_recipes_settings_and_differ_in_what_they_say_alone():
         assert arm.settings.items() >= recipe.items()
     assert found["paper-lora-bayes"].against == "paper-lora"
     assert "learning_rate" not in arms("table1", model="tiny")[0].settings  # an embedded model has its own
+
+
+def test_noise_levels_are_read_and_all_of_them_are_the_usual_samples():
+    asked = SweepFlags(values=(":", "0.83:"))
+    assert values_of(SWEEPS["timesteps"], asked) == [None, "0.83:"]
+    with pytest.raises(ValueError, match="tuned_within is 'low'"):
+        values_of(SWEEPS["timesteps"], SweepFlags(values=("low",)))
 
 
 def test_a_share_of_the_steps_keeps_the_recipes_apart_and_goes_behind_what_is_given():

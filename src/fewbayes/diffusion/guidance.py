@@ -33,15 +33,16 @@ class Interval:
     high: float = math.inf
 
     @classmethod
-    def read(cls, text: str | None) -> Interval:
-        """From "0.83:4", "0.83:" or ":4"; None is everywhere. UserError for what says no interval."""
+    def read(cls, text: str | None, name: str = "guidance_interval") -> Interval:
+        """From "0.83:4", "0.83:" or ":4"; None is everywhere. UserError for what says no interval; name: of the
+        setting that says it."""
         low, colon, high = (text or ":").partition(":")
         try:
             found = cls(float(low or 0), float(high or math.inf))
         except ValueError:
             found = cls(1, 0)
         if not colon or not 0 <= found.low <= found.high:
-            raise UserError(f"guidance_interval is {text!r}; it must be {LIMIT}")
+            raise UserError(f"{name} is {text!r}; it must be {LIMIT}")
         return found
 
     def __contains__(self, level: float) -> bool:

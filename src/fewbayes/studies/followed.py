@@ -32,9 +32,10 @@ from fewbayes.models import Family, inspect_model
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.layout import CONFIG, REFERENCE, checkpoint_folders, read_listing, sample_folders
 from fewbayes.runs.provenance import environment
+from fewbayes.settings.agreement import RARE_TOKEN_MARK
 from fewbayes.settings.config import TrainConfig, load_config
 from fewbayes.studies.flags import ScoredFlags, StudyFlags
-from fewbayes.studies.grid import Arm, Training, command, grid, run, train, without_path
+from fewbayes.studies.grid import Arm, Training, command, grid, run, taught, train, without_path
 from fewbayes.studies.memo import recall, remember, rounded
 from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.trajectory import QUANTITIES, Judge, encoders_of, identities, open_pictures, pixels, score_run
@@ -76,7 +77,6 @@ class FollowedFlags(StudyFlags, ScoredFlags):
             "model": self.model,
             "method": self.method,
             **({"rank": self.rank} if self.method == "lora" else {}),
-            "center_crop": True,
             "max_train_steps": self.steps,
             "validation_steps": self.steps // CHECKPOINTS,
             "num_inference_steps": self.num_inference_steps,
@@ -90,14 +90,8 @@ def trainings(
     """Every arm of every subject and seed; `base` holds what all share. Sampled with two prompts."""
 
     def settings(subject: StudySubject) -> TrainConfig:
-        prompt = f"a photo of a <v> {subject.class_word}"
-        said = {
-            "instance_data_dir": str(subject.photographs),
-            "instance_prompt": prompt,
-            "validation_prompt": f"{prompt}|a <v> {subject.class_word} in the snow",
-            "output_dir": "set by the grid",
-        }
-        return TrainConfig(**said, **base)
+        noun = f"{RARE_TOKEN_MARK} {subject.class_word}"
+        return taught(subject, validation_prompt=f"a photo of a {noun}|a {noun} in the snow", **base)
 
     return grid({out / s.name / str(len(s.files)): s for s in subjects}, settings, arms, seeds)
 

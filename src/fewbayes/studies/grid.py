@@ -25,6 +25,7 @@ from fewbayes.files.atomic import atomic_write
 from fewbayes.progress import progress
 from fewbayes.runs.folder import RunFolder
 from fewbayes.runs.provenance import environment
+from fewbayes.settings.agreement import RARE_TOKEN_MARK
 from fewbayes.settings.config import TrainConfig
 from fewbayes.studies.executors import in_parallel
 from fewbayes.studies.status import list_trainings
@@ -46,6 +47,17 @@ class Trains(Protocol):
 
 
 Work = TypeVar("Work", bound=Trains)
+
+
+def taught(subject: StudySubject, **settings: Any) -> TrainConfig:
+    """A training on a subject by the prompt "a photo of a <v> ..."; its folder is set by `grid`."""
+    usual = {
+        "instance_data_dir": str(subject.photographs),
+        "instance_prompt": f"a photo of a {RARE_TOKEN_MARK} {subject.class_word}",
+        "output_dir": "set by the grid",
+        "center_crop": True,
+    }
+    return TrainConfig(**(usual | settings))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from fewbayes.stage.definition import CORRUPTED
 from fewbayes.studies import study
 from fewbayes.studies.flags import StudyFlags, asked
 from fewbayes.studies.followed import forget_checkpoints, gather, named, put, settings_of
-from fewbayes.studies.grid import Arm, Training, grid, run, train
+from fewbayes.studies.grid import Arm, Training, grid, run, taught, train
 from fewbayes.studies.memo import remember, rounded
 from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.trajectory import corruption_beside, open_pictures, pixels
@@ -123,12 +123,9 @@ def cells(flags: GuidedFlags) -> list[Training]:
 
 
 def _settings(flags: GuidedFlags, subject: StudySubject) -> TrainConfig:
-    return TrainConfig(
+    return taught(
+        subject,
         model=flags.model,
-        instance_data_dir=str(subject.photographs),
-        instance_prompt=f"a photo of a <v> {subject.class_word}",
-        output_dir="set by the grid",
-        center_crop=True,
         max_train_steps=flags.steps,
         checkpointing_steps=flags.probe_every,
         num_inference_steps=flags.num_inference_steps,

@@ -35,7 +35,7 @@ from fewbayes.studies import study
 from fewbayes.studies.course import WEIGHTS
 from fewbayes.studies.flags import StudyFlags, asked
 from fewbayes.studies.followed import gather, named, settings_of
-from fewbayes.studies.grid import Arm, Training, grid, run, train
+from fewbayes.studies.grid import Arm, Training, grid, run, taught, train
 from fewbayes.studies.memo import remember, rounded
 from fewbayes.studies.subjects import StudySubject
 from fewbayes.studies.trajectory import drawn, encoders_of, open_pictures, pixels
@@ -100,12 +100,9 @@ def cells(flags: LadderFlags) -> list[Training]:
 
 
 def _settings(flags: LadderFlags, subject: StudySubject) -> TrainConfig:
-    return TrainConfig(
+    return taught(
+        subject,
         model=flags.model,
-        instance_data_dir=str(subject.photographs),
-        instance_prompt=f"a photo of a <v> {subject.class_word}",
-        output_dir="set by the grid",
-        center_crop=True,
         max_train_steps=flags.steps,
         use_ema=True,
         ema_decay=DECAY,

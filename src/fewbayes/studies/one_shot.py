@@ -28,10 +28,10 @@ from fewbayes.settings.config import TrainConfig
 from fewbayes.settings.flags import parse_command
 from fewbayes.studies import study
 from fewbayes.studies.flags import StudyFlags, asked
-from fewbayes.studies.grid import Arm, command, experiment, grid
+from fewbayes.studies.grid import Arm, command, experiment, grid, taught
 from fewbayes.studies.subjects import StudySubject, drawn_subject, photographed_subject
 from fewbayes.world.pipelines import shipped
-from fewbayes.world.scenes import RARE_TOKEN, SUBJECTS
+from fewbayes.world.scenes import SUBJECTS
 
 QUESTION = (
     "Does fine-tuning on one photograph pass through a corruption stage here (similarity rises, falls amid noise, "
@@ -63,13 +63,10 @@ def settings(
     subject: StudySubject, model: str, steps: int, every: int, sampler: str | None = None, images: int = IMAGES
 ) -> TrainConfig:
     """What all arms share; one prompt trains and samples."""
-    return TrainConfig(
+    return taught(
+        subject,
         model=model,
-        instance_data_dir=str(subject.photographs),
-        instance_prompt=f"a photo of a {RARE_TOKEN} {subject.class_word}",
-        output_dir="set by the grid",
         use_ema=True,
-        center_crop=True,
         max_train_steps=steps,
         validation_steps=every,
         checkpointing_steps=0,  # a minute's run is repeated rather than resumed

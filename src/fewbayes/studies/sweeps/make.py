@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewbayes.diffusion.guidance import Interval
+from fewbayes.diffusion.guidance import EVERYWHERE, Interval
 from fewbayes.errors import UserError
 from fewbayes.fields import setting
 from fewbayes.methods import registered
@@ -176,13 +176,9 @@ def _method(settings: Mapping[str, Any]) -> str:
 def _words(key: str, value: Any) -> str:
     if key == "tuned_within":
         return f"tuned weights at {value}" if value else "tuned weights throughout"
-    return (
-        str(value)
-        if key in ("model", "where")
-        else f"{value} image{'s' * (value != 1)}"
-        if key == "images"
-        else f"{key} {value}"
-    )
+    if key == "images":
+        return f"{value} image{'s' * (value != 1)}"
+    return str(value) if key in ("model", "where") else f"{key} {value}"
 
 
 def pairs(given: Sequence[str]) -> dict[str, Any]:
@@ -205,7 +201,7 @@ def values_of(sweep: Sweep, flags: SweepFlags) -> list[Any]:
             raise UserError(f"{min(wrong)!r} is not a recipe; there are {', '.join(RECIPES)}")
         return list(flags.values)
     if sweep.axis == "tuned_within":
-        return [text for text in flags.values if Interval.read(text)]
+        return [None if Interval.read(text, sweep.axis) == EVERYWHERE else text for text in flags.values]
     if sweep.axis == "images":
         return [int(text) for text in flags.values if text.isdecimal() and int(text)]
     return [pairs([f"{sweep.axis}={text}"])[sweep.axis] for text in flags.values]
