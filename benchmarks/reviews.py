@@ -9,6 +9,7 @@ the base model.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from fewbayes.files.atomic import atomic_write
 from fewbayes.metrics.statistics import compare, interval, subject_means
@@ -21,7 +22,7 @@ METRICS = ("dino", "clip_iqa")
 
 def main() -> None:
     folder, output = map(Path, sys.argv[1:])
-    told = {name: rows(folder / name) for name in SWEEPS}
+    told: dict[str, Any] = {name: rows(folder / name) for name in SWEEPS}
     plain, small = (told["adam"][i]["arm"] for i in (0, 2))
     units = read_evaluation(folder / "adam").units["sound"]
     told["adam alone"] = {m: summary(compare(units[m][small], units[m][plain]).difference) for m in METRICS}
